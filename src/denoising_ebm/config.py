@@ -1,0 +1,303 @@
+"""What a run is, as frozen dataclasses: checked on construction, read from and written to YAML and JSON.
+
+The defaults of every field are the paper's numbers where it gives one; the presets (`presets.py`) say where they differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Precondition = Literal["edm", "energy", "none"]
+Denoiser = Literal["output", "gradient"]
+Direction = Literal["exact", "first-term"]
+ObjectiveName = Literal["denoising", "contrastive", "score"]
+Weighting = Literal["edm", "energy", "uniform"]
+SigmaDraw = Literal["grid", "lognormal"]
+Positives = Literal["clean", "noisy"]
+ChainKind = Literal["short", "persistent"]
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the networks f_alpha, g_beta (the U-Net) and h_gamma (the semantic decoder)."""
+
+    image_size: int = 32  #: Height and width in pixels; divisible by 2^(len(widths) - 1).
+    channels: int = 3  #: 1 (gray) or 3 (RGB).
+    widths: tuple[int, ...] = (32, 64, 96, 96)  #: Channels of the U-Net per resolution, full size first.
+    blocks: int = 1  #: Residual blocks per resolution and direction.
+    attention: tuple[int, ...] = (8,)  #: Resolutions in pixels that get self-attention.
+    heads: int = 2  #: Attention heads.
+    latent_dim: int = 64  #: Dimension of the semantic code z.
+    decoder_widths: tuple[int, ...] = (24, 48, 64, 64)  #: Channels of h_gamma per resolution, full size first.
+    decoder_blocks: int = 1  #: Residual blocks of h_gamma per resolution.
+    embedding_dim: int = 128  #: Width of the noise-level embedding.
+    precondition: Precondition = "edm"  #: How the raw U-Net output becomes r(x, sigma).
+    sigma_data: float = 0.5  #: Standard deviation of the pixels in [-1, 1], used by the preconditioning.
+
+    def __post_init__(self) -> None:
+        _require(self.channels in (1, 3), f"network.channels must be 1 or 3, got {self.channels}")
+        _require(16 <= self.image_size <= 256, f"network.image_size must be within 16..256, got {self.image_size}")
+        _require(len(self.widths) >= 2, f"network.widths needs at least two resolutions, got {self.widths}")
+        factor = 2 ** (len(self.widths) - 1)
+        _require(
+            self.image_size % factor == 0,
+            f"network.image_size must be divisible by {factor} with {len(self.widths)} widths, got {self.image_size}",
+        )
+        _require(
+            len(self.decoder_widths) == len(self.widths),
+            f"network.decoder_widths must have as many entries as network.widths ({len(self.widths)}), "
+            f"got {len(self.decoder_widths)}",
+        )
+        for name in ("widths", "decoder_widths"):
+            values = getattr(self, name)
+            _require(all(w > 0 and w % 8 == 0 for w in values), f"network.{name} must be multiples of 8, got {values}")
+        sizes = [self.image_size // 2**i for i in range(len(self.widths))]
+        _require(
+            set(self.attention) <= set(sizes), f"network.attention must be among {sizes}, got {list(self.attention)}"
+        )
+        for size, width in zip(sizes, self.widths, strict=True):
+            _require(
+                size not in self.attention or width % self.heads == 0,
+                f"network.heads must divide the width {width} at {size} pixels, got {self.heads}",
+            )
+        for name in ("blocks", "decoder_blocks", "latent_dim", "embedding_dim", "heads"):
+            _require(getattr(self, name) >= 1, f"network.{name} must be >= 1, got {getattr(self, name)}")
+        _require(self.sigma_data > 0, f"network.sigma_data must be > 0, got {self.sigma_data}")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The noise levels sigma and how training draws them (data in [-1, 1])."""
+
+    sigma_min: float = 0.01  #: Smallest level.
+    sigma_max: float = 1.0  #: Largest level.
+    levels: int = 128  #: S, the size of the geometric grid.
+    draw: SigmaDraw = "grid"  #: Training draw: uniform over the grid (paper), or clipped lognormal (EDM).
+    p_mean: float = -1.2  #: Mean of ln sigma in the lognormal draw.
+    p_std: float = 1.2  #: Standard deviation of ln sigma in the lognormal draw.
+    weighting: Weighting = "uniform"  #: Weight of the denoising loss: 1 (eq. 1), 1/(2 sigma^2), or EDM's 1/c_out^2.
+
+    def __post_init__(self) -> None:
+        _require(self.sigma_min > 0, f"noise.sigma_min must be > 0, got {self.sigma_min}")
+        _require(
+            self.sigma_max > self.sigma_min,
+            f"noise.sigma_max must be > noise.sigma_min ({self.sigma_min}), got {self.sigma_max}",
+        )
+        _require(self.levels >= 2, f"noise.levels must be >= 2, got {self.levels}")
+        _require(self.p_std > 0, f"noise.p_std must be > 0, got {self.p_std}")
+
+
+@dataclass(frozen=True)
+class EnergyConfig:
+    """Which function of the network is the energy, and which one the denoiser."""
+
+    inner_noise: bool = True  #: Eq. 7's x~ = x + eps inside the energy; without it U(x) = |x - r(x)|^2 / 2 sigma^2.
+    denoiser: Denoiser = "output"  #: D = r (denoising training) or D = x - sigma^2 grad U (`score` training).
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Two-stage sampling (eq. 15, 16) and its step sizes, which are dimensionless: step = step_size * sigma^2."""
+
+    semantic_steps: int = 35  #: K, Langevin steps in the latent space at generation.
+    semantic_step_size: float = 0.1  #: eta_1.
+    semantic_sigma_max: float = 1.0  #: First noise level of the latent chain.
+    semantic_sigma_min: float = 0.1  #: Last noise level of the latent chain.
+    semantic_prior: float = 0.0  #: Weight of |z|^2 / 2 beside the semantic energy; 0 is the paper's.
+    texture_steps: int = 100  #: T, Langevin steps in pixels at generation.
+    texture_step_size: float = 0.01  #: eta_2.
+    texture_sigma_max: float = 1.0  #: First noise level of the pixel chain.
+    texture_sigma_min: float = 0.01  #: Last noise level of the pixel chain.
+    renoise: bool = False  #: Start the pixel chain at h(z) + sigma noise instead of h(z).
+    direction: Direction = "exact"  #: Drift of the pixel chain: eq. 21, or its first term alone.
+    consistent: bool = False  #: Noise that keeps the level's variance exactly (Jolicoeur-Martineau et al., 2020).
+    temperature: float = 1.0  #: Factor on the noise variance of both chains.
+    final_denoise: bool = True  #: One denoising (Tweedie) step at the end.
+
+    def __post_init__(self) -> None:
+        for name in ("semantic_steps", "texture_steps"):
+            _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("semantic_step_size", "texture_step_size", "semantic_sigma_min", "texture_sigma_min"):
+            _require(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
+        for stage in ("semantic", "texture"):
+            low, high = getattr(self, f"{stage}_sigma_min"), getattr(self, f"{stage}_sigma_max")
+            _require(
+                high >= low, f"sampling.{stage}_sigma_max must be >= sampling.{stage}_sigma_min ({low}), got {high}"
+            )
+        for name in ("temperature", "semantic_prior"):
+            _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Algorithm 1, lines 7-18: the chains in both spaces and the contrastive updates."""
+
+    reconstruction_steps: int = 3  #: L, denoising steps before each contrastive one.
+    semantic_steps: int = 20  #: K in training.
+    texture_steps: int = 90  #: T in training.
+    positives: Positives = "clean"  #: Contrast chain ends with x (paper) or with x + sigma noise.
+    chains: ChainKind = "short"  #: Chains restarted every round (paper), or kept in a replay buffer.
+    chain_batch: int = 0  #: Chains per round, over all ranks; 0 means the batch size.
+    buffer_size: int = 1024  #: Persistent chains kept, per rank.
+    restart_rate: float = 0.05  #: Share of persistent chains restarted from N(0, I) each round.
+    weight: float = 1.0  #: Factor on both contrastive losses (energies are per dimension there).
+    regularisation: float = 0.0  #: Factor on the squared energies per dimension, which keeps them near zero.
+    gap_bound: float = 100.0  #: Energy gap per dimension at which the phase counts as diverged.
+
+    def __post_init__(self) -> None:
+        for name in ("reconstruction_steps", "semantic_steps", "texture_steps", "chain_batch", "weight"):
+            _require(getattr(self, name) >= 0, f"contrastive.{name} must be >= 0, got {getattr(self, name)}")
+        _require(self.regularisation >= 0, f"contrastive.regularisation must be >= 0, got {self.regularisation}")
+        _require(self.buffer_size >= 1, f"contrastive.buffer_size must be >= 1, got {self.buffer_size}")
+        _require(0 <= self.restart_rate <= 1, f"contrastive.restart_rate must be within 0..1, got {self.restart_rate}")
+        _require(self.gap_bound > 0, f"contrastive.gap_bound must be > 0, got {self.gap_bound}")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One entry of a recipe: an objective and the share of the run's budget it gets."""
+
+    objective: ObjectiveName = "denoising"  #: denoising (eq. 1, 13), contrastive (Algorithm 1) or score.
+    share: float = 1.0  #: Share of the budget; the shares of a recipe are normalised to sum to one.
+
+    def __post_init__(self) -> None:
+        _require(self.share > 0, f"recipe.share must be > 0, got {self.share}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation: batch, Adam, averages, budget and logging intervals."""
+
+    batch_size: int = 128  #: Images per optimizer step over all ranks.
+    micro_batch_size: int = 0  #: Images per forward pass on a rank; 0 means no accumulation.
+    learning_rate: float = 5e-5  #: Adam's.
+    betas: tuple[float, float] = (0.9, 0.999)  #: Adam's.
+    warmup_images: int = 10_000  #: Linear warm-up of the learning rate.
+    cooldown: float = 0.0  #: Share of the budget over which the learning rate falls linearly to zero at the end.
+    ema_decay: float = 0.999  #: Decay per step of the averaged weights, reached after a warm-up.
+    clip_norm: float = 1.0  #: Largest gradient norm; 0 turns clipping off.
+    flip: bool = True  #: Horizontal flips with p = 0.5.
+    decoder_weight: float = 1.0  #: Factor on L_Dec (eq. 13).
+    encoder_learns_decoding: bool = False  #: Let L_Dec train f_alpha too (Algorithm 1 trains h_gamma alone by it).
+    decoder_sigma_max: float = 1.0  #: L_Dec and the code statistics use images of at most this noise level.
+    max_images: int = 10_000_000  #: Budget in training images.
+    max_minutes: float = 0.0  #: Budget in minutes of training; 0 means no limit. The first budget used up ends the run.
+    log_every: int = 50  #: Steps between lines of metrics.jsonl.
+    sample_minutes: float = 10.0  #: Minutes between sample grids and saves of the state; 0 means only at the end.
+    holdout: int = 512  #: Images kept out of training (at most a tenth) for the held-out loss and for percentiles.
+    compile: bool = False  #: torch.compile the networks (not in `score` phases: it has no second derivatives).
+    seed: int = 0  #: Seed of weights and of every draw.
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"training.batch_size must be >= 1, got {self.batch_size}")
+        _require(self.learning_rate > 0, f"training.learning_rate must be > 0, got {self.learning_rate}")
+        _require(0 <= self.ema_decay < 1, f"training.ema_decay must be within [0, 1), got {self.ema_decay}")
+        _require(0 <= self.cooldown <= 1, f"training.cooldown must be within 0..1, got {self.cooldown}")
+        _require(self.max_images >= 1, f"training.max_images must be >= 1, got {self.max_images}")
+        _require(self.log_every >= 1, f"training.log_every must be >= 1, got {self.log_every}")
+        _require(self.decoder_sigma_max > 0, f"training.decoder_sigma_max must be > 0, got {self.decoder_sigma_max}")
+        names = ("micro_batch_size", "warmup_images", "clip_norm", "decoder_weight", "max_minutes", "sample_minutes")
+        for name in (*names, "holdout"):
+            _require(getattr(self, name) >= 0, f"training.{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a model and its training."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    recipe: tuple[Phase, ...] = (Phase("contrastive"),)
+
+    def __post_init__(self) -> None:
+        _require(len(self.recipe) >= 1, "recipe needs at least one phase")
+        by_gradient = self.energy.denoiser == "gradient"
+        objectives = [phase.objective for phase in self.recipe]
+        _require(
+            by_gradient or "score" not in objectives,
+            "a recipe with a score phase needs energy.denoiser: gradient, since the denoiser is then x - sigma^2 grad U",
+        )
+        _require(
+            not by_gradient or objectives[-1] != "denoising",
+            "a recipe that ends with a denoising phase needs energy.denoiser: output",
+        )
+        _require(
+            not (by_gradient and self.energy.inner_noise),
+            "energy.denoiser: gradient needs energy.inner_noise: false, since its energy is that of the noisy image",
+        )
+        _require(
+            not (by_gradient and self.training.compile),
+            "training.compile does not work with energy.denoiser: gradient (no second derivatives through torch.compile)",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a config dataclass into plain dictionaries, lists and numbers (for YAML and JSON)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "config") -> T:
+    """Build a config dataclass from plain values; the inverse of `to_dict`.
+
+    Args:
+        kind: The dataclass to build.
+        values: Field values; missing fields keep their defaults.
+        where: Name of the source for error messages, for example a file.
+
+    Raises:
+        ValueError: On an unknown field, a value of the wrong type or a value the dataclass refuses.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a mapping, got {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown field {unknown[0]!r} (known: {', '.join(hints)})")
+    built = {name: _coerce(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    return kind(**built)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where=where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) != len(value):
+            raise ValueError(f"{where}: expected {len(inner)} values, got {len(value)}")
+        return tuple(_coerce(kind, item, where) for kind, item in zip(inner, value, strict=True))
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"{where}: union fields are not supported")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,213 @@
+r"""Energies: the one place for eq. 7 (texture), eq. 8 (semantic) and eq. 21 (gradients).
+
+An energy is a callable `energy(x, sigma) -> (batch,)`, low = likely; chains take energies, never networks. `Energy` adds
+what chains need: the gradient, the inner noise (redrawn or held fixed) and the length in which steps are measured.
+Everything is computed and summed in float32 (or float64), whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.config import Direction
+from denoising_ebm.noise import expand_sigma, over
+
+EnergyFunction = Callable[[Tensor, Tensor], Tensor]
+Reconstruct = Callable[[Tensor, Tensor], Tensor]
+Decode = Callable[[Tensor], Tensor]
+
+
+def texture_residual(reconstruct: Reconstruct, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
+    r"""Return the vector of the texture energy, (x - r(x + sigma noise, sigma)) / sigma.
+
+    Args:
+        reconstruct: r, `(x, sigma) -> like x`.
+        x: Images in data units, shape (batch, channels, height, width).
+        sigma: Noise level, a number or shape (batch,).
+        noise: The draw of N(0, I) inside eq. 7, shape of `x` or broadcastable to it; None for r(x) without inner noise.
+
+    Returns:
+        The residual in units of sigma, shape of `x`. Its half squared norm is the energy.
+    """
+    sigma = expand_sigma(sigma, x)
+    noisy = x if noise is None else x + over(sigma, x) * noise
+    return (x - reconstruct(noisy, sigma)) / over(sigma, x)
+
+
+def texture_energy_map(
+    reconstruct: Reconstruct, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None
+) -> Tensor:
+    r"""Return the energy of every pixel, shape (batch, height, width), whose sum is eq. 7.
+
+    `noise` as in `texture_residual`, or with a leading dimension of draws, shape (draws, ...), to average over.
+    """
+    draws: list[Tensor | None] = [noise] if noise is None or noise.ndim == x.ndim else list(noise)
+    maps = [0.5 * texture_residual(reconstruct, x, sigma, draw).square().sum(1) for draw in draws]
+    return torch.stack(maps).mean(0) if len(maps) > 1 else maps[0]
+
+
+def texture_energy(reconstruct: Reconstruct, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
+    r"""Return U^c(x, sigma) = |x - r(x + sigma noise, sigma)|^2 / (2 sigma^2), eq. 7, shape (batch,)."""
+    return texture_energy_map(reconstruct, x, sigma, noise).sum((1, 2))
+
+
+def semantic_energy(
+    decode: Decode, reconstruct: Reconstruct, z: Tensor, sigma: Tensor | float, noise: Tensor | None = None
+) -> Tensor:
+    r"""Return U^s(z, sigma) = U^c(h(z), sigma), eq. 8, shape (batch,).
+
+    Args:
+        decode: h_gamma, `z -> images`.
+        reconstruct: r, `(x, sigma) -> like x`.
+        z: Codes, shape (batch, latent_dim).
+        sigma: Noise level, a number or shape (batch,).
+        noise: As in `texture_energy_map`, of the shape of h(z).
+    """
+    return texture_energy(reconstruct, decode(z), sigma, noise)
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Draw N(0, I) on the generator's device (so that a seed gives the same chain everywhere) and move it to `like`."""
+    device = generator.device if generator is not None else like.device
+    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def value_and_gradient(function: EnergyFunction, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return energies, shape (batch,), and their exact gradient in x, shape of `x`; both detached.
+
+    Only the input's gradient is computed: parameters get none, and no graph survives the call.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        energy = function(x, sigma)
+        (gradient,) = torch.autograd.grad(energy.sum(), x)
+    return energy.detach(), gradient.detach()
+
+
+class Energy:
+    """An energy function with its gradient.
+
+    Args:
+        function: `(x, sigma) -> energies of shape (batch,)`, differentiable in x.
+    """
+
+    def __init__(self, function: EnergyFunction) -> None:
+        self._function = function
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the energies of `x` at `sigma`, shape (batch,)."""
+        return self._function(x, expand_sigma(sigma, x))
+
+    def gradient(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the energies, shape (batch,), and the drift's gradient, shape of `x`."""
+        return value_and_gradient(self._function, x, expand_sigma(sigma, x))
+
+    def redraw(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+        """Return this energy with a fresh draw of its inner noise held fixed; the same object if it has none."""
+        return self
+
+    def length(self, sigma: Tensor) -> Tensor:
+        """Return the length in which chains measure steps at `sigma`: sigma itself in data space."""
+        return sigma
+
+
+def as_energy(energy: EnergyFunction | Energy) -> Energy:
+    """Wrap a plain function as an `Energy`."""
+    return energy if isinstance(energy, Energy) else Energy(energy)
+
+
+class TextureEnergy(Energy):
+    """U^c of eq. 7 as an energy for chains in pixels.
+
+    Args:
+        reconstruct: r, `(x, sigma) -> like x`.
+        inner_noise: Eq. 7's noise inside r. It is drawn at every `redraw` (every Langevin step); before the first one the
+            energy is that without inner noise.
+        direction: `exact` uses the gradient of eq. 21; `first-term` only (x - r) / sigma^2, which needs no backward pass
+            but is no gradient of any function.
+    """
+
+    def __init__(
+        self,
+        reconstruct: Reconstruct,
+        *,
+        inner_noise: bool,
+        direction: Direction = "exact",
+        noise: Tensor | None = None,
+    ) -> None:
+        super().__init__(lambda x, sigma: texture_energy(reconstruct, x, sigma, noise))
+        self._reconstruct = reconstruct
+        self._inner_noise = inner_noise
+        self._direction: Direction = direction
+        self._noise = noise
+
+    def gradient(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return energies and the exact gradient (eq. 21), or energies and its first term."""
+        if self._direction == "exact":
+            return super().gradient(x, sigma)
+        with torch.no_grad():
+            residual = texture_residual(self._reconstruct, x, sigma, self._noise)
+            return 0.5 * residual.square().flatten(1).sum(1), residual / over(expand_sigma(sigma, x), x)
+
+    def redraw(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+        """Return this energy with fresh inner noise of the shape of `x`, held fixed."""
+        if not self._inner_noise:
+            return self
+        noise = draw_noise(tuple(x.shape), generator, x)
+        return TextureEnergy(self._reconstruct, inner_noise=True, direction=self._direction, noise=noise)
+
+
+class SemanticEnergy(Energy):
+    """U^s of eq. 8 as an energy for chains in the latent space.
+
+    Args:
+        decode: h_gamma, `z -> images`.
+        reconstruct: r, `(x, sigma) -> like x`.
+        inner_noise: As in `TextureEnergy`.
+        prior: Weight of |z|^2 / 2, which eq. 9 leaves out (0).
+        sensitivity: Root mean square length by which h moves for a unit step in z. A step of length l in z is one of
+            length l * sensitivity in the image, so chains measure steps in sigma / sensitivity.
+    """
+
+    def __init__(
+        self,
+        decode: Decode,
+        reconstruct: Reconstruct,
+        *,
+        inner_noise: bool,
+        prior: float = 0.0,
+        sensitivity: float = 1.0,
+        noise: Tensor | None = None,
+    ) -> None:
+        def function(z: Tensor, sigma: Tensor) -> Tensor:
+            energy = semantic_energy(decode, reconstruct, z, sigma, noise)
+            return energy + 0.5 * prior * z.square().sum(1) if prior else energy
+
+        super().__init__(function)
+        self._decode = decode
+        self._reconstruct = reconstruct
+        self._inner_noise = inner_noise
+        self._prior = prior
+        self._sensitivity = sensitivity
+
+    def redraw(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+        """Return this energy with fresh inner noise of the shape of h(x), held fixed."""
+        if not self._inner_noise:
+            return self
+        with torch.no_grad():
+            shape = tuple(self._decode(x[:1]).shape[1:])
+        return SemanticEnergy(
+            self._decode,
+            self._reconstruct,
+            inner_noise=True,
+            prior=self._prior,
+            sensitivity=self._sensitivity,
+            noise=draw_noise((len(x), *shape), generator, x),
+        )
+
+    def length(self, sigma: Tensor) -> Tensor:
+        """Return sigma / sensitivity, at most 1: codes are spread over N(0, I)."""
+        return (sigma / self._sensitivity).clamp_max(1.0)

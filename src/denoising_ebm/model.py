@@ -1,0 +1,310 @@
+"""DenoisingEBM: the three networks as one module, with the four jobs: generate, score, show where, restore."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from denoising_ebm import energies
+from denoising_ebm.config import Config, Direction, SamplingConfig
+from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
+from denoising_ebm.hardware import Precision, choose_precision
+from denoising_ebm.networks.decoder import SemanticDecoder
+from denoising_ebm.networks.precondition import DenoisingAutoencoder
+from denoising_ebm.noise import expand_sigma, geometric_sigmas, karras_sigmas, over
+from denoising_ebm.sampling import TwoStageSample, annealed, heun, mala, two_stage
+from denoising_ebm.sampling.langevin import Callback
+
+Sampler = Literal["two-stage", "annealed", "mala", "heun"]
+
+#: Noise levels at which a model keeps the energies of its reference images, for percentiles.
+REFERENCE_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+QUANTILES = 1001
+
+
+class DenoisingEBM(nn.Module):
+    """A Denoising-EBM: DAE r = g_beta(f_alpha), semantic decoder h_gamma, and the energies made of them.
+
+    Images are float tensors of shape (batch, channels, height, width) in [-1, 1]; `sigma` is a number or a tensor of
+    shape (batch,), in the same units; energies have shape (batch,), low = likely.
+
+    Args:
+        config: Sizes, energy and sampling settings.
+        facts: What is known of the weights (data, images seen, figures), kept in the model folder.
+    """
+
+    sensitivity: Tensor
+    reference: Tensor
+
+    def __init__(self, config: Config, facts: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.facts = dict(facts or {})
+        self.dae = DenoisingAutoencoder(config.network)
+        self.decoder = SemanticDecoder(config.network)
+        self.register_buffer("sensitivity", torch.ones(()))
+        self.register_buffer("reference", torch.full((len(REFERENCE_SIGMAS), QUANTILES), float("nan")))
+        self._compute_dtype: torch.dtype | None = None
+        # Convolutions on small images are twice as fast in this layout, on CPUs and GPUs alike.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.sensitivity.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        network = self.config.network
+        return network.channels, network.image_size, network.image_size
+
+    def set_precision(self, precision: Precision) -> DenoisingEBM:
+        """Run the networks in bf16 or fp32 from now on (`auto`: what is fast here); energies stay in float32."""
+        self._compute_dtype = torch.bfloat16 if choose_precision(precision, self.device) == "bf16" else None
+        return self
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        # Nothing at all by default, so that a trainer's own autocast stays in force.
+        if self._compute_dtype is None:
+            yield
+        else:
+            with torch.autocast(self.device.type, dtype=self._compute_dtype):
+                yield
+
+    # -- networks ---------------------------------------------------------------------------------------------------
+
+    def reconstruct(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return r(x, sigma), the output of the autoencoder, shape of `x`."""
+        with self._autocast():
+            output: Tensor = self.dae(x, sigma)[0]
+        return output
+
+    def encode(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the codes z = f_alpha(x, sigma), shape (batch, latent_dim), distributed about as N(0, I)."""
+        with self._autocast():
+            return self.dae.encode(x, sigma)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the semantic images h_gamma(z) of codes of shape (batch, latent_dim)."""
+        with self._autocast():
+            output: Tensor = self.decoder(z)
+        return output
+
+    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return D(x, sigma), the estimate of E[x0 | x], shape of `x`.
+
+        D is r for a model trained by denoising and x - sigma^2 grad U(x, sigma) for one trained by `score`.
+        """
+        sigma = expand_sigma(sigma, x)
+        if self.config.energy.denoiser == "output":
+            return self.reconstruct(x, sigma)
+        gradient = TextureEnergy(self.reconstruct, inner_noise=False).gradient(x, sigma)[1]
+        return x - over(sigma, x) ** 2 * gradient
+
+    # -- energies ---------------------------------------------------------------------------------------------------
+
+    def energy(self, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
+        """Return the texture energy U^c (eq. 7), shape (batch,); `noise` as in `energies.texture_energy_map`."""
+        return energies.texture_energy(self.reconstruct, x, sigma, noise)
+
+    def energy_map(self, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
+        """Return the texture energy of every pixel, shape (batch, height, width); its sum is `energy`."""
+        return energies.texture_energy_map(self.reconstruct, x, sigma, noise)
+
+    def semantic_energy(self, z: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
+        """Return the semantic energy U^s (eq. 8) of codes, shape (batch,)."""
+        return energies.semantic_energy(self.decode, self.reconstruct, z, sigma, noise)
+
+    def scoring_noise(self, draws: int = 1, seed: int = 0) -> Tensor:
+        """Return draws of eq. 7's noise, shape (draws, 1, channels, height, width), the same for every image.
+
+        With them an image's energy depends on the image and the seed alone, not on its batch.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn((draws, 1, *self.image_shape), generator=generator).to(self.device)
+
+    def texture(self, direction: Direction | None = None) -> TextureEnergy:
+        """Return U^c as an energy for chains, with the model's direction (exact or first term) unless given."""
+        return TextureEnergy(
+            self.reconstruct,
+            inner_noise=self.config.energy.inner_noise,
+            direction=direction or self.config.sampling.direction,
+        )
+
+    def semantic(self, prior: float | None = None) -> SemanticEnergy:
+        """Return U^s as an energy for chains."""
+        return SemanticEnergy(
+            self.decode,
+            self.reconstruct,
+            inner_noise=self.config.energy.inner_noise,
+            prior=self.config.sampling.semantic_prior if prior is None else prior,
+            sensitivity=float(self.sensitivity),
+        )
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def two_stage(
+        self, num: int, *, seed: int = 0, sampling: SamplingConfig | None = None, callback: Callback | None = None
+    ) -> TwoStageSample:
+        """Draw `num` images by two-stage sampling (eq. 15, 16) and return both stages.
+
+        Args:
+            num: Number of images, >= 1.
+            seed: Seed of all draws; the same on every device.
+            sampling: Steps and noise levels; the model's own if None.
+            callback: Called after every step of both chains.
+        """
+        sampling = sampling or self.config.sampling
+        generator = torch.Generator().manual_seed(seed)
+        z = draw_noise((num, self.config.network.latent_dim), generator, self.sensitivity)
+        return two_stage(
+            self.semantic(sampling.semantic_prior),
+            self.decode,
+            self.texture(sampling.direction),
+            self.denoise,
+            z,
+            sampling,
+            generator=generator,
+            callback=callback,
+        )
+
+    def sample(
+        self,
+        num: int,
+        *,
+        sampler: Sampler = "two-stage",
+        steps: int | None = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Draw images, shape (num, channels, height, width), about in [-1, 1].
+
+        Args:
+            num: Number of images, >= 1.
+            sampler: `two-stage`; `annealed` and `mala`: Langevin from pixel noise of level sigma_max; `heun`: the
+                probability-flow ODE from the same noise.
+            steps: Steps in pixels (for `two-stage` and `annealed` the model's own if None, for `mala` 200, `heun` 20).
+            seed: Seed of all draws; the same on every device.
+            callback: Called after every step.
+
+        Raises:
+            ValueError: If `num` < 1, `steps` < 1 or the sampler is unknown.
+        """
+        if num < 1:
+            raise ValueError(f"the number of images must be >= 1, got {num}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps}")
+        sampling, noise_config = self.config.sampling, self.config.noise
+        if sampler == "two-stage":
+            if steps is not None:
+                sampling = dataclasses.replace(sampling, texture_steps=steps)
+            return self.two_stage(num, seed=seed, sampling=sampling, callback=callback).images
+        generator = torch.Generator().manual_seed(seed)
+        # sigma_max noise around the mean of the data is what x0 + sigma_max noise looks like, the better the larger.
+        spread = (noise_config.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
+        x = spread * draw_noise((num, *self.image_shape), generator, self.sensitivity)
+        if sampler == "heun":
+            sigmas = karras_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 20)
+            return heun(self.denoise, x, sigmas, callback=callback)
+        if sampler == "annealed":
+            sigmas = geometric_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or sampling.texture_steps)
+            x = annealed(
+                self.texture(),
+                x,
+                sigmas,
+                step_size=sampling.texture_step_size,
+                temperature=sampling.temperature,
+                consistent=sampling.consistent,
+                generator=generator,
+                callback=callback,
+            )
+        elif sampler == "mala":
+            sigmas = geometric_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 200)
+            # The best acceptance needs steps that shrink as dim^(-1/3) (Roberts & Rosenthal, 1998).
+            step_size = 1.65**2 / 2 * x[0].numel() ** (-1 / 3)
+            x, _ = mala(self.texture("exact"), x, sigmas, step_size=step_size, generator=generator, callback=callback)
+        else:
+            raise ValueError(f"unknown sampler {sampler!r}: use two-stage, annealed, mala or heun")
+        return self.denoise(x, noise_config.sigma_min) if sampling.final_denoise else x
+
+    # -- calibration ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, *, seed: int = 0, batch_size: int = 256) -> None:
+        """Fit what is not learned by gradients: code statistics, step length in z, and reference energies.
+
+        Args:
+            images: Images in [-1, 1], shape (n, channels, height, width), n > latent_dim; best held out from training.
+            seed: Seed of the noise drawn for the codes and of the energies' inner noise.
+            batch_size: Images per forward pass.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        levels = geometric_sigmas(self.config.noise.sigma_max, self.config.noise.sigma_min, self.config.noise.levels)
+        levels = levels[levels <= self.config.training.decoder_sigma_max]
+        if len(levels) == 0:
+            levels = torch.tensor([self.config.noise.sigma_min])
+        codes = []
+        for chunk in images.split(batch_size):
+            chunk = chunk.to(self.device)
+            sigma = levels[torch.randint(len(levels), (len(chunk),), generator=generator)].to(self.device)
+            noisy = chunk + over(sigma, chunk) * draw_noise(tuple(chunk.shape), generator, chunk)
+            with self._autocast():
+                codes.append(self.dae(noisy, sigma)[1].float())
+        self.dae.unet.whitening.calibrate(torch.cat(codes))
+
+        z = draw_noise((256, self.config.network.latent_dim), generator, self.sensitivity)
+        nudge = 0.1 * torch.nn.functional.normalize(draw_noise(tuple(z.shape), generator, z), dim=1)
+        moved = (self.decode(z + nudge) - self.decode(z)).flatten(1).norm(dim=1) / 0.1
+        self.sensitivity.copy_(moved.square().mean().sqrt().clamp_min(1e-6))
+
+        noise = self.scoring_noise(seed=seed) if self.config.energy.inner_noise else None
+        fractions = torch.linspace(0, 1, QUANTILES, device=self.device)
+        for i, level in enumerate(REFERENCE_SIGMAS):
+            values = torch.cat([self.energy(c.to(self.device), level, noise) for c in images.split(batch_size)])
+            self.reference[i] = torch.quantile(values, fractions)
+
+    def percentile(self, energy: Tensor, sigma: float) -> Tensor:
+        """Return the share (0..100) of reference images whose energy at `sigma` is below `energy`, shape (batch,).
+
+        NaN where the model keeps no reference energies for `sigma` (see `REFERENCE_SIGMAS`).
+        """
+        matches = [i for i, level in enumerate(REFERENCE_SIGMAS) if abs(level - sigma) <= 1e-6 * level]
+        if not matches or bool(self.reference[matches[0]].isnan().any()):
+            return torch.full_like(energy, float("nan"))
+        return 100 * torch.searchsorted(self.reference[matches[0]], energy.contiguous()) / QUANTILES
+
+    # -- model folder -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and the model card `README.md` into `folder`."""
+        from denoising_ebm.model_folder import write_model_folder
+
+        write_model_folder(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:
+        """Load a model: a folder, the name of a bundled model (`fashion-mnist`), or an id on the Hugging Face Hub.
+
+        Args:
+            name: Folder, bundled name or Hub id (`owner/name`).
+            device: Where to put it: `cpu`, `cuda` or `auto`.
+            revision: Branch, tag or commit on the Hub.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            FileNotFoundError: If there is no such model or a file is missing from its folder.
+            ValueError: If the folder's files do not fit each other.
+        """
+        from denoising_ebm.model_folder import read_model_folder
+
+        return read_model_folder(str(name), device=device, revision=revision)

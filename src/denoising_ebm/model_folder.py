@@ -1,0 +1,176 @@
+"""The model folder: config.json, model.safetensors and the model card, on disk, in the package or on the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.hardware import choose_device
+from denoising_ebm.model import DenoisingEBM
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+
+
+def bundled_models() -> list[str]:
+    """Return the names of the models that ship in the package."""
+    root = resources.files("denoising_ebm") / "models"
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if (entry / CONFIG_FILE).is_file())
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place.
+
+    A full disk or a crash leaves the old file as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_model_folder(model: DenoisingEBM, folder: Path) -> None:
+    """Write `model` into `folder`: weights first, so that a config is never without its weights."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, not a folder")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    values = {"format": FORMAT, "config": to_dict(model.config), "facts": model.facts}
+    text = json.dumps(values, indent=2) + "\n"
+    card = model_card(model)
+    write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+
+
+def find_model_folder(name: str, revision: str | None = None) -> Path:
+    """Return the local folder of a model: a path, a bundled name, or a Hub id, which is downloaded."""
+    folder = Path(name)
+    if folder.is_dir():
+        # A run folder is what users have at hand after training.
+        return folder / "model" if (folder / "model" / CONFIG_FILE).is_file() else folder
+    if folder.exists():
+        raise FileNotFoundError(f"{name}: is a file; a model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+    if name in bundled_models():
+        return Path(str(resources.files("denoising_ebm") / "models" / name))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        known = ", ".join(bundled_models()) or "none"
+        raise FileNotFoundError(f"{name}: no such model folder, and no bundled model of that name (bundled: {known})")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f"{name}: no such folder here and no such model on the Hub") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{name}: no such folder here, and the Hub could not be asked ({reason})") from None
+
+
+def read_model_folder(name: str, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:
+    """Load a model from its folder, its bundled name or its Hub id; see `DenoisingEBM.from_pretrained`."""
+    folder = find_model_folder(name, revision)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file}: missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    config, facts = _read_config(folder / CONFIG_FILE)
+    model = DenoisingEBM(config, facts)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    _load(model, tensors, path)
+    return model.to(choose_device(device)).eval()
+
+
+def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise ValueError(f"{path}: expected format {FORMAT} of a denoising-ebm model, found {found}")
+    return from_dict(Config, values.get("config", {}), where=f"{path}: config"), dict(values.get("facts", {}))
+
+
+def _load(model: DenoisingEBM, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unknown = [name for name in tensors if name not in expected]
+    if missing or unknown:
+        what = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
+        raise ValueError(f"{path}: weights do not fit {CONFIG_FILE}: {what} ({len(missing) + len(unknown)} such names)")
+    for name, tensor in expected.items():
+        if tensor.shape != tensors[name].shape:
+            raise ValueError(
+                f"{path}: weights do not fit {CONFIG_FILE}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+        if tensor.is_floating_point() and name != "reference" and not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+    model.load_state_dict(tensors)
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Return the number of learned numbers in a module."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def model_card(model: DenoisingEBM) -> str:
+    """Return the model card: what the model is, how it was trained, its figures."""
+    network = model.config.network
+    recipe = ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in model.config.recipe)
+    facts = "\n".join(f"| {name} | {value} |" for name, value in model.facts.items()) or "| - | - |"
+    return f"""---
+library_name: denoising-ebm
+tags: [energy-based-model, out-of-distribution-detection, image-generation, anomaly-localisation]
+---
+
+# Denoising-EBM, {network.image_size} x {network.image_size} x {network.channels}
+
+A Denoising-EBM (Zeng, 2023): a denoising autoencoder whose reconstruction error is the texture energy of an image, with a
+semantic decoder on its latent space. It was trained without labels. It generates images, scores how normal an image is,
+shows where it is odd, and denoises.
+
+```python
+from denoising_ebm import DenoisingEBM
+
+model = DenoisingEBM.from_pretrained("this folder")
+images = model.sample(64, seed=0)              # in [-1, 1]
+energies = model.energy(images, sigma=0.05)    # low = likely
+```
+
+| | |
+|---|---|
+| parameters | {parameter_count(model):,} |
+| latent dimension | {network.latent_dim} |
+| noise levels | {model.config.noise.sigma_min:g} to {model.config.noise.sigma_max:g} |
+| recipe | {recipe} |
+| batch, learning rate | {model.config.training.batch_size}, {model.config.training.learning_rate:g} |
+
+## Training and figures
+
+| | |
+|---|---|
+{facts}
+"""

@@ -1,0 +1,97 @@
+"""Building blocks shared by the U-Net and the semantic decoder; all of them have second derivatives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with groups of 8 to 16 channels."""
+    return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+def zero_init(module: nn.Conv2d) -> nn.Conv2d:
+    """Set weights and bias to zero, so that a residual branch starts as the identity."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class NoiseEmbedding(nn.Module):
+    """Map c_noise, shape (batch,), to a vector, shape (batch, dim): sines and cosines, then two linear layers."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, features: int = 16) -> None:
+        super().__init__()
+        # c_noise = ln(sigma) / 4 spans about 2 units: periods from 25 units (monotone over the range) to 0.4.
+        self.register_buffer(
+            "frequencies", torch.logspace(math.log10(0.25), math.log10(16.0), features), persistent=False
+        )
+        self.layers = nn.Sequential(nn.Linear(2 * features, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Embed `c_noise`, shape (batch,)."""
+        phases = c_noise[:, None] * self.frequencies
+        output: Tensor = self.layers(torch.cat([phases.sin(), phases.cos()], dim=1))
+        return output
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation ResNet block (He et al., 2016); a noise embedding, if any, scales and shifts its middle."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int = 0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.modulation = nn.Linear(embedding_dim, 2 * out_channels) if embedding_dim else None
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Apply the block to `x`, shape (batch, in_channels, height, width)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.norm2(h)
+        if self.modulation is not None and embedding is not None:
+            scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        output: Tensor = self.shortcut(x) + self.conv2(F.silu(h))
+        return output
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply attention to `x`, shape (batch, channels, height, width)."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.unbind(1)
+        # Plain softmax(QK^T)V: scaled_dot_product_attention has no double backward outside its math kernel.
+        weights = torch.softmax(query.transpose(2, 3) @ key / math.sqrt(channels // self.heads), dim=-1)
+        attended = (value @ weights.transpose(2, 3)).reshape(batch, channels, height, width)
+        output: Tensor = x + self.out(attended)
+        return output
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Halve height and width by averaging."""
+    return F.avg_pool2d(x, 2)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double height and width by repetition."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")

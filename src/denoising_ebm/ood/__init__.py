@@ -1,0 +1,1 @@
+"""Finding images unlike those of training, from energies."""

@@ -1,0 +1,121 @@
+"""The presets of `debm train`: the paper's settings beside ones for a CPU and for one GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from denoising_ebm.config import (
+    Config,
+    ContrastiveConfig,
+    EnergyConfig,
+    NetworkConfig,
+    NoiseConfig,
+    Phase,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+# -- the paper (section 5): S = 128 levels from 1 to 0.01, L = 3, eta_1 = 0.1, eta_2 = 0.01, Adam 5e-5, flips p = 0.5.
+# Widths, depth, latent size, batch and length are not in its text; those of `cifar10` below are used.
+
+_PAPER_NETWORK = NetworkConfig(
+    widths=(96, 192, 192, 192),
+    blocks=2,
+    attention=(16,),
+    heads=4,
+    latent_dim=128,
+    decoder_widths=(64, 128, 192, 192),
+    embedding_dim=256,
+)
+_PAPER = Config(
+    network=_PAPER_NETWORK,
+    noise=NoiseConfig(sigma_min=0.01, sigma_max=1.0, levels=128, draw="grid", weighting="uniform"),
+    energy=EnergyConfig(inner_noise=True, denoiser="output"),
+    sampling=SamplingConfig(semantic_steps=35, texture_steps=100, semantic_step_size=0.1, texture_step_size=0.01),
+    contrastive=ContrastiveConfig(reconstruction_steps=3, semantic_steps=20, texture_steps=90),
+    training=TrainingConfig(learning_rate=5e-5, flip=True, max_images=10_000_000),
+    recipe=(Phase("contrastive"),),
+)
+
+# -- ours: a wider range of noise, EDM's draw and weights, and the steps that go with them.
+
+_NOISE = NoiseConfig(sigma_min=0.01, sigma_max=10.0, levels=128, draw="lognormal", weighting="edm")
+_SAMPLING = SamplingConfig(
+    semantic_steps=20,
+    semantic_step_size=0.1,
+    semantic_sigma_max=1.0,
+    semantic_sigma_min=0.3,
+    semantic_prior=1.0,
+    texture_steps=60,
+    texture_step_size=0.5,
+    texture_sigma_max=1.0,
+    renoise=True,
+    direction="first-term",
+    consistent=True,
+)
+_CONTRASTIVE = ContrastiveConfig(
+    semantic_steps=5,
+    texture_steps=10,
+    positives="noisy",
+    chain_batch=32,
+    weight=0.1,
+    regularisation=0.01,
+)
+_TRAINING = TrainingConfig(
+    learning_rate=1e-3,
+    warmup_images=20_000,
+    cooldown=0.3,
+    encoder_learns_decoding=True,
+)
+_SMALL_NETWORK = NetworkConfig()
+
+PRESETS: dict[str, Config] = {
+    "fashion-mnist": Config(
+        network=replace(_SMALL_NETWORK, channels=1),
+        noise=_NOISE,
+        energy=EnergyConfig(inner_noise=False),
+        sampling=_SAMPLING,
+        contrastive=_CONTRASTIVE,
+        training=replace(_TRAINING, max_minutes=7.0, max_images=2_000_000, sample_minutes=2.0),
+        recipe=(Phase("denoising"),),
+    ),
+    "cifar10-small": Config(
+        network=_SMALL_NETWORK,
+        noise=_NOISE,
+        energy=EnergyConfig(inner_noise=False),
+        sampling=_SAMPLING,
+        contrastive=_CONTRASTIVE,
+        training=replace(_TRAINING, max_minutes=40.0, max_images=4_000_000),
+        recipe=(Phase("denoising"),),
+    ),
+    "cifar10": Config(
+        network=_PAPER_NETWORK,
+        noise=_NOISE,
+        energy=EnergyConfig(inner_noise=False),
+        sampling=_SAMPLING,
+        contrastive=replace(_CONTRASTIVE, semantic_steps=20, texture_steps=20, chain_batch=128),
+        training=replace(_TRAINING, batch_size=512, ema_decay=0.9995, warmup_images=100_000, compile=True),
+        recipe=(Phase("denoising"),),
+    ),
+    "cifar10-paper": _PAPER,
+    "svhn-paper": replace(_PAPER, training=replace(_PAPER.training, flip=False)),
+    "celeba64-paper": replace(
+        _PAPER,
+        network=replace(
+            _PAPER_NETWORK, image_size=64, widths=(64, 128, 192, 192, 192), decoder_widths=(32, 64, 128, 192, 192)
+        ),
+        sampling=replace(_PAPER.sampling, semantic_steps=40),
+        contrastive=replace(_PAPER.contrastive, semantic_steps=40, texture_steps=100),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """Return a preset.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,8 @@
+"""Chains and solvers on energies and denoisers; none of them knows a network."""
+
+from denoising_ebm.sampling.chains import ReplayBuffer
+from denoising_ebm.sampling.langevin import ChainState, annealed, mala, ula
+from denoising_ebm.sampling.ode import heun
+from denoising_ebm.sampling.two_stage import TwoStageSample, two_stage
+
+__all__ = ["ChainState", "ReplayBuffer", "TwoStageSample", "annealed", "heun", "mala", "two_stage", "ula"]

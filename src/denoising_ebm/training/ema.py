@@ -1,0 +1,23 @@
+"""Averaged weights: what is evaluated, sampled from and saved."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from denoising_ebm.model import DenoisingEBM
+
+
+def averaged_weights(model: DenoisingEBM, decay: float) -> AveragedModel:
+    """Return an exponential moving average of `model`, with buffers copied at each update.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that short runs do not average in their first weights.
+    """
+
+    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+        count = int(num_averaged)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value.to(mean.dtype), weight)
+
+    return AveragedModel(model, multi_avg_fn=average)  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+"""What a run says while it trains: metrics.jsonl, the progress bar, TensorBoard if asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from denoising_ebm.training.state import Clock
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Monitor:
+    """Averages the figures between two log lines and writes them out (on the main process only).
+
+    Args:
+        folder: The run folder.
+        active: Whether this process writes.
+        tensorboard: Also write TensorBoard events.
+        quiet: No progress on stderr.
+    """
+
+    def __init__(self, folder: Path, *, active: bool, tensorboard: bool = False, quiet: bool = False) -> None:
+        self._path = folder / METRICS_FILE
+        self._active = active
+        self._quiet = quiet or not active
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._images_since = 0
+        self._since = time.monotonic()
+        self._last_line = 0.0
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._writer: Any = None
+        if active and tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("--tensorboard needs its extra: pip install 'denoising-ebm[tensorboard]'") from None
+            self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def start(self) -> None:
+        """Show the progress bar (on a terminal) and start the clock of images/s."""
+        self._since, self._images_since = time.monotonic(), 0
+        if not self._quiet and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=1.0, figures="")
+
+    def add(self, figures: dict[str, Tensor], images: int) -> None:
+        """Take in the figures of one step, without waiting for the device."""
+        self._images_since += images
+        for name, value in figures.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
+
+    def pause(self) -> None:
+        """Forget the time and images so far: what comes between (sampling, saving) is not training."""
+        self._since, self._images_since = time.monotonic(), 0
+
+    def collect(self) -> dict[str, float]:
+        """Return the means since the last call, and images/s; and start over."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        seconds = time.monotonic() - self._since
+        if self._images_since and seconds > 0:
+            means["images_per_second"] = self._images_since / seconds
+        self._sums, self._counts = {}, defaultdict(int)
+        self.pause()
+        return means
+
+    def write(self, clock: Clock, phase: str, means: dict[str, float], progress: float, rate: float) -> None:
+        """Append a line to metrics.jsonl and refresh what the user sees."""
+        if not self._active:
+            return
+        record: dict[str, Any] = {
+            "images_seen": clock.images_seen,
+            "step": clock.step,
+            "minutes": round(clock.seconds / 60, 4),
+            "phase": phase,
+            "learning_rate": rate,
+            **{name: float(f"{value:.6g}") for name, value in means.items()},
+        }
+        self._append(record)
+        if self._writer is not None:
+            for name, value in means.items():
+                self._writer.add_scalar(name, value, clock.images_seen)
+        shown = " ".join(_show(name, means[name]) for name in _SHOWN if name in means)
+        line = f"{phase} {clock.images_seen:,} images  {shown}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress, description=phase, figures=shown)
+        elif not self._quiet and time.monotonic() - self._last_line > 20:
+            self._last_line = time.monotonic()
+            left = (1 - progress) / progress * clock.seconds / 60 if progress > 0 else math.inf
+            print(f"{line}  {left:.1f} min left", file=sys.stderr, flush=True)
+
+    def event(self, clock: Clock, message: str) -> None:
+        """Record something unusual and show it."""
+        if not self._active:
+            return
+        self._append({"images_seen": clock.images_seen, "step": clock.step, "event": message})
+        if not self._quiet:
+            self._console.print(message, highlight=False, markup=False)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Remove the bar and close files."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+
+_SHOWN = ("loss", "loss_denoising", "loss_decoder", "energy_gap", "images_per_second")
+
+
+def _show(name: str, value: float) -> str:
+    if name == "images_per_second":
+        return f"{value:.0f} images/s"
+    return f"{name.removeprefix('loss_')} {value:.4g}"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's metrics.jsonl, without its events."""
+    with open(folder / METRICS_FILE, encoding="utf-8") as file:
+        records = [json.loads(line) for line in file if line.strip()]
+    return [record for record in records if "event" not in record]
+
+
+def is_healthy(means: dict[str, float], gap_bound: float) -> bool:
+    """Say whether a stretch of training went well: all finite, energy gaps within the bound."""
+    values = [value for name, value in means.items() if name != "images_per_second"]
+    gaps = [abs(means[name]) for name in ("energy_gap", "latent_energy_gap") if name in means]
+    return all(math.isfinite(value) for value in values) and all(gap <= gap_bound for gap in gaps)

@@ -1,0 +1,263 @@
+"""Objectives: a batch in, losses out. Eq. 1 and 13 (denoising), Algorithm 1 (contrastive), and `score`.
+
+A recipe is a list of phases, each with one objective; all have the same interface, so the trainer knows none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from denoising_ebm.config import Config, ObjectiveName
+from denoising_ebm.energies import SemanticEnergy, draw_noise, semantic_energy, texture_energy
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.noise import loss_weights, over
+from denoising_ebm.sampling import ReplayBuffer, annealed
+
+
+@dataclass  # not frozen: Fabric moves its tensors in place
+class Batch:
+    """One training batch (Algorithm 1, line 3), or a process's share of it."""
+
+    x0: Tensor  #: Clean images in [-1, 1], shape (batch, channels, height, width).
+    sigma: Tensor  #: Noise level of each, shape (batch,).
+    noise: Tensor  #: Draws of N(0, I), shape of `x0`.
+    step: int  #: Step within the phase, from 0 on.
+    generator: torch.Generator  #: For the draws of chains and inner noise.
+
+    @property
+    def noisy(self) -> Tensor:
+        """x0 + sigma noise."""
+        return self.x0 + over(self.sigma, self.x0) * self.noise
+
+
+class Objective(Protocol):
+    """What a phase minimises."""
+
+    name: ObjectiveName
+
+    def __call__(self, model: DenoisingEBM, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss`, to differentiate, and the detached figures to log."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs beside the model."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore `state_dict`."""
+        ...
+
+
+def make_objective(name: ObjectiveName, config: Config) -> Objective:
+    """Return the objective of a phase."""
+    if name == "contrastive":
+        return Contrastive(config)
+    return Reconstruction(name, config)
+
+
+class Reconstruction:
+    r"""The denoising loss of eq. 1 with the decoder loss of eq. 13; and the `score` objective.
+
+    `denoising`: E w(sigma) |r(x + sigma e) - x|^2: r becomes the denoiser.
+    `score`: the same loss of D(x) = x - sigma^2 grad U(x, sigma), with U = |x - r(x)|^2 / 2 sigma^2: denoising score
+    matching (eq. 22) on the gradient of the energy itself. Its optimum for Gaussian data is the maximum-likelihood one.
+    """
+
+    def __init__(self, name: ObjectiveName, config: Config) -> None:
+        self.name: ObjectiveName = name
+        self._config = config
+
+    def __call__(self, model: DenoisingEBM, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted sum of both losses."""
+        training, noise = self._config.training, self._config.noise
+        x = batch.noisy
+        if self.name == "score":
+            x.requires_grad_(True)
+        with torch.enable_grad():
+            reconstruction, code = model.dae(x, batch.sigma)
+            residual = (x - reconstruction) / over(batch.sigma, x)
+            denoised = reconstruction
+            if self.name == "score":
+                (gradient,) = torch.autograd.grad(0.5 * residual.square().sum(), x, create_graph=True)
+                denoised = x - over(batch.sigma, x) ** 2 * gradient
+        weights = loss_weights(noise.weighting, batch.sigma, self._config.network.sigma_data)
+        denoising = (weights * (denoised - batch.x0).square().flatten(1).mean(1)).mean()
+        decoding = self._decoder_loss(model, batch, code)
+        return {
+            "loss": denoising + training.decoder_weight * decoding,
+            "loss_denoising": denoising.detach(),
+            "loss_decoder": decoding.detach(),
+        }
+
+    def _decoder_loss(self, model: DenoisingEBM, batch: Batch, code: Tensor) -> Tensor:
+        training = self._config.training
+        keep = batch.sigma <= training.decoder_sigma_max
+        if model.training:
+            model.dae.unet.whitening.update(code[keep])
+        z = model.dae.unet.whitening(code if training.encoder_learns_decoding else code.detach())
+        errors = (model.decoder(z) - batch.x0).square().flatten(1).mean(1)
+        # A mask, not a selection: all parameters take part in every batch, as synchronised training needs.
+        return (errors * keep).mean()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return nothing: this objective has no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore nothing."""
+
+
+class Contrastive:
+    r"""Algorithm 1: L reconstruction steps, then one contrastive step with chains in both spaces.
+
+    The contrastive step descends U^s(z_i) - U^s(z_i^K) in gamma with phi fixed (line 14) and U^c(x_i) - U^c(x_i^T) in phi
+    with gamma fixed (line 16). Energies are divided by the number of pixels and channels, the scale of the denoising loss
+    with `energy` weights. Chains run at the noise level that the batch drew for each image: short chains anneal down to
+    it from N(0, I), persistent ones stay at it.
+    """
+
+    name: ObjectiveName = "contrastive"
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        trained_by_gradient = config.energy.denoiser == "gradient"
+        self._reconstruction = Reconstruction("score" if trained_by_gradient else "denoising", config)
+        persistent = config.contrastive.chains == "persistent"
+        options = config.contrastive
+        self._buffer = ReplayBuffer(options.buffer_size, options.restart_rate) if persistent else None
+
+    def __call__(self, model: DenoisingEBM, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of step `batch.step`: of lines 3-5, or of lines 7-18."""
+        period = self._config.contrastive.reconstruction_steps + 1
+        if batch.step % period != period - 1:
+            return self._reconstruction(model, batch)
+        semantic, texture = self.contrasts(model, batch)
+        options = self._config.contrastive
+        figures: dict[str, Tensor] = {}
+        loss = batch.x0.new_zeros(())
+        for prefix, (data, chain) in (("latent_energy", semantic), ("energy", texture)):
+            loss = loss + options.weight * (data.mean() - chain.mean())
+            if options.regularisation:
+                loss = loss + options.regularisation * (data.square().mean() + chain.square().mean())
+            figures[f"{prefix}_data"] = data.detach().mean()
+            figures[f"{prefix}_chain"] = chain.detach().mean()
+            figures[f"{prefix}_gap"] = data.detach().mean() - chain.detach().mean()
+        return {"loss": loss, **figures}
+
+    def contrasts(self, model: DenoisingEBM, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return energies per dimension of data and chain ends: semantic ones, whose gradient reaches gamma alone, and
+        texture ones, whose gradient reaches phi alone."""  # noqa: D205, D209
+        options, sampling = self._config.contrastive, self._config.sampling
+        generator = batch.generator
+        num = min(options.chain_batch or len(batch.x0), len(batch.x0))
+        x0, sigma = batch.x0[:num], batch.sigma[:num]
+        noisy = batch.noisy[:num]
+
+        slots, sigma, z_end, x_end = self._run_chains(model, x0, sigma, generator)
+        if self._buffer is not None:
+            noisy = x0 + over(sigma, x0) * batch.noise[:num]
+            self._buffer.put(slots, {"z": z_end, "x": x_end, "sigma": sigma}, torch.Generator().manual_seed(batch.step))
+
+        def draw() -> Tensor | None:
+            return draw_noise(tuple(x0.shape), generator, x0) if self._config.energy.inner_noise else None
+
+        frozen = {name: value.detach() for name, value in model.dae.state_dict(keep_vars=True).items()}
+
+        def frozen_reconstruct(x: Tensor, level: Tensor) -> Tensor:
+            output: Tensor = functional_call(model.dae, frozen, (x, level))[0]
+            return output
+
+        dim = x0[0].numel()
+        z_sigma = sigma.clamp(sampling.semantic_sigma_min, sampling.semantic_sigma_max)
+        with torch.no_grad():
+            z_data = model.encode(noisy, sigma)
+        z_noise = draw()
+        latent_data = semantic_energy(model.decode, frozen_reconstruct, z_data, z_sigma, z_noise) / dim
+        latent_chain = semantic_energy(model.decode, frozen_reconstruct, z_end, z_sigma, z_noise) / dim
+
+        positives = noisy if options.positives == "noisy" else x0
+        # One draw for both sides: the difference of energies then has less variance.
+        noise = draw()
+        data = texture_energy(model.reconstruct, positives, sigma, noise) / dim
+        chain = texture_energy(model.reconstruct, x_end, sigma, noise) / dim
+        return (latent_data, latent_chain), (data, chain)
+
+    @torch.no_grad()
+    def _run_chains(
+        self, model: DenoisingEBM, x0: Tensor, sigma: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run lines 7-13; return buffer slots, noise levels, z^K and x^T of as many chains as there are images."""
+        options, sampling = self._config.contrastive, self._config.sampling
+        num = len(x0)
+        z = draw_noise((num, self._config.network.latent_dim), generator, x0)
+        slots = torch.full((num,), -1, dtype=torch.long)
+        kept: dict[str, Tensor] = {}
+        if self._buffer is not None:
+            slots, kept = self._buffer.draw(num, torch.Generator().manual_seed(int(generator.initial_seed() % 2**31)))
+        going_on = (slots >= 0).to(x0.device)
+        if kept and bool(going_on.any()):
+            sigma, z = sigma.clone(), z.clone()
+            sigma[going_on] = kept["sigma"].to(x0.device)
+            z[going_on] = kept["z"].to(x0.device)
+
+        low, high = sampling.semantic_sigma_min, sampling.semantic_sigma_max
+        z_end = sigma.clamp(low, high)
+        z_start = torch.where(going_on, z_end, torch.full_like(sigma, high))
+        z = annealed(
+            _semantic(model, self._config),
+            z,
+            _levels(z_start, z_end, options.semantic_steps),
+            step_size=sampling.semantic_step_size,
+            temperature=sampling.temperature,
+            generator=generator,
+            stage="semantic",
+        )
+        x = model.decode(z)
+        start = torch.where(going_on, sigma, sigma.clamp_min(sampling.texture_sigma_max))
+        if sampling.renoise:
+            x = x + over(start, x) * draw_noise(tuple(x.shape), generator, x)
+        if kept and bool(going_on.any()):
+            x[going_on] = kept["x"].to(x0.device)
+        x = annealed(
+            model.texture(),
+            x,
+            _levels(start, sigma, options.texture_steps),
+            step_size=sampling.texture_step_size,
+            temperature=sampling.temperature,
+            consistent=sampling.consistent,
+            generator=generator,
+        )
+        return slots, sigma, z, x
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the persistent chains."""
+        return self._buffer.state_dict() if self._buffer is not None else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the persistent chains."""
+        if self._buffer is not None:
+            self._buffer.load_state_dict(state)
+
+
+def _semantic(model: DenoisingEBM, config: Config) -> SemanticEnergy:
+    # During training the step length in z follows the spread of the images: h(N(0, I)) covers them.
+    network = config.network
+    spread = network.sigma_data * (network.channels * network.image_size**2 / network.latent_dim) ** 0.5
+    return SemanticEnergy(
+        model.decode,
+        model.reconstruct,
+        inner_noise=config.energy.inner_noise,
+        prior=config.sampling.semantic_prior,
+        sensitivity=spread,
+    )
+
+
+def _levels(start: Tensor, end: Tensor, num: int) -> Tensor:
+    """Return noise levels falling geometrically from `start` to `end` per chain, shape (num, batch)."""
+    fractions = torch.linspace(0, 1, num, device=start.device) if num > 1 else torch.ones(num, device=start.device)
+    return torch.exp(torch.lerp(start.log()[None], end.log()[None], fractions[:, None]))

@@ -1,0 +1,103 @@
+"""What a run is at one moment: save it, resume it, roll it back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from denoising_ebm.config import Config, to_dict
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.training.objectives import Objective
+
+STATE_FILE = "state.pt"
+#: Fields a resumed run may change: they do not alter what a step does.
+FREE_FIELDS = ("max_images", "max_minutes", "log_every", "sample_minutes", "micro_batch_size", "compile")
+
+
+@dataclass
+class Clock:
+    """Where a run stands."""
+
+    step: int = 0  #: Optimizer steps done.
+    images_seen: int = 0  #: Training images seen, over all processes.
+    seconds: float = 0.0  #: Seconds spent training, over all legs of the run.
+    phase: int = 0  #: Index of the recipe's current phase.
+    phase_step: int = 0  #: Steps done in this phase.
+    rollbacks: int = 0  #: Divergences in this phase.
+    rate_scale: float = 1.0  #: Factor on the learning rate, halved at every divergence.
+
+
+@dataclass
+class RunState:
+    """Everything that changes while a run trains."""
+
+    model: DenoisingEBM
+    average: AveragedModel
+    optimizer: Optimizer
+    objective: Objective
+    clock: Clock = field(default_factory=Clock)
+
+    def capture(self) -> dict[str, Any]:
+        """Return all of it as tensors and numbers, sharing memory with the run."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "clock": vars(self.clock),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return a copy to roll back to."""
+        return copy.deepcopy(self.capture())
+
+    def restore(self, saved: dict[str, Any], *, clock: bool) -> None:
+        """Return to a captured state; with `clock` to its place in the run too."""
+        saved = copy.deepcopy(saved)
+        self.model.load_state_dict(saved["model"])
+        self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.objective.load_state_dict(saved["objective"])
+        if clock:
+            self.clock = Clock(**saved["clock"])
+
+
+def save_state(state: RunState, config: Config, folder: Path) -> None:
+    """Write `state.pt`, atomically; a crash or a full disk leaves the old one."""
+    values = {**state.capture(), "config": to_dict(config)}
+    write_atomically(folder / STATE_FILE, lambda path: torch.save(values, path))
+
+
+def read_state(config: Config, folder: Path) -> dict[str, Any]:
+    """Read `state.pt` and check that it belongs to `config`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no state.
+        ValueError: If the file is damaged or the run has other settings.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: nothing to resume")
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable state ({str(error).splitlines()[0]})") from None
+    _compare(saved["config"], to_dict(config), "", path)
+    return saved
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any], prefix: str, path: Path) -> None:
+    for name, value in new.items():
+        if isinstance(value, dict):
+            _compare(old.get(name, {}), value, f"{prefix}{name}.", path)
+        elif old.get(name) != value and not (prefix == "training." and name in FREE_FIELDS):
+            raise ValueError(
+                f"{path}: the run has {prefix}{name} = {old.get(name)}, not {value}; resume keeps settings"
+            )

@@ -1,0 +1,346 @@
+"""The training loop, on a CPU, a GPU or many machines; the only file that imports Fabric."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from denoising_ebm.config import Config, to_dict
+from denoising_ebm.hardware import Precision, autocast, choose_device, choose_precision, describe
+from denoising_ebm.images import to_float
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.training.draws import draw_batch, seeded
+from denoising_ebm.training.ema import averaged_weights
+from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy
+from denoising_ebm.training.objectives import Batch, Objective, make_objective
+from denoising_ebm.training.previews import save_previews
+from denoising_ebm.training.state import STATE_FILE, RunState, read_state, save_state
+
+CONFIG_FILE = "config.yaml"
+MAX_ROLLBACKS = 3
+
+
+class _Step(nn.Module):
+    """The objective as a module's forward: synchronised training sees only what happens inside of that."""
+
+    def __init__(self, model: DenoisingEBM) -> None:
+        super().__init__()
+        self.model = model
+        self.objective: Objective | None = None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.objective is not None
+        return self.objective(self.model, batch)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `train` returns."""
+
+    model: DenoisingEBM  #: The averaged, calibrated model in eval mode.
+    finished: bool  #: False if the run was interrupted; `resume` continues it.
+
+
+def train(
+    pixels: Tensor,
+    config: Config,
+    folder: str | Path,
+    *,
+    data_name: str = "",
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    tensorboard: bool = False,
+    quiet: bool = False,
+) -> TrainingResult:
+    """Train a model and write its run folder: config.yaml, metrics.jsonl, samples/, state.pt and model/.
+
+    Under `torchrun` every process takes its slice of each batch. Ctrl-C (or SIGTERM) finishes the step, saves and
+    returns; a resumed run continues exactly.
+
+    Args:
+        pixels: Training images, uint8, shape (n, channels, height, width).
+        config: What to train and how.
+        folder: The run folder, created if missing.
+        data_name: Where the images come from, for the model card.
+        resume: Continue the run in `folder`.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `auto`, `fp32` or `bf16` for the networks; energies and losses are float32 always.
+        tensorboard: Also write TensorBoard events.
+        quiet: No progress on stderr.
+
+    Raises:
+        ValueError: If the images do not fit the config, or `folder` holds a run and `resume` is off, or another run.
+        FileNotFoundError: If `resume` is on and there is nothing to resume.
+    """
+    folder = Path(folder)
+    _check(pixels, config, folder, resume)
+    place = choose_device(device)
+    precision = choose_precision(precision, place)
+    fabric = _fabric(place, precision)
+    torch.manual_seed(config.training.seed)
+    model = DenoisingEBM(config)
+    saved = read_state(config, folder) if resume else None
+
+    step_module = _Step(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.training.learning_rate, betas=config.training.betas)
+    wrapped, optimizer = fabric.setup(step_module, optimizer)
+    if config.training.compile:
+        model.dae.unet.compile()
+        model.decoder.compile()
+    average = averaged_weights(model, config.training.ema_decay)
+    state = RunState(model, average, optimizer, make_objective(config.recipe[0].objective, config))
+    if saved is not None:
+        state.objective = make_objective(config.recipe[saved["clock"]["phase"]].objective, config)
+        state.restore(saved, clock=True)
+    if fabric.global_rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    fabric.barrier()
+
+    order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
+    num_held = min(config.training.holdout, len(pixels) // 10)
+    held, kept = pixels[order[:num_held]], pixels[order[num_held:]].to(fabric.device)
+    facts = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
+    run = _Run(fabric, wrapped, state, config, folder, held, facts, precision)
+    with ExitStack() as stack:
+        interrupted = stack.enter_context(_interruptible())
+        monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
+        stack.callback(monitor.close)
+        finished = run.loop(kept, monitor, interrupted)
+        run.save(monitor, final=finished)
+    return TrainingResult(run.evaluation_model(), finished)
+
+
+class _Run:
+    """One leg of training: the loop and what it does at intervals."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        wrapped: Any,
+        state: RunState,
+        config: Config,
+        folder: Path,
+        held: Tensor,
+        facts: dict[str, Any],
+        precision: Precision,
+    ) -> None:
+        self.fabric, self.wrapped, self.state, self.config, self.folder = fabric, wrapped, state, config, folder
+        self.held, self.facts, self.precision = held, facts, precision
+        self._good = state.snapshot()
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def loop(self, pixels: Tensor, monitor: Monitor, interrupted: threading.Event) -> bool:
+        """Train until the budget is used up (True) or the user interrupts (False)."""
+        training, state = self.config.training, self.state
+        self.wrapped.train()
+        monitor.start()
+        started, before = time.monotonic(), state.clock.seconds
+        last_preview = state.clock.seconds
+        while self._enter_phase() and not self._agree(interrupted.is_set()):
+            figures = self._step(pixels)
+            monitor.add(figures, training.batch_size)
+            clock = state.clock
+            clock.step, clock.phase_step = clock.step + 1, clock.phase_step + 1
+            clock.images_seen += training.batch_size
+            clock.seconds = before + time.monotonic() - started
+            if clock.step % training.log_every == 0:
+                self._check_health(monitor)
+                if training.sample_minutes and clock.seconds - last_preview >= 60 * training.sample_minutes:
+                    self.save(monitor, final=False)
+                    last_preview = clock.seconds
+                    # Previews and saving are not training time.
+                    started, before = time.monotonic(), clock.seconds
+                    monitor.pause()
+        self._check_health(monitor)
+        return not interrupted.is_set()
+
+    def _step(self, pixels: Tensor) -> dict[str, Tensor]:
+        training, clock, fabric = self.config.training, self.state.clock, self.fabric
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        share = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+        batches = draw_batch(pixels, self.config, clock.step, clock.phase_step, **share)
+        figures: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            with fabric.no_backward_sync(self.wrapped, enabled=i < len(batches) - 1):
+                losses = self.wrapped(batch)
+                part = len(batch.x0) * fabric.world_size / training.batch_size
+                fabric.backward(losses["loss"] * part)
+            for name, value in losses.items():
+                figures[name] = figures.get(name, torch.zeros((), device=value.device)) + part * value.detach()
+        norm = fabric.clip_gradients(
+            self.wrapped, self.state.optimizer, max_norm=training.clip_norm or float("inf"), error_if_nonfinite=False
+        )
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.average.update_parameters(self.state.model)
+        return figures if norm is None else {**figures, "grad_norm": norm}
+
+    def progress(self) -> float:
+        """Return the share of the budget that is used up, 0..1."""
+        training, clock = self.config.training, self.state.clock
+        shares = [clock.images_seen / training.max_images]
+        if training.max_minutes:
+            shares.append(clock.seconds / (60 * training.max_minutes))
+        return min(1.0, self._agree(max(shares)))
+
+    def _learning_rate(self) -> float:
+        training, clock = self.config.training, self.state.clock
+        warmup = min(1.0, (clock.images_seen + training.batch_size) / max(training.warmup_images, 1))
+        left = 1 - self.progress()
+        cooldown = min(1.0, left / training.cooldown) if training.cooldown else 1.0
+        return training.learning_rate * clock.rate_scale * warmup * max(cooldown, 1e-3)
+
+    def _enter_phase(self) -> bool:
+        """Set the objective of the current phase; False when the recipe or the budget is at its end."""
+        progress, clock, recipe = self.progress(), self.state.clock, self.config.recipe
+        total = sum(phase.share for phase in recipe)
+        ends = [sum(phase.share for phase in recipe[: i + 1]) / total for i in range(len(recipe))]
+        due = next((i for i, end in enumerate(ends) if progress < end), len(recipe))
+        if progress >= 1:
+            return False
+        if due > clock.phase:
+            self._start_phase(due)
+        self.wrapped.module.objective = self.state.objective
+        return clock.phase < len(recipe)
+
+    def _start_phase(self, index: int) -> None:
+        clock = self.state.clock
+        clock.phase, clock.phase_step, clock.rollbacks = index, 0, 0
+        if index < len(self.config.recipe):
+            self.state.objective = make_objective(self.config.recipe[index].objective, self.config)
+        self._good = self.state.snapshot()
+
+    # -- safety -----------------------------------------------------------------------------------------------------
+
+    def _check_health(self, monitor: Monitor) -> None:
+        """Log; keep the state if the last stretch went well, else go back to the last good one with half the step."""
+        clock, means = self.state.clock, monitor.collect()
+        if not means:
+            return
+        phase = self.config.recipe[min(clock.phase, len(self.config.recipe) - 1)].objective
+        rate = float(self.state.optimizer.param_groups[0]["lr"])
+        healthy = self._agree(not is_healthy(means, self.config.contrastive.gap_bound)) is False
+        if healthy:
+            monitor.write(clock, phase, means, self.progress(), rate)
+            self._good = self.state.snapshot()
+            return
+        self.state.restore(self._good, clock=False)
+        clock.rollbacks, clock.rate_scale = clock.rollbacks + 1, clock.rate_scale / 2
+        worst = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if name != "images_per_second")
+        message = f"the {phase} phase diverged at step {clock.step} ({worst}): back to the last good state, "
+        if clock.rollbacks >= MAX_ROLLBACKS:
+            monitor.event(clock, message + f"phase ended after {clock.rollbacks} divergences")
+            self._start_phase(clock.phase + 1)
+        else:
+            monitor.event(clock, message + f"learning rate halved to {rate / 2:.3g}")
+
+    def _agree(self, value: float | bool) -> Any:
+        """Return the largest of the processes' values: they must all stop, or go back, at the same step."""
+        if self.fabric.world_size == 1:
+            return value
+        largest = self.fabric.all_reduce(torch.tensor(float(value), device=self.fabric.device), reduce_op="max")
+        return type(value)(float(largest))  # type: ignore[arg-type]
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def evaluation_model(self) -> DenoisingEBM:
+        """Return the averaged weights as a calibrated model in eval mode."""
+        model = DenoisingEBM(self.config, self._facts()).to(self.fabric.device)
+        averaged = self.state.average.module.state_dict()
+        model.load_state_dict({name.replace("_orig_mod.", ""): value for name, value in averaged.items()})
+        model.eval().set_precision(self.precision)
+        if len(self.held) > self.config.network.latent_dim:
+            model.calibrate(to_float(self.held), seed=self.config.training.seed)
+        return model
+
+    def _facts(self) -> dict[str, Any]:
+        clock = self.state.clock
+        return {**self.facts, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
+
+    def save(self, monitor: Monitor, *, final: bool) -> None:
+        """Write the model folder, the state and previews; the state is healthy whenever this is called."""
+        if self.fabric.global_rank == 0:
+            model = self.evaluation_model()
+            model.save_pretrained(self.folder / "model")
+            save_state(self.state, self.config, self.folder)
+            if self.config.training.sample_minutes or final:
+                with autocast(self.fabric.device, self.precision):
+                    save_previews(model, self.held, self.folder / "samples", self.state.clock.images_seen)
+        self.fabric.barrier()
+
+
+def _check(pixels: Tensor, config: Config, folder: Path, resume: bool) -> None:
+    network = config.network
+    expected = (network.channels, network.image_size, network.image_size)
+    if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != expected:
+        found = tuple(pixels.shape[1:])
+        raise ValueError(
+            f"training images have shape {found}, but the model takes {expected}: change network.* or the data"
+        )
+    if len(pixels) < 2:
+        raise ValueError(f"training needs at least 2 images, got {len(pixels)}")
+    holds_run = any((folder / name).exists() for name in (STATE_FILE, METRICS_FILE, CONFIG_FILE))
+    if holds_run and not resume:
+        raise ValueError(f"{folder}: already holds a run; continue it with --resume or choose another --out")
+
+
+def _fabric(device: torch.device, precision: Precision) -> Fabric:
+    # Fabric's own defaults start independent runs under torchrun on CPUs, silently; so take its counts and check.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    # It announces its precision plugin on stderr, which the model card says anyway.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = Fabric(
+        accelerator="cuda" if device.type == "cuda" else "cpu",
+        devices=processes,
+        num_nodes=nodes,
+        strategy="ddp" if processes * nodes > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if fabric.world_size != expected:
+        raise RuntimeError(f"the launcher started {expected} processes, but Fabric sees {fabric.world_size}")
+    return fabric
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event while the context lasts; a second signal acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
