@@ -212,7 +212,7 @@ def _open_source(source: str | Path, split: str, streaming: bool) -> tuple[str, 
             raise FileNotFoundError(f"{source}: no split {split!r}, only {', '.join(BUNDLED[source])}")
         return _open_parquet(_DATA / source, [_DATA / source / f"{split}.parquet"])
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and source != "":
         return _open_folder(path, split)
     if path.is_file() and path.suffix.lower() == ".parquet":
         return _open_parquet(path.parent, [path])
@@ -267,7 +267,7 @@ def _open_parquet(root: Path, files: list[Path]) -> tuple[str, Iterable[_Entry],
         for file in files:
             name = file.relative_to(root).as_posix()
             try:
-                # Streamed, since `datasets` would otherwise copy every file into its cache; here it needs one for a lock.
+                # Streamed: `datasets` would otherwise copy every file into its cache; here it only keeps a lock there.
                 with tempfile.TemporaryDirectory() as cache, _quiet():
                     pattern = glob.escape(str(file))
                     rows = load_dataset("parquet", data_files=pattern, split="train", streaming=True, cache_dir=cache)
@@ -294,7 +294,7 @@ def _open_hub(name: str, split: str, streaming: bool) -> tuple[str, Iterable[_En
 
 
 def _values(rows: Any) -> Iterator[Any]:
-    """Yield the undecoded images of a data set of `datasets`, read in Arrow batches."""
+    """Iterate over the undecoded images of a data set of `datasets`, read in Arrow batches."""
     from datasets import Image as ImageFeature
 
     features = rows.features or {}
@@ -303,8 +303,7 @@ def _values(rows: Any) -> Iterator[Any]:
         raise ValueError(f"no column 'image' among {', '.join(features) or 'no columns'}")
     column = "image" if "image" in features else named[0]
     rows = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format("arrow")
-    for batch in rows.iter(batch_size=256):
-        yield from batch[column].to_pylist()
+    return (value for batch in rows.iter(batch_size=256) for value in batch[column].to_pylist())
 
 
 @contextmanager

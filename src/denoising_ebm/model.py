@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from denoising_ebm import energies
 from denoising_ebm.config import Config, Direction, SamplingConfig
 from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
-from denoising_ebm.hardware import Precision, choose_precision
+from denoising_ebm.hardware import Precision, choose_device, choose_precision
+from denoising_ebm.model_folder import (
+    WEIGHTS_FILE,
+    check_tensors,
+    find_model_folder,
+    read_model_folder,
+    write_model_folder,
+)
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import expand_sigma, geometric_sigmas, karras_sigmas, over
@@ -52,7 +59,7 @@ class DenoisingEBM(nn.Module):
         self.register_buffer("reference", torch.full((len(REFERENCE_SIGMAS), QUANTILES), float("nan")))
         self._compute_dtype: torch.dtype | None = None
         # Convolutions on small images are twice as fast in this layout, on CPUs and GPUs alike.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
@@ -252,7 +259,7 @@ class DenoisingEBM(nn.Module):
         if len(levels) == 0:
             levels = torch.tensor([self.config.noise.sigma_min])
         codes = []
-        for chunk in images.split(batch_size):
+        for chunk in torch.split(images, batch_size):
             chunk = chunk.to(self.device)
             sigma = levels[torch.randint(len(levels), (len(chunk),), generator=generator)].to(self.device)
             noisy = chunk + over(sigma, chunk) * draw_noise(tuple(chunk.shape), generator, chunk)
@@ -268,7 +275,7 @@ class DenoisingEBM(nn.Module):
         noise = self.scoring_noise(seed=seed) if self.config.energy.inner_noise else None
         fractions = torch.linspace(0, 1, QUANTILES, device=self.device)
         for i, level in enumerate(REFERENCE_SIGMAS):
-            values = torch.cat([self.energy(c.to(self.device), level, noise) for c in images.split(batch_size)])
+            values = torch.cat([self.energy(c.to(self.device), level, noise) for c in torch.split(images, batch_size)])
             self.reference[i] = torch.quantile(values, fractions)
 
     def percentile(self, energy: Tensor, sigma: float) -> Tensor:
@@ -285,9 +292,8 @@ class DenoisingEBM(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the model card `README.md` into `folder`."""
-        from denoising_ebm.model_folder import write_model_folder
-
-        write_model_folder(self, Path(folder))
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        write_model_folder(Path(folder), self.config, self.facts, self.state_dict(), parameters)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:
@@ -305,6 +311,9 @@ class DenoisingEBM(nn.Module):
             FileNotFoundError: If there is no such model or a file is missing from its folder.
             ValueError: If the folder's files do not fit each other.
         """
-        from denoising_ebm.model_folder import read_model_folder
-
-        return read_model_folder(str(name), device=device, revision=revision)
+        folder = find_model_folder(str(name), revision)
+        config, facts, tensors = read_model_folder(folder)
+        model = cls(config, facts)
+        check_tensors(model.state_dict(), tensors, folder / WEIGHTS_FILE)
+        model.load_state_dict(tensors)
+        return model.to(choose_device(device)).eval()

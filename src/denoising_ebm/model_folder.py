@@ -1,4 +1,7 @@
-"""The model folder: config.json, model.safetensors and the model card, on disk, in the package or on the Hub."""
+"""The model folder: config.json, model.safetensors and the model card, on disk, in the package or on the Hub.
+
+It knows files, configs and tensors, and no network: `DenoisingEBM.from_pretrained` and `.save_pretrained` stand on it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ import torch
 from safetensors import SafetensorError
 
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.hardware import choose_device
-from denoising_ebm.model import DenoisingEBM
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
@@ -46,14 +47,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_model_folder(model: DenoisingEBM, folder: Path) -> None:
-    """Write `model` into `folder`: weights first, so that a config is never without its weights."""
+def write_model_folder(
+    folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, torch.Tensor], parameters: int
+) -> None:
+    """Write a model folder: weights first, so that a config is never without its weights."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, not a folder")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    values = {"format": FORMAT, "config": to_dict(model.config), "facts": model.facts}
-    text = json.dumps(values, indent=2) + "\n"
-    card = model_card(model)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT, "config": to_dict(config), "facts": facts}, indent=2) + "\n"
+    card = model_card(config, facts, parameters)
     write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
@@ -85,21 +87,22 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{name}: no such folder here, and the Hub could not be asked ({reason})") from None
 
 
-def read_model_folder(name: str, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:
-    """Load a model from its folder, its bundled name or its Hub id; see `DenoisingEBM.from_pretrained`."""
-    folder = find_model_folder(name, revision)
+def read_model_folder(folder: Path) -> tuple[Config, dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the config, the facts and the tensors of a model folder.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged.
+    """
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file}: missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     config, facts = _read_config(folder / CONFIG_FILE)
-    model = DenoisingEBM(config, facts)
     path = folder / WEIGHTS_FILE
     try:
-        tensors = safetensors.torch.load_file(path)
+        return config, facts, safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    _load(model, tensors, path)
-    return model.to(choose_device(device)).eval()
 
 
 def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
@@ -113,8 +116,8 @@ def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
     return from_dict(Config, values.get("config", {}), where=f"{path}: config"), dict(values.get("facts", {}))
 
 
-def _load(model: DenoisingEBM, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    expected = model.state_dict()
+def check_tensors(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise a ValueError naming the first of `tensors`, read from `path`, that does not fit what a model expects."""
     missing = [name for name in expected if name not in tensors]
     unknown = [name for name in tensors if name not in expected]
     if missing or unknown:
@@ -126,21 +129,16 @@ def _load(model: DenoisingEBM, tensors: dict[str, torch.Tensor], path: Path) -> 
                 f"{path}: weights do not fit {CONFIG_FILE}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"expected {tuple(tensor.shape)}"
             )
+        # Reference energies are NaN in a model that was never calibrated.
         if tensor.is_floating_point() and name != "reference" and not bool(tensors[name].isfinite().all()):
             raise ValueError(f"{path}: {name} holds values that are not finite")
-    model.load_state_dict(tensors)
 
 
-def parameter_count(model: torch.nn.Module) -> int:
-    """Return the number of learned numbers in a module."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def model_card(model: DenoisingEBM) -> str:
+def model_card(config: Config, facts: dict[str, Any], parameters: int) -> str:
     """Return the model card: what the model is, how it was trained, its figures."""
-    network = model.config.network
-    recipe = ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in model.config.recipe)
-    facts = "\n".join(f"| {name} | {value} |" for name, value in model.facts.items()) or "| - | - |"
+    network, noise, training = config.network, config.noise, config.training
+    recipe = ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in config.recipe)
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items()) or "| - | - |"
     return f"""---
 library_name: denoising-ebm
 tags: [energy-based-model, out-of-distribution-detection, image-generation, anomaly-localisation]
@@ -162,15 +160,15 @@ energies = model.energy(images, sigma=0.05)    # low = likely
 
 | | |
 |---|---|
-| parameters | {parameter_count(model):,} |
+| parameters | {parameters:,} |
 | latent dimension | {network.latent_dim} |
-| noise levels | {model.config.noise.sigma_min:g} to {model.config.noise.sigma_max:g} |
+| noise levels | {noise.sigma_min:g} to {noise.sigma_max:g} |
 | recipe | {recipe} |
-| batch, learning rate | {model.config.training.batch_size}, {model.config.training.learning_rate:g} |
+| batch, learning rate | {training.batch_size}, {training.learning_rate:g} |
 
 ## Training and figures
 
 | | |
 |---|---|
-{facts}
+{rows}
 """

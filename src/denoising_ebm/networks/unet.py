@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-import torch
 
 from denoising_ebm.config import NetworkConfig
 from denoising_ebm.networks.latent import Whitening
@@ -75,9 +74,10 @@ class SkipDecoder(nn.Module):
         widths = config.widths
         self.size = config.image_size // 2 ** (len(widths) - 1)
         self.from_code = nn.Linear(config.latent_dim, widths[-1] * self.size**2)
-        below = [*widths[1:], widths[-1]]
+        # Narrowed before they are enlarged: the same map, on a quarter of the pixels.
+        self.narrow = nn.ModuleList(nn.Conv2d(widths[i + 1], width, 1) for i, width in enumerate(widths[:-1]))
         self.levels = nn.ModuleList(
-            Level(below[i] + width, width, config, config.image_size // 2**i) for i, width in enumerate(widths)
+            Level(2 * width, width, config, config.image_size // 2**i) for i, width in enumerate(widths)
         )
         self.norm = group_norm(widths[0])
         self.head = zero_init(nn.Conv2d(widths[0], config.channels, 3, padding=1))
@@ -89,7 +89,7 @@ class SkipDecoder(nn.Module):
         h = h.contiguous(memory_format=torch.channels_last)
         for i in reversed(range(len(self.levels))):
             h = self.levels[i](torch.cat([h, features[i]], dim=1), embedding)
-            h = upsample(h) if i else h
+            h = upsample(self.narrow[i - 1](h)) if i else h
         output: Tensor = self.head(F.silu(self.norm(h)))
         return output
 

@@ -56,8 +56,14 @@ def draw_batch(
     x0 = to_float(pixels[index[mine]])
     x0 = torch.where(flip[mine, None, None, None], x0.flip(3), x0)
     size = training.micro_batch_size or share
-    chunks = zip(x0.split(size), sigma[mine].split(size), noise[mine].split(size), strict=True)
+    starts = range(0, share, size)
     return [
-        Batch(*chunk, step=phase_step, generator=seeded(pixels.device, training.seed, step, 1, rank, i))
-        for i, chunk in enumerate(chunks)
+        Batch(
+            x0[start : start + size],
+            sigma[mine][start : start + size],
+            noise[mine][start : start + size],
+            step=phase_step,
+            generator=seeded(pixels.device, training.seed, step, 1, rank, start),
+        )
+        for start in starts
     ]

@@ -46,7 +46,7 @@ class Monitor:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise ValueError("--tensorboard needs its extra: pip install 'denoising-ebm[tensorboard]'") from None
-            self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def start(self) -> None:
         """Show the progress bar (on a terminal) and start the clock of images/s."""

@@ -102,7 +102,8 @@ class Reconstruction:
         z = model.dae.unet.whitening(code if training.encoder_learns_decoding else code.detach())
         errors = (model.decoder(z) - batch.x0).square().flatten(1).mean(1)
         # A mask, not a selection: all parameters take part in every batch, as synchronised training needs.
-        return (errors * keep).mean()
+        loss: Tensor = (errors * keep).mean()
+        return loss
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return nothing: this objective has no state."""

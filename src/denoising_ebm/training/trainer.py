@@ -201,7 +201,7 @@ class _Run:
         shares = [clock.images_seen / training.max_images]
         if training.max_minutes:
             shares.append(clock.seconds / (60 * training.max_minutes))
-        return min(1.0, self._agree(max(shares)))
+        return min(1.0, float(self._agree(max(shares))))
 
     def _learning_rate(self) -> float:
         training, clock = self.config.training, self.state.clock
