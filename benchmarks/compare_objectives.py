@@ -33,8 +33,10 @@ def variants(base: Config) -> dict[str, Config]:
 
     def algorithm_1(**options: Any) -> Config:
         contrastive: ContrastiveConfig = dataclasses.replace(base.contrastive, **options)
-        recipe = (Phase("denoising", 0.7), Phase("contrastive", 0.3))
-        return dataclasses.replace(base, contrastive=contrastive, recipe=recipe)
+        recipe = (Phase("denoising", 0.6), Phase("contrastive", 0.4))
+        # Maximum likelihood needs chains of the energy itself, not of its gradient's first term.
+        sampling = dataclasses.replace(base.sampling, direction="exact")
+        return dataclasses.replace(base, contrastive=contrastive, sampling=sampling, recipe=recipe)
 
     score = dataclasses.replace(
         base,

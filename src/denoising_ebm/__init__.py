@@ -1,10 +1,7 @@
 """Denoising-EBM: one energy-based model of images, trained without labels, that generates, scores, shows where, restores."""
 
-from denoising_ebm.config import Config
-from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy
-from denoising_ebm.images import ImageSet, load_images, to_float, to_uint8
-from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.presets import PRESETS, preset
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -22,3 +19,35 @@ __all__ = [
     "to_float",
     "to_uint8",
 ]
+
+if TYPE_CHECKING:
+    from denoising_ebm.config import Config
+    from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy
+    from denoising_ebm.images import ImageSet, load_images, to_float, to_uint8
+    from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.presets import PRESETS, preset
+else:
+    # On first use (PEP 562): torch takes seconds to import, and `debm --help` needs none of it.
+    _HOMES = {
+        "PRESETS": "presets",
+        "Config": "config",
+        "DenoisingEBM": "model",
+        "Energy": "energies",
+        "ImageSet": "images",
+        "SemanticEnergy": "energies",
+        "TextureEnergy": "energies",
+        "load_images": "images",
+        "preset": "presets",
+        "to_float": "images",
+        "to_uint8": "images",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -30,20 +30,35 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the networks f_alpha, g_beta (the U-Net) and h_gamma (the semantic decoder)."""
+    """Sizes of the networks f_alpha, g_beta (the U-Net) and h_gamma (the semantic decoder).
 
-    image_size: int = 32  #: Height and width in pixels; divisible by 2^(len(widths) - 1).
-    channels: int = 3  #: 1 (gray) or 3 (RGB).
-    widths: tuple[int, ...] = (32, 64, 96, 96)  #: Channels of the U-Net per resolution, full size first.
-    blocks: int = 1  #: Residual blocks per resolution and direction.
-    attention: tuple[int, ...] = (8,)  #: Resolutions in pixels that get self-attention.
-    heads: int = 2  #: Attention heads.
-    latent_dim: int = 64  #: Dimension of the semantic code z.
-    decoder_widths: tuple[int, ...] = (24, 48, 64, 64)  #: Channels of h_gamma per resolution, full size first.
-    decoder_blocks: int = 1  #: Residual blocks of h_gamma per resolution.
-    embedding_dim: int = 128  #: Width of the noise-level embedding.
-    precondition: Precondition = "edm"  #: How the raw U-Net output becomes r(x, sigma).
-    sigma_data: float = 0.5  #: Standard deviation of the pixels in [-1, 1], used by the preconditioning.
+    Attributes:
+        image_size: Height and width in pixels; divisible by 2^(len(widths) - 1).
+        channels: 1 (gray) or 3 (RGB).
+        widths: Channels of the U-Net per resolution, full size first.
+        blocks: Residual blocks per resolution and direction.
+        attention: Resolutions in pixels that get self-attention.
+        heads: Attention heads.
+        latent_dim: Dimension of the semantic code z.
+        decoder_widths: Channels of h_gamma per resolution, full size first.
+        decoder_blocks: Residual blocks of h_gamma per resolution.
+        embedding_dim: Width of the noise-level embedding.
+        precondition: How the raw U-Net output becomes r(x, sigma).
+        sigma_data: Standard deviation of the pixels in [-1, 1], used by the preconditioning.
+    """
+
+    image_size: int = 32
+    channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 96, 96)
+    blocks: int = 1
+    attention: tuple[int, ...] = (8,)
+    heads: int = 2
+    latent_dim: int = 64
+    decoder_widths: tuple[int, ...] = (24, 48, 64, 64)
+    decoder_blocks: int = 1
+    embedding_dim: int = 128
+    precondition: Precondition = "edm"
+    sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         _require(self.channels in (1, 3), f"network.channels must be 1 or 3, got {self.channels}")
@@ -78,15 +93,25 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """The noise levels sigma and how training draws them (data in [-1, 1])."""
+    """The noise levels sigma and how training draws them (data in [-1, 1]).
 
-    sigma_min: float = 0.01  #: Smallest level.
-    sigma_max: float = 1.0  #: Largest level.
-    levels: int = 128  #: S, the size of the geometric grid.
-    draw: SigmaDraw = "grid"  #: Training draw: uniform over the grid (paper), or clipped lognormal (EDM).
-    p_mean: float = -1.2  #: Mean of ln sigma in the lognormal draw.
-    p_std: float = 1.2  #: Standard deviation of ln sigma in the lognormal draw.
-    weighting: Weighting = "uniform"  #: Weight of the denoising loss: 1 (eq. 1), 1/(2 sigma^2), or EDM's 1/c_out^2.
+    Attributes:
+        sigma_min: Smallest level.
+        sigma_max: Largest level.
+        levels: S, the size of the geometric grid.
+        draw: Training draw: uniform over the grid (paper), or clipped lognormal (EDM).
+        p_mean: Mean of ln sigma in the lognormal draw.
+        p_std: Standard deviation of ln sigma in the lognormal draw.
+        weighting: Weight of the denoising loss: 1 (eq. 1), 1/(2 sigma^2), or EDM's 1/c_out^2.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 1.0
+    levels: int = 128
+    draw: SigmaDraw = "grid"
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    weighting: Weighting = "uniform"
 
     def __post_init__(self) -> None:
         _require(self.sigma_min > 0, f"noise.sigma_min must be > 0, got {self.sigma_min}")
@@ -100,30 +125,52 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class EnergyConfig:
-    """Which function of the network is the energy, and which one the denoiser."""
+    """Which function of the network is the energy, and which one the denoiser.
 
-    inner_noise: bool = True  #: Eq. 7's x~ = x + eps inside the energy; without it U(x) = |x - r(x)|^2 / 2 sigma^2.
-    denoiser: Denoiser = "output"  #: D = r (denoising training) or D = x - sigma^2 grad U (`score` training).
+    Attributes:
+        inner_noise: Eq. 7's x~ = x + eps inside the energy; without it U(x) = |x - r(x)|^2 / 2 sigma^2.
+        denoiser: D = r (denoising training) or D = x - sigma^2 grad U (`score` training).
+    """
+
+    inner_noise: bool = True
+    denoiser: Denoiser = "output"
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Two-stage sampling (eq. 15, 16) and its step sizes, which are dimensionless: step = step_size * sigma^2."""
+    """Two-stage sampling (eq. 15, 16) and its step sizes, which are dimensionless: step = step_size * sigma^2.
 
-    semantic_steps: int = 35  #: K, Langevin steps in the latent space at generation.
-    semantic_step_size: float = 0.1  #: eta_1.
-    semantic_sigma_max: float = 1.0  #: First noise level of the latent chain.
-    semantic_sigma_min: float = 0.1  #: Last noise level of the latent chain.
-    semantic_prior: float = 0.0  #: Weight of |z|^2 / 2 beside the semantic energy; 0 is the paper's.
-    texture_steps: int = 100  #: T, Langevin steps in pixels at generation.
-    texture_step_size: float = 0.01  #: eta_2.
-    texture_sigma_max: float = 1.0  #: First noise level of the pixel chain.
-    texture_sigma_min: float = 0.01  #: Last noise level of the pixel chain.
-    renoise: bool = False  #: Start the pixel chain at h(z) + sigma noise instead of h(z).
-    direction: Direction = "exact"  #: Drift of the pixel chain: eq. 21, or its first term alone.
-    consistent: bool = False  #: Noise that keeps the level's variance exactly (Jolicoeur-Martineau et al., 2020).
-    temperature: float = 1.0  #: Factor on the noise variance of both chains.
-    final_denoise: bool = True  #: One denoising (Tweedie) step at the end.
+    Attributes:
+        semantic_steps: K, Langevin steps in the latent space at generation.
+        semantic_step_size: eta_1.
+        semantic_sigma_max: First noise level of the latent chain.
+        semantic_sigma_min: Last noise level of the latent chain.
+        semantic_prior: Weight of |z|^2 / 2 beside the semantic energy; 0 is the paper's.
+        texture_steps: T, Langevin steps in pixels at generation.
+        texture_step_size: eta_2.
+        texture_sigma_max: First noise level of the pixel chain.
+        texture_sigma_min: Last noise level of the pixel chain.
+        renoise: Start the pixel chain at h(z) + sigma noise instead of h(z).
+        direction: Drift of the pixel chain: eq. 21, or its first term alone.
+        consistent: Noise that keeps the level's variance exactly (Jolicoeur-Martineau et al., 2020).
+        temperature: Factor on the noise variance of both chains.
+        final_denoise: One denoising (Tweedie) step at the end.
+    """
+
+    semantic_steps: int = 35
+    semantic_step_size: float = 0.1
+    semantic_sigma_max: float = 1.0
+    semantic_sigma_min: float = 0.1
+    semantic_prior: float = 0.0
+    texture_steps: int = 100
+    texture_step_size: float = 0.01
+    texture_sigma_max: float = 1.0
+    texture_sigma_min: float = 0.01
+    renoise: bool = False
+    direction: Direction = "exact"
+    consistent: bool = False
+    temperature: float = 1.0
+    final_denoise: bool = True
 
     def __post_init__(self) -> None:
         for name in ("semantic_steps", "texture_steps"):
@@ -141,19 +188,33 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """Algorithm 1, lines 7-18: the chains in both spaces and the contrastive updates."""
+    """Algorithm 1, lines 7-18: the chains in both spaces and the contrastive updates.
 
-    reconstruction_steps: int = 3  #: L, denoising steps before each contrastive one.
-    semantic_steps: int = 20  #: K in training.
-    texture_steps: int = 90  #: T in training.
-    positives: Positives = "clean"  #: Contrast chain ends with x (paper) or with x + sigma noise.
-    chains: ChainKind = "short"  #: Chains restarted every round (paper), or kept in a replay buffer.
-    chain_batch: int = 0  #: Chains per round, over all ranks; 0 means the batch size.
-    buffer_size: int = 1024  #: Persistent chains kept, per rank.
-    restart_rate: float = 0.05  #: Share of persistent chains restarted from N(0, I) each round.
-    weight: float = 1.0  #: Factor on both contrastive losses (energies are per dimension there).
-    regularisation: float = 0.0  #: Factor on the squared energies per dimension, which keeps them near zero.
-    gap_bound: float = 100.0  #: Energy gap per dimension at which the phase counts as diverged.
+    Attributes:
+        reconstruction_steps: L, denoising steps before each contrastive one.
+        semantic_steps: K in training.
+        texture_steps: T in training.
+        positives: Contrast chain ends with x (paper) or with x + sigma noise.
+        chains: Chains restarted every round (paper), or kept in a replay buffer.
+        chain_batch: Chains per round, over all ranks; 0 means the batch size.
+        buffer_size: Persistent chains kept, per rank.
+        restart_rate: Share of persistent chains restarted from N(0, I) each round.
+        weight: Factor on both contrastive losses (energies are per dimension there).
+        regularisation: Factor on the squared energies per dimension, which keeps them near zero.
+        gap_bound: Energy gap per dimension at which the phase counts as diverged.
+    """
+
+    reconstruction_steps: int = 3
+    semantic_steps: int = 20
+    texture_steps: int = 90
+    positives: Positives = "clean"
+    chains: ChainKind = "short"
+    chain_batch: int = 0
+    buffer_size: int = 1024
+    restart_rate: float = 0.05
+    weight: float = 1.0
+    regularisation: float = 0.0
+    gap_bound: float = 100.0
 
     def __post_init__(self) -> None:
         for name in ("reconstruction_steps", "semantic_steps", "texture_steps", "chain_batch", "weight"):
@@ -166,10 +227,15 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class Phase:
-    """One entry of a recipe: an objective and the share of the run's budget it gets."""
+    """One entry of a recipe: an objective and the share of the run's budget it gets.
 
-    objective: ObjectiveName = "denoising"  #: denoising (eq. 1, 13), contrastive (Algorithm 1) or score.
-    share: float = 1.0  #: Share of the budget; the shares of a recipe are normalised to sum to one.
+    Attributes:
+        objective: denoising (eq. 1, 13), contrastive (Algorithm 1) or score.
+        share: Share of the budget; the shares of a recipe are normalised to sum to one.
+    """
+
+    objective: ObjectiveName = "denoising"
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.share > 0, f"recipe.share must be > 0, got {self.share}")
@@ -177,27 +243,49 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The optimisation: batch, Adam, averages, budget and logging intervals."""
+    """The optimisation: batch, Adam, averages, budget and logging intervals.
 
-    batch_size: int = 128  #: Images per optimizer step over all ranks.
-    micro_batch_size: int = 0  #: Images per forward pass on a rank; 0 means no accumulation.
-    learning_rate: float = 5e-5  #: Adam's.
-    betas: tuple[float, float] = (0.9, 0.999)  #: Adam's.
-    warmup_images: int = 10_000  #: Linear warm-up of the learning rate.
-    cooldown: float = 0.0  #: Share of the budget over which the learning rate falls linearly to zero at the end.
-    ema_decay: float = 0.999  #: Decay per step of the averaged weights, reached after a warm-up.
-    clip_norm: float = 1.0  #: Largest gradient norm; 0 turns clipping off.
-    flip: bool = True  #: Horizontal flips with p = 0.5.
-    decoder_weight: float = 1.0  #: Factor on L_Dec (eq. 13).
-    encoder_learns_decoding: bool = False  #: Let L_Dec train f_alpha too (Algorithm 1 trains h_gamma alone by it).
-    decoder_sigma_max: float = 1.0  #: L_Dec and the code statistics use images of at most this noise level.
-    max_images: int = 10_000_000  #: Budget in training images.
-    max_minutes: float = 0.0  #: Budget in minutes of training; 0 means no limit. The first budget used up ends the run.
-    log_every: int = 50  #: Steps between lines of metrics.jsonl.
-    sample_minutes: float = 10.0  #: Minutes between sample grids and saves of the state; 0 means only at the end.
-    holdout: int = 512  #: Images kept out of training (at most a tenth) for the held-out loss and for percentiles.
-    compile: bool = False  #: torch.compile the networks (not in `score` phases: it has no second derivatives).
-    seed: int = 0  #: Seed of weights and of every draw.
+    Attributes:
+        batch_size: Images per optimizer step over all ranks.
+        micro_batch_size: Images per forward pass on a rank; 0 means no accumulation.
+        learning_rate: Adam's.
+        betas: Adam's.
+        warmup_images: Linear warm-up of the learning rate.
+        cooldown: Share of the budget over which the learning rate falls linearly to zero at the end.
+        ema_decay: Decay per step of the averaged weights, reached after a warm-up.
+        clip_norm: Largest gradient norm; 0 turns clipping off.
+        flip: Horizontal flips with p = 0.5.
+        decoder_weight: Factor on L_Dec (eq. 13).
+        encoder_learns_decoding: Let L_Dec train f_alpha too (Algorithm 1 trains h_gamma alone by it).
+        decoder_sigma_max: L_Dec and the code statistics use images of at most this noise level.
+        max_images: Budget in training images.
+        max_minutes: Budget in minutes of training; 0 means no limit. The first budget used up ends the run.
+        log_every: Steps between lines of metrics.jsonl.
+        sample_minutes: Minutes between sample grids and saves of the state; 0 means only at the end.
+        holdout: Images kept out of training (at most a tenth) for the held-out loss and for percentiles.
+        compile: torch.compile the networks (not in `score` phases: it has no second derivatives).
+        seed: Seed of weights and of every draw.
+    """
+
+    batch_size: int = 128
+    micro_batch_size: int = 0
+    learning_rate: float = 5e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_images: int = 10_000
+    cooldown: float = 0.0
+    ema_decay: float = 0.999
+    clip_norm: float = 1.0
+    flip: bool = True
+    decoder_weight: float = 1.0
+    encoder_learns_decoding: bool = False
+    decoder_sigma_max: float = 1.0
+    max_images: int = 10_000_000
+    max_minutes: float = 0.0
+    log_every: int = 50
+    sample_minutes: float = 10.0
+    holdout: int = 512
+    compile: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"training.batch_size must be >= 1, got {self.batch_size}")
@@ -276,7 +364,10 @@ def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "config") -
     if unknown:
         raise ValueError(f"{where}: unknown field {unknown[0]!r} (known: {', '.join(hints)})")
     built = {name: _coerce(hints[name], value, f"{where}: {name}") for name, value in values.items()}
-    return kind(**built)
+    try:
+        return kind(**built)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

@@ -43,6 +43,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # A failed write names no file, a failed open the temporary one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +59,9 @@ def write_model_folder(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, "config": to_dict(config), "facts": facts}, indent=2) + "\n"
     card = model_card(config, facts, parameters)
-    write_atomically(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(tensors, path))
+    # Through memory: safetensors' own writer reports a full disk as no OSError.
+    weights = safetensors.torch.save(tensors)
+    write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
 
@@ -113,7 +118,10 @@ def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
         raise ValueError(f"{path}: expected format {FORMAT} of a denoising-ebm model, found {found}")
-    return from_dict(Config, values.get("config", {}), where=f"{path}: config"), dict(values.get("facts", {}))
+    facts = values.get("facts", {})
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: facts: expected a mapping, got {type(facts).__name__}")
+    return from_dict(Config, values.get("config", {}), where=f"{path}: config"), facts
 
 
 def check_tensors(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path) -> None:

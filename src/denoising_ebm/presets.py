@@ -41,21 +41,21 @@ _PAPER = Config(
 
 _NOISE = NoiseConfig(sigma_min=0.01, sigma_max=10.0, levels=128, draw="lognormal", weighting="edm")
 _SAMPLING = SamplingConfig(
-    semantic_steps=20,
-    semantic_step_size=0.1,
+    semantic_steps=10,
+    semantic_step_size=0.05,
     semantic_sigma_max=1.0,
     semantic_sigma_min=0.3,
     semantic_prior=1.0,
-    texture_steps=60,
-    texture_step_size=0.5,
-    texture_sigma_max=1.0,
+    texture_steps=40,
+    texture_step_size=0.4,
+    texture_sigma_max=2.0,
     renoise=True,
     direction="first-term",
     consistent=True,
 )
 _CONTRASTIVE = ContrastiveConfig(
     semantic_steps=5,
-    texture_steps=10,
+    texture_steps=15,
     positives="noisy",
     chain_batch=32,
     weight=0.1,

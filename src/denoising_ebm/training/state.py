@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,10 @@ class RunState:
 def save_state(state: RunState, config: Config, folder: Path) -> None:
     """Write `state.pt`, atomically; a crash or a full disk leaves the old one."""
     values = {**state.capture(), "config": to_dict(config)}
-    write_atomically(folder / STATE_FILE, lambda path: torch.save(values, path))
+    # Through memory: torch's own writer reports a full disk as a RuntimeError without a file.
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    write_atomically(folder / STATE_FILE, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
 def read_state(config: Config, folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from denoising_ebm.config import Config, to_dict
 from denoising_ebm.hardware import Precision, autocast, choose_device, choose_precision, describe
 from denoising_ebm.images import to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.model_folder import check_tensors, write_atomically
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import averaged_weights
 from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy
@@ -63,6 +63,7 @@ def train(
     *,
     data_name: str = "",
     resume: bool = False,
+    initial: DenoisingEBM | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     tensorboard: bool = False,
@@ -79,6 +80,7 @@ def train(
         folder: The run folder, created if missing.
         data_name: Where the images come from, for the model card.
         resume: Continue the run in `folder`.
+        initial: Start from this model's weights, with a fresh optimizer and clock.
         device: `auto`, `cpu` or `cuda`.
         precision: `auto`, `fp32` or `bf16` for the networks; energies and losses are float32 always.
         tensorboard: Also write TensorBoard events.
@@ -95,6 +97,9 @@ def train(
     fabric = _fabric(place, precision)
     torch.manual_seed(config.training.seed)
     model = DenoisingEBM(config)
+    if initial is not None:
+        check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
+        model.load_state_dict(initial.state_dict())
     saved = read_state(config, folder) if resume else None
 
     step_module = _Step(model)

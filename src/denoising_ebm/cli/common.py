@@ -1,0 +1,117 @@
+"""What the commands share: help, options that several of them have, notes to the user, progress."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+if TYPE_CHECKING:
+    from denoising_ebm.images import ImageSet
+    from denoising_ebm.model import DenoisingEBM
+
+Precision = Literal["auto", "fp32", "bf16"]
+Resize = Literal["bilinear", "bicubic", "lanczos", "box"]
+
+MODEL_HELP = "run folder, model folder, name of a bundled model, or Hub id owner/name"
+DATA_HELP = (
+    "folder of images or of Parquet files, one such file, bundled set (fashion-mnist, digits) or Hub id owner/name"
+)
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, keeps the lines of examples, and does not speak of `null`."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        return re.sub(r"\s*\((?:type: [^()]*, )?(?:default: (?:null|False)|required)\)", "", text)
+
+
+def add_source_options(parser: ArgumentParser, split: str) -> None:
+    """Add what `read_images` reads."""
+    group = parser.add_argument_group("images")
+    group.add_argument("--split", default=split, metavar="NAME", help="part of the source, where it has parts")
+    group.add_argument("--limit", type=int | None, metavar="N", help="use the first N images only")
+    group.add_argument(
+        "--resize", type=Resize | None, help="bring other sizes to the model's: central square, then this filter"
+    )
+    group.add_argument(
+        "--center-crop", type=int | None, metavar="N", help="first cut out the central square of N pixels"
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="stop at an unreadable image (by default it is left out and counted)"
+    )
+
+
+def add_device_options(parser: ArgumentParser) -> None:
+    """Add `--device` and `--precision`."""
+    group = parser.add_argument_group("hardware")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda; auto takes a GPU if any")
+    group.add_argument(
+        "--precision", type=Precision, default="auto", help="of the networks; auto is bf16 where that is fast"
+    )
+
+
+def read_images(source: str, args: Namespace, image_size: int, channels: int) -> ImageSet:
+    """Load images as the options of `add_source_options` say, and tell the user what was left out."""
+    from denoising_ebm.images import load_images
+
+    images = load_images(
+        source,
+        split=args.split,
+        image_size=image_size,
+        channels=channels,
+        resize=args.resize,
+        center_crop=args.center_crop,
+        limit=args.limit,
+        strict=args.strict,
+    )
+    if images.unreadable:
+        name, reason = images.unreadable[0]
+        note(f"{source}: {len(images.unreadable)} unreadable image(s) left out, first {name}: {reason}")
+    return images
+
+
+def read_model(args: Namespace) -> DenoisingEBM:
+    """Load `args.model` onto the device and into the precision asked for."""
+    from denoising_ebm.model import DenoisingEBM
+
+    return DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision(args.precision)
+
+
+def note(message: str) -> None:
+    """Say something beside the result: on stderr, once however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"debm: {message}", file=sys.stderr)
+
+
+def check_suffix(path: str | None, suffix: str) -> Path | None:
+    """Return the path, whose suffix must be `suffix`.
+
+    Raises:
+        ValueError: If it has another one.
+    """
+    if path is None:
+        return None
+    if Path(path).suffix.lower() != suffix:
+        raise ValueError(f"{path}: expected a file name that ends in {suffix}")
+    return Path(path)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar on stderr, if that is a terminal; yields the function that advances it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,70 @@
+"""`debm info`: what a model is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from denoising_ebm.cli.common import MODEL_HELP
+
+HELP = "show what a model is and how it was trained"
+USAGE = "debm info MODEL [--json]"
+DESCRIPTION = "Show a model's sizes, noise levels, training, figures and sampling settings."
+EPILOG = """\
+Examples:
+  debm info runs/fashion
+  debm info runs/fashion --json"""
+
+
+def add(parser: ArgumentParser, argv: list[str]) -> None:
+    """Add the options."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON, with every setting")
+
+
+def run(args: Namespace) -> int:
+    """Print."""
+    from denoising_ebm.config import to_dict
+    from denoising_ebm.model import REFERENCE_SIGMAS, DenoisingEBM
+    from denoising_ebm.model_folder import find_model_folder
+
+    model = DenoisingEBM.from_pretrained(args.model)
+    levels = [level for level, row in zip(REFERENCE_SIGMAS, model.reference, strict=True) if bool(row.isfinite().all())]
+    modules = {"total": model, "phi": model.dae, "gamma": model.decoder}
+    parts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    folder = str(find_model_folder(args.model).resolve())
+    if args.json:
+        values = {"folder": folder, "parameters": parts, "percentiles at sigma": levels}
+        print(json.dumps({**values, "facts": model.facts, "config": to_dict(model.config)}, indent=2))
+        return 0
+    network, noise, sampling = model.config.network, model.config.noise, model.config.sampling
+    rows: dict[str, Any] = {
+        "folder": folder,
+        "images": f"{network.image_size} x {network.image_size}, {network.channels} channel(s)",
+        "latent dimension": network.latent_dim,
+        "parameters": f"{parts['total']:,}",
+        "  phi (autoencoder)": f"{parts['phi']:,}",
+        "  gamma (decoder)": f"{parts['gamma']:,}",
+        "noise levels": f"{noise.sigma_min:g} to {noise.sigma_max:g}, drawn {noise.draw}",
+        "energy": f"{'with' if model.config.energy.inner_noise else 'without'} inner noise, "
+        f"denoiser: {model.config.energy.denoiser}",
+        "percentiles at sigma": ", ".join(f"{level:g}" for level in levels) or "none",
+        "recipe": ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in model.config.recipe),
+        "sampling in z": f"{sampling.semantic_steps} steps of {sampling.semantic_step_size:g}, sigma "
+        f"{sampling.semantic_sigma_max:g} to {sampling.semantic_sigma_min:g}, prior {sampling.semantic_prior:g}",
+        "sampling in x": f"{sampling.texture_steps} steps of {sampling.texture_step_size:g}, sigma "
+        f"{sampling.texture_sigma_max:g} to {sampling.texture_sigma_min:g}, {sampling.direction}",
+        **model.facts,
+    }
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table, highlight=False, markup=False)
+    return 0

@@ -1,0 +1,270 @@
+"""The demo's page: numbers in, text, tables and figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from torch import Tensor
+
+from denoising_ebm.evaluation.figures import (
+    COLOURS,
+    energy_histograms,
+    heat_map_sheet,
+    image_grid,
+    png_bytes,
+    training_curves,
+    trajectory_grid,
+)
+from denoising_ebm.generation import Generated, Trajectory
+from denoising_ebm.hardware import describe
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.ood.metrics import auroc
+from denoising_ebm.report import Picture, Section, Table
+
+NORMAL = "test images"
+#: Noise levels of the AUROC table and of the histograms.
+TABLE_LEVELS, HISTOGRAM_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0), (0.05, 0.2, 1.0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the demo measured.
+
+    Attributes:
+        model: The trained model.
+        metrics: Records of the run.
+        samples: Two-stage samples.
+        trajectory: The first chains on their way.
+        real: Real test images in [-1, 1], for comparison.
+        levels: Noise levels of the scores.
+        log_energies: For the test images and each odd set, float64 `(n, levels)`.
+        distances: For the same sets the Mahalanobis distances, `(n,)`.
+        num_fit: Training images behind these distances.
+        shown: Images of the heat maps: untouched ones, then the same with a foreign square.
+        maps: Their energies per pixel, `(n, height, width)`.
+        map_sigma: Noise level of the maps.
+        square: Rows and columns of the square.
+    """
+
+    model: DenoisingEBM
+    metrics: list[dict[str, Any]]
+    samples: Generated
+    trajectory: Trajectory
+    real: Tensor
+    levels: Sequence[float]
+    log_energies: Mapping[str, Tensor]
+    distances: Mapping[str, Tensor]
+    num_fit: int
+    shown: Tensor
+    maps: Tensor
+    map_sigma: float
+    square: tuple[slice, slice]
+
+
+def auroc_table(evidence: Evidence) -> Table:
+    """AUROC of each odd set against the test images: at single noise levels, and by all of them together."""
+    columns = [level for level in TABLE_LEVELS if level in evidence.levels]
+    normal = evidence.log_energies[NORMAL]
+    rows: list[list[str | float]] = []
+    for name, values in evidence.log_energies.items():
+        if name == NORMAL:
+            continue
+        at = [evidence.levels.index(level) for level in columns]
+        single = [auroc(normal[:, i], values[:, i]) for i in at]
+        rows.append([name, *single, auroc(evidence.distances[NORMAL], evidence.distances[name])])
+    caption = (
+        "AUROC, the chance that an odd image scores above a test image, by the energy at one sigma or by all levels."
+    )
+    return Table(["odd set", *(f"σ {level:g}" for level in columns), "all levels"], rows, caption)
+
+
+def summary(evidence: Evidence) -> str:
+    """The paragraph below the title."""
+    minutes, seen = evidence.model.facts.get("minutes"), evidence.model.facts.get("images seen", 0)
+    return (
+        "One energy-based model, trained without labels, draws images in two stages, says how normal an image is, and "
+        f"shows where it is odd. This one saw {seen:,} images in {minutes} minutes; all figures below are its own."
+    )
+
+
+def report_facts(evidence: Evidence, folder: Path, settings: Mapping[str, Any], device: torch.device) -> dict[str, str]:
+    """The facts on top of the page."""
+    from denoising_ebm import __version__
+
+    model = evidence.model
+    fast = " --fast" if settings["fast"] else ""
+    counts = ", ".join(f"{len(values):,} {name}" for name, values in evidence.log_energies.items())
+    return {
+        "command": f"debm demo --out {folder} --minutes {settings['minutes']:g} --seed {settings['seed']}{fast}",
+        "version": f"denoising-ebm {__version__}",
+        "seed": str(settings["seed"]),
+        "hardware": describe(device),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "training": f"{model.facts.get('training images', 0):,} images, {model.facts.get('images seen', 0):,} seen, "
+        f"{model.facts.get('minutes')} min",
+        "scored": counts,
+        "repeatable": "samples and scores of a given model; training stops by the clock, so two runs differ",
+    }
+
+
+def report_sections(evidence: Evidence) -> list[Section]:
+    """The page."""
+    return [_samples(evidence), _chains(evidence), _odd(evidence), _where(evidence), _training(evidence)]
+
+
+def _samples(evidence: Evidence) -> Section:
+    drawn = evidence.samples
+    pictures = [
+        (drawn.semantic, "Semantic images h(z), the end of the latent chains.", "smooth images of clothes"),
+        (
+            drawn.images,
+            "The images that the pixel chains made of them, in the same order.",
+            "sampled images of clothes",
+        ),
+        (evidence.real, "Real test images, for comparison.", "real images of clothes"),
+    ]
+    return Section(
+        "Samples in two stages",
+        "A Langevin chain in the latent space decides what is shown; the decoder h turns its end into a smooth image. A "
+        "second chain, in pixels, adds the texture. Nothing is selected: these are the first images of the seed.",
+        pictures=[
+            Picture(png_bytes(image_grid(images, columns=8, scale=2)), caption, alt)
+            for images, caption, alt in pictures
+            if images is not None
+        ],
+    )
+
+
+def _chains(evidence: Evidence) -> Section:
+    trajectory = evidence.trajectory
+    sampling = evidence.model.config.sampling
+    grid = trajectory_grid(trajectory.states, trajectory.labels)
+    noise = f", started with noise of level {sampling.texture_sigma_max:g} on h(z)" if sampling.renoise else ""
+    return Section(
+        "The chains on their way",
+        "Noise levels fall from step to step in both spaces, so the chains see a smooth energy first and a sharp one last.",
+        pictures=[
+            Picture(
+                png_bytes(grid),
+                f"Eight chains, a row each. z k: decoded latent state after k steps; x k: pixels after k steps{noise}; "
+                "end: after the final denoising.",
+                "each row turns from a blur into a noisy and then a clear image",
+            ),
+            Picture(
+                png_bytes(_energy_curves(trajectory)),
+                "Energies of the same chains before each step, at the noise level of that step.",
+                "curves of energy over steps for both stages",
+            ),
+        ],
+    )
+
+
+def _odd(evidence: Evidence) -> Section:
+    table = auroc_table(evidence)
+    best = {row[0]: max(zip(row[1:-1], table.columns[1:-1], strict=True)) for row in table.rows}
+    text = (
+        "The model saw none of these images. Test images are normal; odd ones are means of two test images "
+        "(interpolations), test images upside down, and handwritten digits. A high energy calls an image odd. The last "
+        "column uses all noise levels: the Mahalanobis distance of an image's log energies from those of "
+        f"{evidence.num_fit:,} training images, which also notices energies too low.\n\n"
+        "Highest AUROC of a single level: "
+        + "; ".join(f"{name}, {value:.3f} at {level}" for name, (value, level) in best.items())
+        + ". Which level that is depends on the odd set, which one does not know beforehand. An AUROC below 0.5 means that "
+        "the odd images have the lower energies: smoother ones often do."
+    )
+    pictures = [
+        Picture(
+            png_bytes(
+                energy_histograms(
+                    {
+                        name: values[:, evidence.levels.index(level)].numpy()
+                        for name, values in evidence.log_energies.items()
+                    },
+                    title=f"Energy at noise level {level:g}",
+                    xlabel="log energy",
+                )
+            ),
+            f"Log energies at sigma {level:g}.",
+            f"histograms of four sets of images at noise level {level:g}",
+        )
+        for level in HISTOGRAM_LEVELS
+        if level in evidence.levels
+    ]
+    distances = energy_histograms(
+        {name: values.numpy() for name, values in evidence.distances.items()},
+        title="All levels together",
+        xlabel="Mahalanobis distance (standard deviations)",
+    )
+    levels = ", ".join(f"{level:g}" for level in evidence.levels)
+    alt = "histograms of the distances of four sets of images"
+    pictures.append(Picture(png_bytes(distances), f"Distances from the energies at sigma {levels}.", alt))
+    return Section("Odd images", text, table, pictures)
+
+
+def _histogram(evidence: Evidence, level: float) -> Picture:
+    column = evidence.levels.index(level)
+    sets = {name: values[:, column].numpy() for name, values in evidence.log_energies.items()}
+    figure = energy_histograms(sets, title=f"Energy at noise level {level:g}", xlabel="log energy")
+    alt = f"histograms of four sets of images at noise level {level:g}"
+    return Picture(png_bytes(figure), f"Log energies at sigma {level:g}.", alt)
+
+
+def _where(evidence: Evidence) -> Section:
+    count = len(evidence.shown) // 2
+    rows, columns = evidence.square
+    inside = evidence.maps[:, rows, columns].flatten(1).mean(1)
+    before, after = float(inside[:count].mean()), float(inside[count:].mean())
+    labels = [f"U = {float(pixel_map.sum()):.0f}" for pixel_map in evidence.maps]
+    sheet = heat_map_sheet(evidence.shown, evidence.maps, labels, columns=count)
+    return Section(
+        "Where an image is odd",
+        "The energy of an image is a sum over its pixels. In the second row the central 8 x 8 pixels come from another "
+        f"test image: there the mean energy per pixel is {after:.3g}, against {before:.3g} at the same place before.",
+        pictures=[
+            Picture(
+                png_bytes(sheet),
+                f"Test images and their energies per pixel at sigma {evidence.map_sigma:g}; above as they are, below with "
+                "a foreign square. U is the sum.",
+                "images above heat maps; the squares of the second row are bright at their edges",
+            )
+        ],
+    )
+
+
+def _training(evidence: Evidence) -> Section:
+    picture = Picture(
+        png_bytes(training_curves(evidence.metrics)),
+        "Losses and gradient norm of the run, against training images seen.",
+        "falling curves of the losses",
+    )
+    return Section("Training", pictures=[picture])
+
+
+def _energy_curves(trajectory: Trajectory) -> Figure:
+    names = {"semantic": "latent chain", "texture": "pixel chain"}
+    stages = {stage: torch.stack(values).numpy() for stage, values in trajectory.energies.items()}
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.subplots(1, len(stages), squeeze=False)[0]
+    for axis, (stage, energies) in zip(axes, stages.items(), strict=True):
+        steps = np.arange(1, len(energies) + 1)
+        axis.plot(steps, energies, color=COLOURS[0], alpha=0.35, linewidth=0.8)
+        axis.plot(steps, energies.mean(1), color=COLOURS[1], linewidth=1.8, label="mean")
+        axis.set(title=names.get(stage, stage), xlabel="step", yscale="log")
+        axis.title.set_fontsize(10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("energy")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure

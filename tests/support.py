@@ -1,0 +1,76 @@
+"""What several test files share: a tiny configuration and weights without zeros."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from denoising_ebm.config import (
+    Config,
+    ContrastiveConfig,
+    EnergyConfig,
+    NetworkConfig,
+    NoiseConfig,
+    Phase,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+TINY_NETWORK = NetworkConfig(
+    image_size=16,
+    channels=1,
+    widths=(8, 16),
+    blocks=1,
+    attention=(8,),
+    heads=2,
+    latent_dim=4,
+    decoder_widths=(8, 16),
+    embedding_dim=16,
+)
+
+
+def tiny_config(*phases: Phase, **training: object) -> Config:
+    """A configuration that trains in milliseconds; fields of `training` replace its own."""
+    phases = phases or (Phase("denoising"),)
+    by_gradient = any(phase.objective == "score" for phase in phases)
+    settings = TrainingConfig(
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup_images=0,
+        max_images=80,
+        log_every=2,
+        sample_minutes=0.0,
+        holdout=2,
+        ema_decay=0.9,
+    )
+    return Config(
+        network=replace(TINY_NETWORK, precondition="energy") if by_gradient else TINY_NETWORK,
+        noise=NoiseConfig(sigma_min=0.05, sigma_max=1.0, levels=16, weighting="edm"),
+        energy=EnergyConfig(inner_noise=not by_gradient, denoiser="gradient" if by_gradient else "output"),
+        sampling=SamplingConfig(semantic_steps=2, texture_steps=2, texture_sigma_min=0.05),
+        contrastive=ContrastiveConfig(reconstruction_steps=1, semantic_steps=2, texture_steps=2, buffer_size=12),
+        training=replace(settings, **training),  # type: ignore[arg-type]
+        recipe=tuple(phases),
+    )
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw all parameters, so that layers which start at zero take part too; scaled as 1 / sqrt(inputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def random_pixels(num: int, seed: int = 0, size: int = 16, channels: int = 1) -> torch.Tensor:
+    """Images with structure: smooth random waves, uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.linspace(0, 3.14159, size)
+    frequency = 2 * torch.rand(num, channels, 2, generator=generator)
+    phase = 6.28 * torch.rand(num, channels, 1, 1, generator=generator)
+    waves = frequency[..., :1, None] * grid[:, None] + frequency[..., 1:, None] * grid[None, :]
+    return (127.5 * (1 + torch.sin(waves + phase))).round().clamp(0, 255).to(torch.uint8)
