@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import TINY_NETWORK, randomise, tiny_config
 
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
+from support import TINY_NETWORK, randomise, tiny_config
 
 # On these tiny networks two threads mostly wait for each other (40 times slower beside another busy process).
 torch.set_num_threads(1)

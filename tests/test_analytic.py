@@ -22,7 +22,7 @@ def points(generator: torch.Generator, num: int = 50) -> Tensor:
 def test_gaussian_energy_is_its_log_density(generator: torch.Generator) -> None:
     x = points(generator)
     model = Gaussian(tau=0.7, mean=0.4)
-    density = torch.distributions.Normal(0.4, math.sqrt(0.7**2 + 0.5**2))
+    density = torch.distributions.Normal(x.new_tensor(0.4), x.new_tensor(0.7**2 + 0.5**2).sqrt())
     expected = -density.log_prob(x).sum(1)
     difference = model.energy(x, 0.5) - expected
     torch.testing.assert_close(difference, difference[:1].expand(len(x)))
@@ -40,7 +40,9 @@ def test_mixture_against_torch_distributions(generator: torch.Generator) -> None
     x, model, sigma = points(generator), ring(), 0.4
     scale = torch.full_like(model.means, math.sqrt(model.tau**2 + sigma**2))
     components = torch.distributions.Independent(torch.distributions.Normal(model.means, scale), 1)
-    reference = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(8).double()), components)
+    reference = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(8).double()), components
+    )
     difference = model.energy(x, sigma) + reference.log_prob(x)
     # The constant is that of the density: log(2 pi) in two dimensions, and log 8 for the equal weights.
     torch.testing.assert_close(difference, torch.full_like(difference, -math.log(2 * math.pi) - math.log(8)))

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import TINY_NETWORK, tiny_config
 from torch import Tensor
 
 from denoising_ebm.analytic import Gaussian
@@ -28,6 +27,7 @@ from denoising_ebm.energies import (
 )
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
+from support import TINY_NETWORK, tiny_config
 
 TAU, SIGMA = 0.8, 0.5
 A = TAU**2 / (TAU**2 + SIGMA**2)

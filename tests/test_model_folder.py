@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from support import random_pixels, tiny_config
 
 from denoising_ebm import DenoisingEBM, model_folder, to_float
 from denoising_ebm.config import to_dict
 from denoising_ebm.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model_folder, write_atomically
+from support import random_pixels, tiny_config
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from support import TINY_NETWORK, randomise
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -14,6 +13,7 @@ from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.latent import Whitening
 from denoising_ebm.networks.layers import NoiseEmbedding, ResidualBlock, SelfAttention, downsample, upsample
 from denoising_ebm.networks.precondition import DenoisingAutoencoder, coefficients
+from support import TINY_NETWORK, randomise
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -243,7 +243,9 @@ def test_too_few_codes_are_refused() -> None:
         Whitening(3).calibrate(torch.randn(3, 3))
 
 
-def test_an_empty_update_changes_nothing() -> None:
+@pytest.mark.parametrize("codes", [torch.zeros(0, 3), torch.full((5, 3), math.nan), torch.full((5, 3), 1e30)])
+def test_useless_codes_change_nothing(codes: Tensor) -> None:
+    """No image below decoder_sigma_max, or a network that has diverged: the trainer handles that by its loss."""
     whitening = Whitening(3)
-    whitening.update(torch.zeros(0, 3))
+    whitening.update(codes)
     assert int(whitening.updates) == 0 and torch.equal(whitening.whitener, torch.eye(3))

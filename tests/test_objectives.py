@@ -1,9 +1,9 @@
 r"""What each objective converges to on the one-parameter model r = b x, in closed form (Gaussian data of deviation tau).
 
-    denoising                       b = 1 - sigma^2 / (tau^2 + sigma^2)
-    contrastive, clean positives    b = 1 - sigma / tau
-    contrastive, noisy positives    b = 1 - sigma / sqrt(tau^2 + sigma^2)
-    score                           the same as the line above, without chains
+- denoising: b = 1 - sigma^2 / (tau^2 + sigma^2)
+- contrastive with clean positives: b = 1 - sigma / tau
+- contrastive with noisy positives: b = 1 - sigma / sqrt(tau^2 + sigma^2)
+- score: the same as the line above, without chains
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from support import TINY_NETWORK, random_pixels, tiny_config
 from torch import Tensor, nn
 
 from denoising_ebm import DenoisingEBM, to_float
@@ -23,6 +22,7 @@ from denoising_ebm.config import Config, ContrastiveConfig, EnergyConfig, NoiseC
 from denoising_ebm.energies import TextureEnergy
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.training.objectives import Batch, Contrastive, Reconstruction, make_objective
+from support import TINY_NETWORK, random_pixels, tiny_config
 
 TAU, SIGMA, SIZE = 1.0, 0.5, 4
 
@@ -141,9 +141,7 @@ def test_score_converges_to_maximum_likelihood(start: float, generator: torch.Ge
 
 
 @pytest.mark.parametrize(("positives", "expected"), [("clean", CLEAN), ("noisy", NOISY)])
-def test_contrast_converges_to_maximum_likelihood(
-    positives: str, expected: float, generator: torch.Generator
-) -> None:
+def test_contrast_converges_to_maximum_likelihood(positives: str, expected: float, generator: torch.Generator) -> None:
     b = converge(Contrastive(linear_config(positives=positives)), generator, 0.3, 800)
     assert b == pytest.approx(expected, rel=0.02)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from support import tiny_config
 from torch import Tensor
 
 from denoising_ebm.analytic import Gaussian, GaussianMixture
@@ -21,6 +21,7 @@ from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, value_
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import geometric_sigmas
 from denoising_ebm.sampling import ChainState, ReplayBuffer, annealed, heun, mala, two_stage, ula
+from support import tiny_config
 
 TAU, SIGMA = 0.5, 1.0
 V = TAU**2 + SIGMA**2
@@ -40,7 +41,9 @@ def start(generator: torch.Generator, num: int = NUM) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_ula_has_its_known_bias(temperature: float, generator: torch.Generator) -> None:
-    x = ula(DATA.energy, start(generator), SIGMA, step_size=STEP, num_steps=40, temperature=temperature, generator=generator)
+    x = ula(
+        DATA.energy, start(generator), SIGMA, step_size=STEP, num_steps=40, temperature=temperature, generator=generator
+    )
     assert float(x.var()) == pytest.approx(temperature * BIASED, rel=4.5 * ERROR)
     assert abs(float(x.var()) / temperature / V - 1) > 20 * ERROR  # so the test sees the bias
 
@@ -202,7 +205,7 @@ def test_heun_is_of_second_order() -> None:
     exact = 1.7 * math.sqrt((TAU**2 + 0.3**2) / (TAU**2 + 3.0**2))
     errors = [abs(solve(steps) - exact) for steps in (40, 80, 160)]
     assert errors[2] < 1e-4
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(2, abs=0.1)
 
 

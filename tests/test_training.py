@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-import two_processes
 import yaml
-from support import random_pixels, randomise, tiny_config
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import two_processes
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.config import Config, Phase, from_dict
 from denoising_ebm.networks.latent import Whitening
@@ -29,6 +28,7 @@ from denoising_ebm.training.ema import averaged_weights
 from denoising_ebm.training.monitor import read_metrics
 from denoising_ebm.training.objectives import Batch, Reconstruction
 from denoising_ebm.training.trainer import TrainingResult
+from support import random_pixels, randomise, tiny_config
 
 
 def train(pixels: Tensor, config: Config, folder: Path, **options: Any) -> TrainingResult:
@@ -65,7 +65,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("two_processes.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(script), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -151,8 +151,8 @@ def test_resumed_run_equals_a_straight_one_to_the_bit(
     assert first["clock"].pop("seconds") > 0 and second["clock"].pop("seconds") > 0
     assert_equal(first, second)
     assert name != "contrastive" or len(first["objective"]["x"]) > 0
-    for file in ("model.safetensors",):
-        assert (tmp_path / "straight/model" / file).read_bytes() == (tmp_path / "legs/model" / file).read_bytes()
+    weights = [(tmp_path / leg / "model" / "model.safetensors").read_bytes() for leg in ("straight", "legs")]
+    assert weights[0] == weights[1]
     assert_equal(straight.model.state_dict(), last.model.state_dict())
 
 
@@ -305,7 +305,7 @@ def test_slices_make_up_the_batch() -> None:
     assert len(whole) == 1 and whole[0].step == 3
     slices = [draw_batch(pixels, config, 7, 3, rank=rank, world_size=3) for rank in range(3)]
     micro = replace(config, training=replace(config.training, micro_batch_size=5))
-    for parts in (sum(slices, []), draw_batch(pixels, micro, 7, 3)):
+    for parts in ([batch for part in slices for batch in part], draw_batch(pixels, micro, 7, 3)):
         for a, b in zip(joined(whole), joined(parts), strict=True):
             assert torch.equal(a, b)
     assert [len(batch.x0) for batch in draw_batch(pixels, micro, 7, 3)] == [5, 5, 2]
@@ -416,7 +416,7 @@ def test_average_of_a_ramp(tiny_model: DenoisingEBM) -> None:
 
 
 def test_average_forgets_the_first_weights(tiny_model: DenoisingEBM) -> None:
-    """The warm-up (1 + n) / (10 + n) leaves prod (1 + i) / (10 + i) = 9! n! 10 / (n + 9)! ... of them, not 0.999^n."""
+    """The warm-up leaves the product of (1 + i) / (10 + i) of them, not 0.999^n."""
     average = averaged_weights(tiny_model, 0.999)
     fill(tiny_model, 1.0)
     average.update_parameters(tiny_model)  # the first update copies
@@ -424,7 +424,7 @@ def test_average_forgets_the_first_weights(tiny_model: DenoisingEBM) -> None:
     for _ in range(50):
         average.update_parameters(tiny_model)
     expected = math.prod((1 + i) / (10 + i) for i in range(1, 51))
-    value = next(average.module.parameters()).flatten()[0]
+    value = next(average.module.parameters()).detach().flatten()[0]
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
@@ -488,7 +488,7 @@ def test_initial_weights(tmp_path: Path, tiny_model: DenoisingEBM) -> None:
     for a, b in zip(result.model.parameters(), tiny_model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
     other = DenoisingEBM(replace(config, network=replace(config.network, latent_dim=5)))
-    with pytest.raises(ValueError, match="initial model: .*shape"):
+    with pytest.raises(ValueError, match=r"initial model: .*shape"):
         train(random_pixels(20), config, tmp_path / "other", initial=other)
 
 
@@ -511,18 +511,22 @@ def test_images_that_do_not_fit(pixels: Tensor, message: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("objective", ["denoising", "score"])
 def test_loss_falls_on_real_images(objective: str, tmp_path: Path) -> None:
-    """Sixty steps on Fashion-MNIST beat the best denoiser that ignores what images look like."""
-    pixels = load_images("fashion-mnist", limit=600).pixels
-    config = tiny_config(Phase(objective), batch_size=32, max_images=60 * 32, log_every=10, learning_rate=3e-3)  # type: ignore
-    network = replace(config.network, image_size=32, widths=(16, 16, 32), decoder_widths=(8, 16, 16), latent_dim=16)
+    """Sixty steps on Fashion-MNIST at 16 pixels beat the best denoiser that ignores what images look like."""
+
+    def load(split: str, limit: int) -> Tensor:
+        pixels = load_images("fashion-mnist", split=split, limit=limit).pixels
+        return torch.nn.functional.avg_pool2d(pixels.float(), 2).round().to(torch.uint8)
+
+    config = tiny_config(Phase(objective), batch_size=16, max_images=60 * 16, log_every=10, learning_rate=3e-3)  # type: ignore
+    network = replace(config.network, widths=(16, 32), decoder_widths=(8, 16), latent_dim=16)
     config = replace(config, network=network, training=replace(config.training, holdout=60))
-    result = train(pixels, config, tmp_path)
+    result = train(load("train", 600), config, tmp_path)
     losses = [record["loss_denoising"] for record in read_metrics(tmp_path)]
-    assert len(losses) == 6 and losses[-1] < 0.75 * losses[0]
+    assert len(losses) == 6 and losses[-1] < 0.7 * losses[0]
     decoder = [record["loss_decoder"] for record in read_metrics(tmp_path)]
     assert decoder[-1] < 0.8 * decoder[0]
 
-    held = to_float(load_images("fashion-mnist", split="test", limit=64).pixels)
+    held = to_float(load("test", 64))
     noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(0))
     for sigma in (0.3, 0.8):
         noisy = held + sigma * noise

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from support import random_pixels, randomise, tiny_config
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from denoising_ebm.config import Phase
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.trainer import train
+from support import random_pixels, randomise, tiny_config
 
 RUNS = ("denoising", "score", "contrastive", "persistent")
 

@@ -96,4 +96,7 @@ def _one_line(error: Exception) -> str:
             reason = "no space left on device"
         return f"{error.filename}: {reason}" if error.filename else reason
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"^Parser key \"(?:\w+\.)??([\w.]+)\": ", r"--\1: ", text).replace("typing.Literal", "one of ")
+    # jsonargparse's words for a value of the wrong type, in ours.
+    text = re.sub(r"^Parser key \"([\w.]+)\": ", r"--\1: ", text)
+    text = re.sub(r"Expected an? (?:typing\.)?Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", text)
+    return re.sub(r"Expected an? <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)

@@ -31,6 +31,7 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
     def _expand_help(self, action: argparse.Action) -> str:
         text = super()._expand_help(action)
+        text = re.sub(r"type: Literal\[[^()]*\], ", "", text)  # the choices stand beside the option's name
         return re.sub(r"\s*\((?:type: [^()]*, )?(?:default: (?:null|False)|required)\)", "", text)
 
 
@@ -40,7 +41,10 @@ def add_source_options(parser: ArgumentParser, split: str) -> None:
     group.add_argument("--split", default=split, metavar="NAME", help="part of the source, where it has parts")
     group.add_argument("--limit", type=int | None, metavar="N", help="use the first N images only")
     group.add_argument(
-        "--resize", type=Resize | None, help="bring other sizes to the model's: central square, then this filter"
+        "--resize",
+        type=Resize | None,
+        metavar="FILTER",
+        help="bring other sizes to the model's: central square, then bilinear, bicubic, lanczos or box",
     )
     group.add_argument(
         "--center-crop", type=int | None, metavar="N", help="first cut out the central square of N pixels"

@@ -49,7 +49,8 @@ class Whitening(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         count = sums[0]
-        if count < 1:
+        # Codes of a diverged network have no root; the trainer sees the loss and goes back to good weights.
+        if count < 1 or not bool(sums.isfinite().all()):
             return
         dim = len(self.mean)
         mean, second = sums[1 : dim + 1] / count, sums[dim + 1 :].reshape(dim, dim) / count

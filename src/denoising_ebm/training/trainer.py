@@ -111,12 +111,17 @@ def train(
     average = averaged_weights(model, config.training.ema_decay)
     state = RunState(model, average, optimizer, make_objective(config.recipe[0].objective, config))
     if saved is not None:
-        state.objective = make_objective(config.recipe[saved["clock"]["phase"]].objective, config)
+        # Past the last phase when that ended by divergence.
+        phase = config.recipe[min(saved["clock"]["phase"], len(config.recipe) - 1)]
+        state.objective = make_objective(phase.objective, config)
         state.restore(saved, clock=True)
     if fabric.global_rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        if saved is None:
+            # So that a run that dies before its first save can be resumed too.
+            save_state(state, config, folder)
     fabric.barrier()
 
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
