@@ -80,7 +80,9 @@ def energy_gap(model: DenoisingEBM, pixels: torch.Tensor) -> dict[str, float]:
 def run_row(name: str, config: Config, args: argparse.Namespace, reference: FeatureStatistics) -> dict[str, Any]:
     """Train and measure one variant."""
     folder = args.out / name
-    training = dataclasses.replace(config.training, max_minutes=args.minutes, sample_minutes=args.minutes, seed=args.seed)
+    training = dataclasses.replace(
+        config.training, max_minutes=args.minutes, sample_minutes=args.minutes, seed=args.seed
+    )
     config = dataclasses.replace(config, training=training)
     images = load_images("fashion-mnist", split="train").pixels
     resume = (folder / "state.pt").exists()
@@ -113,7 +115,9 @@ def main() -> None:
     train_half = load_images("fashion-mnist", split="train").pixels[: len(test)]
     floor = frechet_distance(feature_statistics(train_half, extractor), reference)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{describe(device)}; {extractor.name}; {args.samples} samples against {len(test)} test images; seed {args.seed}")
+    print(
+        f"{describe(device)}; {extractor.name}; {args.samples} samples against {len(test)} test images; seed {args.seed}"
+    )
     print(f"floor ({len(train_half)} training images against the same test images): {floor:.1f}")
     rows = []
     for name, config in variants(preset("fashion-mnist")).items():

@@ -49,7 +49,9 @@ def main() -> None:
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - started)
-    print(f"{describe(model.device)}; {args.model}; {args.n} images; median of {args.rounds} rounds after one of warm-up")
+    print(
+        f"{describe(model.device)}; {args.model}; {args.n} images; median of {args.rounds} rounds after one of warm-up"
+    )
     base = sorted(seconds["two-stage, first term"][1:])[args.rounds // 2]
     print("| sampler | evaluations | s per 64 images | ratio |\n|---|---|---|---|")
     for name, (_run, evaluations) in cases.items():

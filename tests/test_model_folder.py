@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from denoising_ebm import DenoisingEBM, model_folder, to_float
+from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import to_dict
 from denoising_ebm.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model_folder, write_atomically
 from support import random_pixels, tiny_config
@@ -18,7 +19,7 @@ from support import random_pixels, tiny_config
 @pytest.fixture
 def folder(tiny_model: DenoisingEBM, tmp_path: Path) -> Path:
     tiny_model.facts["data"] = "waves"
-    tiny_model.calibrate(to_float(random_pixels(20)))
+    calibrate(tiny_model, to_float(random_pixels(20)))
     tiny_model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import io
-import re
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-BUNDLED = {"fashion-mnist": ("train", "test"), "digits": ("test",)}
-"""Names and splits of the real images inside the package (32x32 gray)."""
+from denoising_ebm.sources import Entry, open_source, read_bytes
 
 RESIZE = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -30,13 +24,8 @@ RESIZE = {
 }
 """Antialiasing filters by name."""
 
-_DATA = Path(__file__).parent / "data"
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
 # A closed list, since Pillow would start Ghostscript for a file which claims to be PostScript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "extra"}
-
-_Entry = tuple[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +105,7 @@ def load_images(
             `resize`), or no image can be read; with `strict` at any unreadable image.
     """
     _check_arguments(image_size, channels, resize, center_crop, limit)
-    root, entries, count = _open_source(source, split, limit is not None)
+    root, entries, count = open_source(source, split, limit is not None)
     if progress and sys.stderr.isatty() and (count is None or min(count, limit or count) > 2000):
         entries = _with_progress(entries, count if limit is None else limit)
 
@@ -125,7 +114,7 @@ def load_images(
     unreadable: list[tuple[str, str]] = []
     for name, value in entries:
         try:
-            image, kinds = _decode(_read(value))
+            image, kinds = _decode(read_bytes(value))
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
@@ -205,137 +194,6 @@ def _check_arguments(
         raise ValueError("resize needs an image_size to resize to")
 
 
-def _open_source(source: str | Path, split: str, streaming: bool) -> tuple[str, Iterable[_Entry], int | None]:
-    """Return the name to put before the names of images, the undecoded images, and their number where known."""
-    if isinstance(source, str) and source in BUNDLED:
-        if split not in BUNDLED[source]:
-            raise FileNotFoundError(f"{source}: no split {split!r}, only {', '.join(BUNDLED[source])}")
-        return _open_parquet(_DATA / source, [_DATA / source / f"{split}.parquet"])
-    path = Path(source)
-    if path.is_dir() and source != "":
-        return _open_folder(path, split)
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        return _open_parquet(path.parent, [path])
-    if path.is_file():
-        return str(path.parent), [(path.name, str(path))], 1
-    looks_like_id = isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
-    if looks_like_id and path.suffix.lower() not in {*_SUFFIXES, ".parquet"}:
-        return _open_hub(str(source), split, streaming)
-    raise FileNotFoundError(
-        f"{source}: no such file or folder, nor a bundled set ({', '.join(BUNDLED)}), nor a Hub id owner/name"
-    )
-
-
-def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[_Entry], int | None]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    parquet = [path for path in files if path.suffix.lower() == ".parquet"]
-    images = [path for path in files if path.suffix.lower() in _SUFFIXES]
-    if parquet and images:
-        raise ValueError(
-            f"{folder}: holds both Parquet files ({parquet[0].name}) and images ({images[0].name}); name one"
-        )
-    if not parquet and not images:
-        raise FileNotFoundError(f"{folder}: holds no images ({', '.join(sorted(_SUFFIXES))}) and no .parquet files")
-    splits: dict[str, list[Path]] = {}
-    for path in parquet or images:
-        splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-    # Without a known name of a split the folder has no splits: one Parquet file of any name, or folders of classes.
-    if split not in splits and not _SPLITS & splits.keys() and (images or len(parquet) == 1):
-        splits[split] = parquet or images
-    if split not in splits:
-        found = ", ".join(sorted(splits.keys() - {""})) or "none"
-        raise FileNotFoundError(f"{folder}: no split {split!r}; splits found: {found}")
-    if parquet:
-        return _open_parquet(folder, splits[split])
-    entries = [(path.relative_to(folder).as_posix(), str(path)) for path in splits[split]]
-    return str(folder), entries, len(entries)
-
-
-def _split_of(path: Path) -> str:
-    """Name the split of a file from its path in the source: `train/...`, or for Parquet `train-00000-of-00002`."""
-    folders = [part for part in path.parts[:-1] if part in _SPLITS]
-    if folders:
-        return folders[0]
-    return path.stem.partition("-")[0] if path.suffix.lower() == ".parquet" else ""
-
-
-def _open_parquet(root: Path, files: list[Path]) -> tuple[str, Iterable[_Entry], int | None]:
-    from datasets import load_dataset
-
-    def entries() -> Iterator[_Entry]:
-        for file in files:
-            name = file.relative_to(root).as_posix()
-            try:
-                # Streamed: `datasets` would otherwise copy every file into its cache; here it only keeps a lock there.
-                with tempfile.TemporaryDirectory() as cache, _quiet():
-                    pattern = glob.escape(str(file))
-                    rows = load_dataset("parquet", data_files=pattern, split="train", streaming=True, cache_dir=cache)
-                for row, value in enumerate(_values(rows)):
-                    yield f"{name}#{row}", value
-            except Exception as error:  # pyarrow, fsspec and datasets have no common base
-                reason = str(error).partition("\n")[0]
-                raise ValueError(f"{file}: cannot be read as Parquet with images: {reason}") from error
-
-    return str(root), entries(), None
-
-
-def _open_hub(name: str, split: str, streaming: bool) -> tuple[str, Iterable[_Entry], int | None]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, split=split, streaming=streaming)
-        values = _values(rows)
-    except (OSError, ValueError) as error:
-        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-        reason = str(error).partition("\n")[0]
-        raise kind(f"{name}: no such file or folder, and not loaded from the Hugging Face Hub: {reason}") from error
-    return name, ((f"{split}#{row}", value) for row, value in enumerate(values)), None if streaming else len(rows)
-
-
-def _values(rows: Any) -> Iterator[Any]:
-    """Iterate over the undecoded images of a data set of `datasets`, read in Arrow batches."""
-    from datasets import Image as ImageFeature
-
-    features = rows.features or {}
-    named = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    if "image" not in features and len(named) != 1:
-        raise ValueError(f"no column 'image' among {', '.join(features) or 'no columns'}")
-    column = "image" if "image" in features else named[0]
-    rows = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format("arrow")
-    return (value for batch in rows.iter(batch_size=256) for value in batch[column].to_pylist())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Switch off the progress bars of `datasets`, and on again if they were on."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_disabled = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_disabled:
-            enable_progress_bars()
-
-
-def _read(value: Any) -> bytes:
-    """Return the encoded image from a path, bytes, or the `{bytes, path}` of the Hub."""
-    if isinstance(value, dict):
-        value = value["path"] if value["bytes"] is None else value["bytes"]
-    if value is None:
-        raise ValueError("the row is empty")
-    if isinstance(value, bytes):
-        return value
-    if "://" not in value:
-        return Path(value).read_bytes()
-    import fsspec  # type: ignore[import-untyped]  # streamed image folders of the Hub
-
-    with fsspec.open(value, "rb") as file:
-        return bytes(file.read())
-
-
 def _decode(raw: bytes) -> tuple[Image.Image, tuple[int, ...]]:
     """Decode to mode L or RGB; also return the channel counts that the image can stand for, L first."""
     opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
@@ -384,7 +242,7 @@ def _central_square(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _with_progress(entries: Iterable[_Entry], count: int | None) -> Iterator[_Entry]:
+def _with_progress(entries: Iterable[Entry], count: int | None) -> Iterator[Entry]:
     from rich.console import Console
     from rich.progress import track
 

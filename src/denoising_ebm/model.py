@@ -94,6 +94,12 @@ class DenoisingEBM(nn.Module):
             output: Tensor = self.dae(x, sigma)[0]
         return output
 
+    def raw_codes(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the codes before whitening, shape (batch, latent_dim)."""
+        with self._autocast():
+            output: Tensor = self.dae(x, sigma)[1]
+        return output
+
     def encode(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return the codes z = f_alpha(x, sigma), shape (batch, latent_dim), distributed about as N(0, I)."""
         with self._autocast():
@@ -242,41 +248,7 @@ class DenoisingEBM(nn.Module):
             raise ValueError(f"unknown sampler {sampler!r}: use two-stage, annealed, mala or heun")
         return self.denoise(x, noise_config.sigma_min) if sampling.final_denoise else x
 
-    # -- calibration ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def calibrate(self, images: Tensor, *, seed: int = 0, batch_size: int = 256) -> None:
-        """Fit what is not learned by gradients: code statistics, step length in z, and reference energies.
-
-        Args:
-            images: Images in [-1, 1], shape (n, channels, height, width), n > latent_dim; best held out from training.
-            seed: Seed of the noise drawn for the codes and of the energies' inner noise.
-            batch_size: Images per forward pass.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        levels = geometric_sigmas(self.config.noise.sigma_max, self.config.noise.sigma_min, self.config.noise.levels)
-        levels = levels[levels <= self.config.training.decoder_sigma_max]
-        if len(levels) == 0:
-            levels = torch.tensor([self.config.noise.sigma_min])
-        codes = []
-        for chunk in torch.split(images, batch_size):
-            chunk = chunk.to(self.device)
-            sigma = levels[torch.randint(len(levels), (len(chunk),), generator=generator)].to(self.device)
-            noisy = chunk + over(sigma, chunk) * draw_noise(tuple(chunk.shape), generator, chunk)
-            with self._autocast():
-                codes.append(self.dae(noisy, sigma)[1].float())
-        self.dae.unet.whitening.calibrate(torch.cat(codes))
-
-        z = draw_noise((256, self.config.network.latent_dim), generator, self.sensitivity)
-        nudge = 0.1 * torch.nn.functional.normalize(draw_noise(tuple(z.shape), generator, z), dim=1)
-        moved = (self.decode(z + nudge) - self.decode(z)).flatten(1).norm(dim=1) / 0.1
-        self.sensitivity.copy_(moved.square().mean().sqrt().clamp_min(1e-6))
-
-        noise = self.scoring_noise(seed=seed) if self.config.energy.inner_noise else None
-        fractions = torch.linspace(0, 1, QUANTILES, device=self.device)
-        for i, level in enumerate(REFERENCE_SIGMAS):
-            values = torch.cat([self.energy(c.to(self.device), level, noise) for c in torch.split(images, batch_size)])
-            self.reference[i] = torch.quantile(values, fractions)
+    # -- percentiles ------------------------------------------------------------------------------------------------
 
     def percentile(self, energy: Tensor, sigma: float) -> Tensor:
         """Return the share (0..100) of reference images whose energy at `sigma` is below `energy`, shape (batch,).

@@ -42,7 +42,11 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--n", type=int, default=64, metavar="N", help="number of images")
     parser.add_argument("--out", default="samples.png", metavar="FILE", help="PNG with all images; '' for none")
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="images in a row of the PNG")
-    parser.add_argument("--npz", metavar="FILE", help="NumPy file with the array `arr_0`, uint8 (n, h, w, channels), as FID tools read it")
+    parser.add_argument(
+        "--npz",
+        metavar="FILE",
+        help="NumPy file with `arr_0`, uint8 (n, h, w, channels), as FID tools read it",
+    )
     parser.add_argument(
         "--stages", metavar="FILE", help="PNG with each semantic image h(z) left of the image it became (two-stage)"
     )

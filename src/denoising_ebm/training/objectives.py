@@ -85,6 +85,8 @@ class Reconstruction:
             if self.name == "score":
                 (gradient,) = torch.autograd.grad(0.5 * residual.square().sum(), x, create_graph=True)
                 denoised = x - over(batch.sigma, x) ** 2 * gradient
+            # The energy that the network now gives these data: eq. 7 of x0 with this noise, or that of the noisy image.
+            error = residual if self.name == "score" else (batch.x0 - reconstruction) / over(batch.sigma, x)
         weights = loss_weights(noise.weighting, batch.sigma, self._config.network.sigma_data)
         denoising = (weights * (denoised - batch.x0).square().flatten(1).mean(1)).mean()
         decoding = self._decoder_loss(model, batch, code)
@@ -92,6 +94,7 @@ class Reconstruction:
             "loss": denoising + training.decoder_weight * decoding,
             "loss_denoising": denoising.detach(),
             "loss_decoder": decoding.detach(),
+            "energy_data": 0.5 * error.detach().square().mean(),
         }
 
     def _decoder_loss(self, model: DenoisingEBM, batch: Batch, code: Tensor) -> Tensor:
@@ -136,10 +139,12 @@ class Contrastive:
         """Return the losses of step `batch.step`: of lines 3-5, or of lines 7-18."""
         period = self._config.contrastive.reconstruction_steps + 1
         if batch.step % period != period - 1:
-            return self._reconstruction(model, batch)
+            # Its energy of data is another one than that which is contrasted below.
+            figures = self._reconstruction(model, batch)
+            return {name: value for name, value in figures.items() if name != "energy_data"}
         semantic, texture = self.contrasts(model, batch)
         options = self._config.contrastive
-        figures: dict[str, Tensor] = {}
+        figures = {}
         loss = batch.x0.new_zeros(())
         for prefix, (data, chain) in (("latent_energy", semantic), ("energy", texture)):
             loss = loss + options.weight * (data.mean() - chain.mean())
@@ -155,7 +160,9 @@ class Contrastive:
         texture ones, whose gradient reaches phi alone."""  # noqa: D205, D209
         options, sampling = self._config.contrastive, self._config.sampling
         generator = batch.generator
-        num = min(options.chain_batch or len(batch.x0), len(batch.x0))
+        # This forward pass's share of the chains, as of the images.
+        share = len(batch.x0) / self._config.training.batch_size
+        num = min(max(1, round(options.chain_batch * share)), len(batch.x0)) if options.chain_batch else len(batch.x0)
         x0, sigma = batch.x0[:num], batch.sigma[:num]
         noisy = batch.noisy[:num]
 

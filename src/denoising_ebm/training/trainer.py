@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ import yaml
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.hardware import Precision, autocast, choose_device, choose_precision, describe
 from denoising_ebm.images import to_float
@@ -26,6 +24,7 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import check_tensors, write_atomically
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import averaged_weights
+from denoising_ebm.training.interrupt import interruptible
 from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy
 from denoising_ebm.training.objectives import Batch, Objective, make_objective
 from denoising_ebm.training.previews import save_previews
@@ -130,7 +129,7 @@ def train(
     facts = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
     run = _Run(fabric, wrapped, state, config, folder, held, facts, precision)
     with ExitStack() as stack:
-        interrupted = stack.enter_context(_interruptible())
+        interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
         stack.callback(monitor.close)
         finished = run.loop(kept, monitor, interrupted)
@@ -235,7 +234,7 @@ class _Run:
 
     def _start_phase(self, index: int) -> None:
         clock = self.state.clock
-        clock.phase, clock.phase_step, clock.rollbacks = index, 0, 0
+        clock.phase, clock.phase_step, clock.rollbacks, clock.rate_scale = index, 0, 0, 1.0
         if index < len(self.config.recipe):
             self.state.objective = make_objective(self.config.recipe[index].objective, self.config)
         self._good = self.state.snapshot()
@@ -280,7 +279,7 @@ class _Run:
         model.load_state_dict({name.replace("_orig_mod.", ""): value for name, value in averaged.items()})
         model.eval().set_precision(self.precision)
         if len(self.held) > self.config.network.latent_dim:
-            model.calibrate(to_float(self.held), seed=self.config.training.seed)
+            calibrate(model, to_float(self.held), seed=self.config.training.seed)
         return model
 
     def _facts(self) -> dict[str, Any]:
@@ -332,25 +331,3 @@ def _fabric(device: torch.device, precision: Precision) -> Fabric:
     if fabric.world_size != expected:
         raise RuntimeError(f"the launcher started {expected} processes, but Fabric sees {fabric.world_size}")
     return fabric
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event while the context lasts; a second signal acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
