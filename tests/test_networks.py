@@ -248,4 +248,13 @@ def test_useless_codes_change_nothing(codes: Tensor) -> None:
     """No image below decoder_sigma_max, or a network that has diverged: the trainer handles that by its loss."""
     whitening = Whitening(3)
     whitening.update(codes)
-    assert int(whitening.updates) == 0 and torch.equal(whitening.whitener, torch.eye(3))
+    assert torch.equal(whitening.mean, torch.zeros(3)) and torch.equal(whitening.covariance, torch.eye(3))
+
+
+def test_codes_that_do_not_count_do_not_move_the_statistics(generator: torch.Generator) -> None:
+    codes, keep = torch.randn(40, 3, generator=generator), torch.arange(40) < 25
+    masked, selected = Whitening(3), Whitening(3)
+    masked.update(torch.where(keep[:, None], codes, 1e3), keep)
+    selected.update(codes[:25])
+    torch.testing.assert_close(masked.covariance, selected.covariance)
+    torch.testing.assert_close(masked.mean, selected.mean)

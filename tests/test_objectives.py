@@ -34,7 +34,7 @@ class NoWhitening(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         return codes
 
-    def update(self, codes: Tensor) -> None:
+    def update(self, codes: Tensor, keep: Tensor | None = None) -> None:
         pass
 
 

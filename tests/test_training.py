@@ -268,7 +268,8 @@ def test_divergence_rolls_back_and_ends_the_phase(kind: str, tmp_path: Path, mon
     assert "phase ended after 3 divergences" in messages[2]
     assert all("the denoising phase diverged at step" in message for message in messages)
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]
-    assert rates[:2] == [1e-3, 1e-3] and max(rates[2:]) < 1e-3
+    # Only good stretches are recorded, and the next phase starts with the full rate.
+    assert set(rates) == {1e-3}
     assert all(bool(p.isfinite().all()) for p in result.model.parameters())
     DenoisingEBM.from_pretrained(tmp_path / "run")  # refuses weights that are not finite
 

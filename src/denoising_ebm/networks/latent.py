@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,6 +35,8 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(dim))
         self.register_buffer("whitener", torch.eye(dim))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        # `updates` as a plain number, read once after loading: reading it every step would make a GPU wait.
+        self._count: int | None = None
 
     def forward(self, codes: Tensor) -> Tensor:
         """Whiten `codes`, shape (batch, dim), in float32 (or float64)."""
@@ -42,27 +46,39 @@ class Whitening(nn.Module):
             return (codes - self.mean) @ self.whitener.clone()
 
     @torch.no_grad()
-    def update(self, codes: Tensor) -> None:
-        """Move the running statistics towards those of `codes`, shape (batch, dim), over all processes."""
+    def update(self, codes: Tensor, keep: Tensor | None = None) -> None:
+        """Move the running statistics towards those of a batch, over all processes, without waiting for the device.
+
+        Args:
+            codes: Raw codes, shape (batch, dim).
+            keep: Which of them count, bool, shape (batch,); all if None.
+        """
         codes = codes.detach().to(self.mean.dtype)
-        sums = torch.cat([codes.new_tensor([float(len(codes))]), codes.sum(0), (codes.mT @ codes).flatten()])
+        weights = codes.new_ones(len(codes)) if keep is None else keep.to(codes.dtype)
+        weighted = weights[:, None] * codes
+        sums = torch.cat([weights.sum()[None], weighted.sum(0), (weighted.mT @ codes).flatten()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
-        count = sums[0]
-        # Codes of a diverged network have no root; the trainer sees the loss and goes back to good weights.
-        if count < 1 or not bool(sums.isfinite().all()):
-            return
+        # A batch without codes to count, or with those of a diverged network (which the trainer notices by the loss and
+        # rolls back), changes nothing.
+        usable = sums.isfinite().all() & (sums[0] > 0)
+        sums = torch.where(usable, sums, torch.ones_like(sums))
         dim = len(self.mean)
-        mean, second = sums[1 : dim + 1] / count, sums[dim + 1 :].reshape(dim, dim) / count
+        mean, second = sums[1 : dim + 1] / sums[0], sums[dim + 1 :].reshape(dim, dim) / sums[0]
         self.updates += 1
+        self._count = int(self.updates) if self._count is None else self._count + 1
         # A plain average at first, an exponential one later.
-        weight = max(self.momentum, 1.0 / int(self.updates))
+        weight = usable * max(self.momentum, 1.0 / self._count)
         old_second = self.covariance + torch.outer(self.mean, self.mean)
         self.mean.lerp_(mean, weight)
         self.covariance.copy_(old_second.lerp(second, weight) - torch.outer(self.mean, self.mean))
-        # The root costs as much as a small layer: every step at first, every eighth later.
-        if int(self.updates) <= 32 or int(self.updates) % 8 == 0:
+        # The root costs as much as a small layer, and on a GPU a wait: every step at first, every eighth later.
+        if self._count <= 32 or self._count % 8 == 0:
             self._refresh()
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._count = None
 
     @torch.no_grad()
     def calibrate(self, codes: Tensor) -> None:

@@ -101,7 +101,7 @@ class Reconstruction:
         training = self._config.training
         keep = batch.sigma <= training.decoder_sigma_max
         if model.training:
-            model.dae.unet.whitening.update(code[keep])
+            model.dae.unet.whitening.update(code, keep)
         z = model.dae.unet.whitening(code if training.encoder_learns_decoding else code.detach())
         errors = (model.decoder(z) - batch.x0).square().flatten(1).mean(1)
         # A mask, not a selection: all parameters take part in every batch, as synchronised training needs.
