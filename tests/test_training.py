@@ -353,7 +353,7 @@ def test_micro_batches_have_the_gradient_of_one(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to the code statistics, which move with every forward pass and are held here."""
-    monkeypatch.setattr(Whitening, "update", lambda self, codes: None)
+    monkeypatch.setattr(Whitening, "update", lambda self, codes, keep=None: None)
     gradients: list[Tensor] = []
 
     def keep(optimizer: torch.optim.Optimizer, *rest: object) -> None:
