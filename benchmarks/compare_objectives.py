@@ -2,8 +2,9 @@
 
     python benchmarks/compare_objectives.py --minutes 6 --out runs/compare
 
-Each row: train, draw two-stage samples with the exact gradient and with its first term, and measure the Fréchet distance
-of EfficientNet-lite0 features to the test images; the energy gap of held-out images and chain ends; seconds per 64 images.
+Each row: train, draw two-stage samples with the exact gradient and with its first term, and measure the Fréchet
+distance of EfficientNet-lite0 features to the test images; the energy gap of test images and chain ends; and seconds per
+64 images.
 A row that is finished is kept, one that was interrupted goes on.
 """
 
@@ -116,7 +117,8 @@ def main() -> None:
     floor = frechet_distance(feature_statistics(train_half, extractor), reference)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(
-        f"{describe(device)}; {extractor.name}; {args.samples} samples against {len(test)} test images; seed {args.seed}"
+        f"{describe(device)}; {extractor.name}; "
+        f"{args.samples} samples against {len(test)} test images; seed {args.seed}"
     )
     print(f"floor ({len(train_half)} training images against the same test images): {floor:.1f}")
     rows = []

@@ -1,9 +1,10 @@
-"""One leg of training on a GPU: start from nothing or from an earlier leg's weights, stop by the clock, leave small files.
+"""One leg of training on a GPU: start anew or from an earlier leg's weights, stop by the clock, leave small files.
 
-    python benchmarks/gpu/train_leg.py --preset cifar10 --data DATA --minutes 9 --out OUT [--init OLD_OUT] [--contrastive]
+    python benchmarks/gpu/train_leg.py --preset cifar10 --data DATA --minutes 9 --out OUT [--init OLD] [--contrastive]
 
-OUT gets metrics.jsonl, the last grids, and the model folder with its averaged weights in bf16, split into parts of at most
-15 MB so that they can be copied where files are limited; `--init` takes such a folder. Adam's averages start anew each leg.
+OUT gets metrics.jsonl, the last grids, and the model folder with its averaged weights in bf16, split into parts of at
+most 15 MB so that they can be copied where files are limited; `--init` takes such a folder. Adam's averages start anew
+each leg.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Denoising-EBM: one energy-based model of images, trained without labels, that generates, scores, shows where, restores."""
+"""Denoising-EBM: one energy-based model of images that generates, scores, shows where an image is odd, and restores."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -318,7 +318,8 @@ class Config:
         objectives = [phase.objective for phase in self.recipe]
         _require(
             by_gradient or "score" not in objectives,
-            "a recipe with a score phase needs energy.denoiser: gradient, since the denoiser is then x - sigma^2 grad U",
+            "a recipe with a score phase needs energy.denoiser: gradient, since the denoiser is then x - sigma^2 "
+            "grad U",
         )
         _require(
             not by_gradient or objectives[-1] != "denoising",
@@ -330,7 +331,8 @@ class Config:
         )
         _require(
             not (by_gradient and self.training.compile),
-            "training.compile does not work with energy.denoiser: gradient (no second derivatives through torch.compile)",
+            "training.compile does not work with energy.denoiser: gradient (no second derivatives through "
+            "torch.compile)",
         )
 
 

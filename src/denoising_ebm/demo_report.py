@@ -132,7 +132,8 @@ def _samples(evidence: Evidence) -> Section:
     ]
     return Section(
         "Samples in two stages",
-        "A Langevin chain in the latent space decides what is shown; the decoder h turns its end into a smooth image. A "
+        "A Langevin chain in the latent space decides what is shown; the decoder h turns its end into a smooth "
+        "image. A "
         "second chain, in pixels, adds the texture. Nothing is selected: these are the first images of the seed.",
         pictures=[
             Picture(png_bytes(image_grid(images, columns=8, scale=2)), caption, alt)
@@ -149,7 +150,8 @@ def _chains(evidence: Evidence) -> Section:
     noise = f", started with noise of level {sampling.texture_sigma_max:g} on h(z)" if sampling.renoise else ""
     return Section(
         "The chains on their way",
-        "Noise levels fall from step to step in both spaces, so the chains see a smooth energy first and a sharp one last.",
+        "Noise levels fall from step to step in both spaces, so the chains see a smooth energy first and a sharp "
+        "one last.",
         pictures=[
             Picture(
                 png_bytes(grid),
@@ -230,7 +232,8 @@ def _where(evidence: Evidence) -> Section:
         pictures=[
             Picture(
                 png_bytes(sheet),
-                f"Test images and their energies per pixel at sigma {evidence.map_sigma:g}; above as they are, below with "
+                f"Test images and their energies per pixel at sigma {evidence.map_sigma:g}; above as they are, "
+                f"below with "
                 "a foreign square. U is the sum.",
                 "images above heat maps; the squares of the second row are bright at their edges",
             )

@@ -154,9 +154,9 @@ tags: [energy-based-model, out-of-distribution-detection, image-generation, anom
 
 # Denoising-EBM, {network.image_size} x {network.image_size} x {network.channels}
 
-A Denoising-EBM (Zeng, 2023): a denoising autoencoder whose reconstruction error is the texture energy of an image, with a
-semantic decoder on its latent space. It was trained without labels. It generates images, scores how normal an image is,
-shows where it is odd, and denoises.
+A Denoising-EBM (Zeng, 2023): a denoising autoencoder whose reconstruction error is the texture energy of an image,
+with a semantic decoder on its latent space. It was trained without labels. It generates images, scores how normal an
+image is, shows where it is odd, and denoises.
 
 ```python
 from denoising_ebm import DenoisingEBM

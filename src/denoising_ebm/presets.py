@@ -16,7 +16,9 @@ from denoising_ebm.config import (
 )
 
 # -- the paper (section 5): S = 128 levels from 1 to 0.01, L = 3, eta_1 = 0.1, eta_2 = 0.01, Adam 5e-5, flips p = 0.5.
-# Widths, depth, latent size, batch and length are not in its text; those of `cifar10` below are used.
+# Widths, depth, latent size, batch and length are not in its text; those of `cifar10` below are used. Its step sizes are
+# kept as numbers but read as dimensionless ones (step = eta sigma^2): with 1 / 2 sigma^2 in the energy, a fixed step of 0.01
+# diverges at the smaller levels.
 
 _PAPER_NETWORK = NetworkConfig(
     widths=(96, 192, 192, 192),

@@ -46,8 +46,8 @@ class DenoisingAutoencoder(nn.Module):
             sigma: Their noise level, a number or shape (batch,), in data units.
 
         Returns:
-            r(x, sigma), shape of `x`, in float32 (or float64) whatever the network's precision; and the raw codes before
-            whitening, shape (batch, latent_dim).
+            r(x, sigma), shape of `x`, in float32 (or float64) whatever the network's precision; and the raw codes
+            before whitening, shape (batch, latent_dim).
         """
         sigma = expand_sigma(sigma, x)
         c_skip, c_out, c_in = (over(c, x) for c in coefficients(self.kind, sigma, self.sigma_data))

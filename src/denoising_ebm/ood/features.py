@@ -23,8 +23,8 @@ def log_energies(
 ) -> Tensor:
     r"""Return $\log U^c(x, \sigma)$ of each image at each noise level.
 
-    Energies of real images spread over factors rather than sums, and more so at small noise levels; their logarithms are
-    nearly normal, which is what a covariance describes.
+    Energies of real images spread over factors rather than sums, and more so at small noise levels; their logarithms
+    are nearly normal, which is what a covariance describes.
 
     Args:
         model: The model.

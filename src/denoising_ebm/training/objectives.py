@@ -119,10 +119,10 @@ class Reconstruction:
 class Contrastive:
     r"""Algorithm 1: L reconstruction steps, then one contrastive step with chains in both spaces.
 
-    The contrastive step descends U^s(z_i) - U^s(z_i^K) in gamma with phi fixed (line 14) and U^c(x_i) - U^c(x_i^T) in phi
-    with gamma fixed (line 16). Energies are divided by the number of pixels and channels, the scale of the denoising loss
-    with `energy` weights. Chains run at the noise level that the batch drew for each image: short chains anneal down to
-    it from N(0, I), persistent ones stay at it.
+    The contrastive step descends U^s(z_i) - U^s(z_i^K) in gamma with phi fixed (line 14) and U^c(x_i) - U^c(x_i^T) in
+    phi with gamma fixed (line 16). Energies are divided by the number of pixels and channels, the scale of the
+    denoising loss with `energy` weights. Chains run at the noise level that the batch drew for each image: short
+    chains anneal down to it from N(0, I), persistent ones stay at it.
     """
 
     name: ObjectiveName = "contrastive"
