@@ -198,3 +198,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     write_atomically(path, lambda temporary: temporary.write_text("new"))
     assert path.read_text() == "new"
+
+
+def test_half_precision_keeps_weights_to_three_digits_and_statistics_exactly(
+    tiny_model: DenoisingEBM, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "full")
+    tiny_model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.8 * sizes[0]
+    loaded = DenoisingEBM.from_pretrained(tmp_path / "half")
+    for name, weight in tiny_model.named_parameters():
+        torch.testing.assert_close(loaded.state_dict()[name], weight.detach(), rtol=2**-8, atol=0)
+    for name, buffer in tiny_model.named_buffers():
+        if name in loaded.state_dict():
+            assert torch.equal(loaded.state_dict()[name].nan_to_num(), buffer.nan_to_num())

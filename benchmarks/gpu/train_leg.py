@@ -16,7 +16,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from denoising_ebm import DenoisingEBM, load_images, preset
@@ -33,12 +32,8 @@ def split_model(model: DenoisingEBM, out: Path) -> None:
     for old in out.glob("part-*.bin"):
         old.unlink()
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tensors = {
-            name: tensor.bfloat16() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-            for name, tensor in safetensors.torch.load_file(Path(folder) / "model.safetensors").items()
-        }
-        data = safetensors.torch.save(tensors)
+        model.save_pretrained(folder, dtype=torch.bfloat16)
+        data = (Path(folder) / "model.safetensors").read_bytes()
         for name in ("config.json", "README.md"):
             shutil.copy(Path(folder) / name, out / name)
     for i in range(0, len(data), PART):

@@ -262,10 +262,18 @@ class DenoisingEBM(nn.Module):
 
     # -- model folder -----------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and the model card `README.md` into `folder`."""
-        parameters = sum(parameter.numel() for parameter in self.parameters())
-        write_model_folder(Path(folder), self.config, self.facts, self.state_dict(), parameters)
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.json`, `model.safetensors` and the model card `README.md` into `folder`.
+
+        Args:
+            folder: Created if missing.
+            dtype: Of the stored weights: bfloat16 halves the file. Statistics stay in float32.
+        """
+        tensors = self.state_dict()
+        weights = dict(self.named_parameters())
+        tensors |= {name: weight.detach().to(dtype) for name, weight in weights.items()}
+        parameters = sum(weight.numel() for weight in weights.values())
+        write_model_folder(Path(folder), self.config, self.facts, tensors, parameters)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:

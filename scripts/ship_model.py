@@ -1,0 +1,32 @@
+"""Put a trained model into the package: bf16 weights, and its measured figures in the model card.
+
+python scripts/ship_model.py runs/demo/run fashion-mnist --figure "Fréchet distance, ... = 123"
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from denoising_ebm import DenoisingEBM
+
+MODELS = Path(__file__).parent.parent / "src" / "denoising_ebm" / "models"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="run or model folder")
+    parser.add_argument("name", help="name under which `debm sample NAME` finds it")
+    parser.add_argument("--figure", action="append", default=[], metavar="WHAT=VALUE", help="a line of the model card")
+    args = parser.parse_args()
+    model = DenoisingEBM.from_pretrained(args.model)
+    model.facts |= dict(figure.split("=", 1) for figure in args.figure)
+    model.save_pretrained(MODELS / args.name, dtype=torch.bfloat16)
+    size = (MODELS / args.name / "model.safetensors").stat().st_size
+    print(f"{MODELS / args.name}: {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
