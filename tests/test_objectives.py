@@ -192,7 +192,7 @@ def test_decoder_loss(learns: bool, tiny_model: DenoisingEBM, generator: torch.G
     config = tiny_config(encoder_learns_decoding=learns, decoder_sigma_max=0.5)
     model = tiny_model.eval()  # code statistics stay as they are
     batch = batch_of(to_float(random_pixels(4)), generator)
-    batch.sigma = torch.tensor([0.1, 0.9, 0.5, 0.6])
+    batch = replace(batch, sigma=torch.tensor([0.1, 0.9, 0.5, 0.6]))
     objective = Reconstruction("denoising", config)
     losses = objective(model, batch)
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_contrasts_are_energies_per_dimension(tiny_model: DenoisingEBM, generato
     config = replace(config, energy=EnergyConfig(inner_noise=False), contrastive=contrastive)
     batch = batch_of(to_float(random_pixels(6)), generator)
     z = torch.randn(6, 4, generator=torch.Generator().manual_seed(9))
-    batch.generator = torch.Generator().manual_seed(9)
+    batch = replace(batch, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         (latent_data, latent_chain), (data, chain) = Contrastive(config).contrasts(tiny_model, batch)
         torch.testing.assert_close(data, tiny_model.energy(batch.x0, SIGMA) / 256)
@@ -345,7 +345,7 @@ def test_chains_of_training_fall_to_the_level_of_the_image(
 
     monkeypatch.setattr(objectives, "annealed", spy(objectives.annealed))
     batch = batch_of(to_float(random_pixels(2)), generator)
-    batch.sigma = torch.tensor([0.05, 0.5])
+    batch = replace(batch, sigma=torch.tensor([0.05, 0.5]))
     Contrastive(config).contrasts(tiny_model, batch)
     semantic, texture = grids
     torch.testing.assert_close(semantic[:, 0], torch.tensor([1.0, math.sqrt(0.1), 0.1]))  # its own lowest level

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import two_processes
 from denoising_ebm import DenoisingEBM, load_images, to_float
-from denoising_ebm.config import Config, Phase, from_dict
+from denoising_ebm.config import Config, EnergyConfig, Phase, from_dict
 from denoising_ebm.networks.latent import Whitening
 from denoising_ebm.presets import PRESETS, preset
 from denoising_ebm.training import trainer
@@ -32,7 +32,7 @@ from support import random_pixels, randomise, tiny_config
 
 
 def train(pixels: Tensor, config: Config, folder: Path, **options: Any) -> TrainingResult:
-    return trainer.train(pixels, config, folder, device="cpu", precision="fp32", quiet=True, **options)
+    return trainer.train(pixels, config, folder, device="cpu", quiet=True, **{"precision": "fp32", **options})
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -535,3 +535,41 @@ def test_loss_falls_on_real_images(objective: str, tmp_path: Path) -> None:
         a = held.var() / (held.var() + sigma**2)
         linear = (held.mean() + a * (noisy - held.mean()) - held).square().mean()
         assert float(error.detach()) < 0.8 * float(linear)
+
+
+@pytest.mark.parametrize("phase", ["denoising", "contrastive", "score"])
+def test_bf16_rounds_networks_and_not_images_or_losses(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fabric would round every tensor of a batch to bf16 on its way into a module."""
+    config = tiny_config(Phase(phase))  # type: ignore[arg-type]
+    if phase == "score":
+        config = replace(config, energy=EnergyConfig(inner_noise=False, denoiser="gradient"))
+    config = replace(config, contrastive=replace(config.contrastive, reconstruction_steps=0))
+    seen: list[Batch] = []
+    figures: list[dict[str, Tensor]] = []
+    inner: list[torch.dtype] = []
+    make = trainer.make_objective
+
+    def spying(name: Any, config: Config) -> Any:
+        objective = make(name, config)
+
+        class Spy(type(objective)):  # type: ignore[misc]
+            def __call__(self, model: DenoisingEBM, batch: Batch) -> dict[str, Tensor]:
+                seen.append(batch)
+                head = model.dae.unet.decoder.head
+                hook = head.register_forward_hook(lambda module, args, output: inner.append(output.dtype))
+                figures.append(super().__call__(model, batch))
+                hook.remove()
+                return figures[-1]
+
+        objective.__class__ = Spy
+        return objective
+
+    monkeypatch.setattr(trainer, "make_objective", spying)
+    train(random_pixels(20), config, tmp_path / "run", precision="bf16")
+    assert set(inner) == {torch.bfloat16}
+    drawn = draw_batch(random_pixels(20)[:1], config, 0, 0)[0]
+    assert seen[0].x0.dtype == seen[0].noise.dtype == torch.float32
+    assert torch.equal(seen[0].sigma, drawn.sigma)
+    assert {value.dtype for value in figures[0].values()} == {torch.float32}

@@ -19,7 +19,7 @@ from denoising_ebm.noise import loss_weights, over
 from denoising_ebm.sampling import ReplayBuffer, annealed
 
 
-@dataclass  # not frozen: Fabric moves its tensors in place
+@dataclass(frozen=True)
 class Batch:
     """One training batch (Algorithm 1, line 3), or a process's share of it."""
 

@@ -42,9 +42,16 @@ class _Step(nn.Module):
         self.model = model
         self.objective: Objective | None = None
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: _Opaque) -> dict[str, Tensor]:
         assert self.objective is not None
-        return self.objective(self.model, batch)
+        return self.objective(self.model, batch.content)
+
+
+class _Opaque:
+    """A batch that Fabric does not look into: it would round images and noise levels to bf16 under `bf16-mixed`."""
+
+    def __init__(self, content: Batch) -> None:
+        self.content = content
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class _Run:
         figures: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with fabric.no_backward_sync(self.wrapped, enabled=i < len(batches) - 1):
-                losses = self.wrapped(batch)
+                losses = self.wrapped(_Opaque(batch))
                 part = len(batch.x0) * fabric.world_size / training.batch_size
                 fabric.backward(losses["loss"] * part)
             for name, value in losses.items():
