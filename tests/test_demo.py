@@ -127,7 +127,8 @@ def test_unfinished_demo_is_continued_and_overwrite_keeps_foreign_files(
 
     folder = tmp_path / "demo"
     monkeypatch.setitem(PRESETS, "fashion-mnist", tiny())
-    monkeypatch.setattr("denoising_ebm.demo.FAST", SIZES)
+    for place in ("denoising_ebm.demo.FAST", "denoising_ebm.demo.run.FAST"):
+        monkeypatch.setattr(place, SIZES)
     write = Monitor.write
 
     def interrupted(self: Monitor, *arguments: object) -> None:

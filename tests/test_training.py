@@ -25,7 +25,7 @@ from denoising_ebm.presets import PRESETS, preset
 from denoising_ebm.training import trainer
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import averaged_weights
-from denoising_ebm.training.monitor import read_metrics
+from denoising_ebm.training.monitor import read_metrics, trim_metrics
 from denoising_ebm.training.objectives import Batch, Reconstruction
 from denoising_ebm.training.trainer import TrainingResult
 from support import random_pixels, randomise, tiny_config
@@ -535,6 +535,15 @@ def test_loss_falls_on_real_images(objective: str, tmp_path: Path) -> None:
         a = held.var() / (held.var() + sigma**2)
         linear = (held.mean() + a * (noisy - held.mean()) - held).square().mean()
         assert float(error.detach()) < 0.8 * float(linear)
+
+
+def test_resume_drops_lines_that_it_will_write_again(tmp_path: Path) -> None:
+    """A run that was killed has logged steps after its last save, the last line perhaps in part."""
+    lines = [json.dumps({"images_seen": 8 * step, "step": step, "loss": 1.0}) + "\n" for step in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"images_seen": 48, "st')
+    trim_metrics(tmp_path, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:3])
+    trim_metrics(tmp_path / "elsewhere", 3)
 
 
 @pytest.mark.parametrize("phase", ["denoising", "contrastive", "score"])

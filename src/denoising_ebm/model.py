@@ -94,12 +94,6 @@ class DenoisingEBM(nn.Module):
             output: Tensor = self.dae(x, sigma)[0]
         return output
 
-    def raw_codes(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return the codes before whitening, shape (batch, latent_dim)."""
-        with self._autocast():
-            output: Tensor = self.dae(x, sigma)[1]
-        return output
-
     def encode(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return the codes z = f_alpha(x, sigma), shape (batch, latent_dim), distributed about as N(0, I)."""
         with self._autocast():

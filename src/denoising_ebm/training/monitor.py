@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.training.state import Clock
 
 METRICS_FILE = "metrics.jsonl"
@@ -129,7 +130,7 @@ class Monitor:
             self._writer.close()
 
 
-_SHOWN = ("loss", "loss_denoising", "loss_decoder", "energy_gap", "images_per_second")
+_SHOWN = ("loss", "loss_denoising", "loss_decoder", "energy_data", "energy_gap", "images_per_second")
 
 
 def _show(name: str, value: float) -> str:
@@ -143,6 +144,17 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     with open(folder / METRICS_FILE, encoding="utf-8") as file:
         records = [json.loads(line) for line in file if line.strip()]
     return [record for record in records if "event" not in record]
+
+
+def trim_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after `step`: those that a run wrote after its last save, and will write again."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
 
 def is_healthy(means: dict[str, float], gap_bound: float) -> bool:

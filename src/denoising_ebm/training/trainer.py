@@ -25,7 +25,7 @@ from denoising_ebm.model_folder import check_tensors, write_atomically
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import averaged_weights
 from denoising_ebm.training.interrupt import interruptible
-from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy
+from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy, trim_metrics
 from denoising_ebm.training.objectives import Batch, Objective, make_objective
 from denoising_ebm.training.previews import save_previews
 from denoising_ebm.training.state import STATE_FILE, RunState, read_state, save_state
@@ -125,7 +125,9 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-        if saved is None:
+        if saved is not None:
+            trim_metrics(folder, state.clock.step)
+        else:
             # So that a run that dies before its first save can be resumed too.
             save_state(state, config, folder)
     fabric.barrier()
@@ -285,7 +287,7 @@ class _Run:
         averaged = self.state.average.module.state_dict()
         model.load_state_dict({name.replace("_orig_mod.", ""): value for name, value in averaged.items()})
         model.eval().set_precision(self.precision)
-        if len(self.held) > self.config.network.latent_dim:
+        if len(self.held):
             calibrate(model, to_float(self.held), seed=self.config.training.seed)
         return model
 

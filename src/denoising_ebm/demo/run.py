@@ -1,4 +1,4 @@
-"""The demo: train on the bundled images, draw samples, look for odd images, and put it all on one page."""
+"""The demo from training to evidence: run it, continue it, or only rebuild its page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config
-from denoising_ebm.demo_report import Evidence, auroc_table, report_facts, report_sections, summary
+from denoising_ebm.demo.page import Evidence, auroc_table, report_facts, report_sections, summary
 from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.hardware import choose_device
 from denoising_ebm.images import interpolations, load_images, to_float, upside_down
