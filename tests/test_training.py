@@ -21,12 +21,13 @@ import two_processes
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.config import Config, EnergyConfig, Phase, from_dict
 from denoising_ebm.networks.latent import Whitening
+from denoising_ebm.noise import draw_sigmas, loss_weights
 from denoising_ebm.presets import PRESETS, preset
 from denoising_ebm.training import trainer
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import averaged_weights
 from denoising_ebm.training.monitor import read_metrics, trim_metrics
-from denoising_ebm.training.objectives import Batch, Reconstruction
+from denoising_ebm.training.objectives import Batch, Reconstruction, heldout_loss
 from denoising_ebm.training.trainer import TrainingResult
 from support import random_pixels, randomise, tiny_config
 
@@ -535,6 +536,18 @@ def test_loss_falls_on_real_images(objective: str, tmp_path: Path) -> None:
         a = held.var() / (held.var() + sigma**2)
         linear = (held.mean() + a * (noisy - held.mean()) - held).square().mean()
         assert float(error.detach()) < 0.8 * float(linear)
+
+
+def test_heldout_loss_is_the_weighted_error_of_the_denoiser(tiny_model: DenoisingEBM) -> None:
+    config = tiny_config()
+    images = to_float(random_pixels(6))
+    generator = torch.Generator().manual_seed(config.training.seed)
+    sigma = draw_sigmas(config.noise, 6, generator)
+    x = images + sigma.view(-1, 1, 1, 1) * torch.randn(images.shape, generator=generator)
+    with torch.no_grad():
+        errors = (tiny_model.denoise(x, sigma) - images).square().mean((1, 2, 3))
+    expected = (loss_weights(config.noise.weighting, sigma, config.network.sigma_data) * errors).mean()
+    assert heldout_loss(tiny_model, images, config) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_resume_drops_lines_that_it_will_write_again(tmp_path: Path) -> None:

@@ -110,6 +110,12 @@ class Monitor:
             left = (1 - progress) / progress * clock.seconds / 60 if progress > 0 else math.inf
             print(f"{line}  {left:.1f} min left", file=sys.stderr, flush=True)
 
+    def record(self, clock: Clock, figures: dict[str, float]) -> None:
+        """Append figures that are no means over steps."""
+        if self._active:
+            minutes = round(clock.seconds / 60, 4)
+            self._append({"images_seen": clock.images_seen, "step": clock.step, "minutes": minutes, **figures})
+
     def event(self, clock: Clock, message: str) -> None:
         """Record something unusual and show it."""
         if not self._active:
@@ -140,10 +146,10 @@ def _show(name: str, value: float) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run's metrics.jsonl, without its events."""
+    """Return the means over steps in a run's metrics.jsonl, without its events and held-out losses."""
     with open(folder / METRICS_FILE, encoding="utf-8") as file:
         records = [json.loads(line) for line in file if line.strip()]
-    return [record for record in records if "event" not in record]
+    return [record for record in records if "phase" in record]
 
 
 def trim_metrics(folder: Path, step: int) -> None:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from denoising_ebm.config import Config, ObjectiveName
 from denoising_ebm.energies import SemanticEnergy, draw_noise, semantic_energy, texture_energy
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.noise import loss_weights, over
+from denoising_ebm.noise import draw_sigmas, loss_weights, over
 from denoising_ebm.sampling import ReplayBuffer, annealed
 
 
@@ -114,6 +114,27 @@ class Reconstruction:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore nothing."""
+
+
+@torch.no_grad()
+def heldout_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batch_size: int = 256) -> float:
+    """Return the weighted denoising loss of images the model was not trained on, with the same draws at every call.
+
+    Args:
+        model: The model; its denoiser D is measured, whatever objective trained it.
+        images: Images in [-1, 1], shape (n, channels, height, width).
+        config: Noise draw, weights and seed.
+        batch_size: Images per forward pass.
+    """
+    generator = torch.Generator().manual_seed(config.training.seed)
+    sigmas = draw_sigmas(config.noise, len(images), generator)
+    total = 0.0
+    for x0, sigma in zip(torch.split(images, batch_size), torch.split(sigmas, batch_size), strict=True):
+        x0, sigma = x0.to(model.device), sigma.to(model.device)
+        x = x0 + over(sigma, x0) * draw_noise(tuple(x0.shape), generator, x0)
+        weights = loss_weights(config.noise.weighting, sigma, config.network.sigma_data)
+        total += float((weights * (model.denoise(x, sigma) - x0).square().flatten(1).mean(1)).sum())
+    return total / len(images)
 
 
 class Contrastive:

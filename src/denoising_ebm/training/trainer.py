@@ -26,7 +26,7 @@ from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import averaged_weights
 from denoising_ebm.training.interrupt import interruptible
 from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy, trim_metrics
-from denoising_ebm.training.objectives import Batch, Objective, make_objective
+from denoising_ebm.training.objectives import Batch, Objective, heldout_loss, make_objective
 from denoising_ebm.training.previews import save_previews
 from denoising_ebm.training.state import STATE_FILE, RunState, read_state, save_state
 
@@ -173,7 +173,7 @@ class _Run:
         monitor.start()
         started, before = time.monotonic(), state.clock.seconds
         last_preview = state.clock.seconds
-        while self._enter_phase() and not self._agree(interrupted.is_set()):
+        while self._enter_phase(monitor) and not self._agree(interrupted.is_set()):
             figures = self._step(pixels)
             monitor.add(figures, training.batch_size)
             clock = state.clock
@@ -228,7 +228,7 @@ class _Run:
         cooldown = min(1.0, left / training.cooldown) if training.cooldown else 1.0
         return training.learning_rate * clock.rate_scale * warmup * max(cooldown, 1e-3)
 
-    def _enter_phase(self) -> bool:
+    def _enter_phase(self, monitor: Monitor) -> bool:
         """Set the objective of the current phase; False when the recipe or the budget is at its end."""
         progress, clock, recipe = self.progress(), self.state.clock, self.config.recipe
         total = sum(phase.share for phase in recipe)
@@ -237,6 +237,8 @@ class _Run:
         if progress >= 1:
             return False
         if due > clock.phase:
+            # The figures so far belong to the phase before, whose end is only kept if it went well.
+            self._check_health(monitor)
             self._start_phase(due)
         self.wrapped.module.objective = self.state.objective
         return clock.phase < len(recipe)
@@ -298,12 +300,16 @@ class _Run:
     def save(self, monitor: Monitor, *, final: bool) -> None:
         """Write the model folder, the state and previews; the state is healthy whenever this is called."""
         if self.fabric.global_rank == 0:
-            model = self.evaluation_model()
+            model, clock = self.evaluation_model(), self.state.clock
+            if len(self.held):
+                loss = heldout_loss(model, to_float(self.held), self.config)
+                monitor.record(clock, {"heldout_loss": loss})
+                model.facts["held-out denoising loss"] = round(loss, 5)
             model.save_pretrained(self.folder / "model")
             save_state(self.state, self.config, self.folder)
             if self.config.training.sample_minutes or final:
                 with autocast(self.fabric.device, self.precision):
-                    save_previews(model, self.held, self.folder / "samples", self.state.clock.images_seen)
+                    save_previews(model, self.held, self.folder / "samples", clock.images_seen)
         self.fabric.barrier()
 
 
