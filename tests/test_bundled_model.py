@@ -1,0 +1,65 @@
+"""The model that ships in the package does its four jobs on real images it was not trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from denoising_ebm import DenoisingEBM, load_images, to_float
+
+
+@pytest.fixture(scope="module")
+def model() -> DenoisingEBM:
+    return DenoisingEBM.from_pretrained("fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return to_float(load_images("fashion-mnist", split="test", limit=128).pixels)
+
+
+def sharpness(x: Tensor) -> float:
+    """Root mean square difference of neighbouring pixels."""
+    return float((x[..., 1:] - x[..., :-1]).square().mean().sqrt())
+
+
+def test_restores(model: DenoisingEBM, images: Tensor) -> None:
+    """It beats the best linear estimate of each pixel by itself: a Wiener filter with the pixels' own statistics."""
+    sigma = 0.3
+    noisy = images + sigma * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    variance, mean = images.var(0), images.mean(0)
+    wiener = mean + variance / (variance + sigma**2) * (noisy - mean)
+    with torch.no_grad():
+        error = (model.denoise(noisy, sigma) - images).square().mean()
+    assert float(error) < 0.5 * float((wiener - images).square().mean())
+
+
+def test_scores_normal_images_as_the_reference_ones(model: DenoisingEBM, images: Tensor) -> None:
+    """Percentiles of normal images are uniform on 0..100: mean 50, here within 4 standard errors of 29 / sqrt(128)."""
+    with torch.no_grad():
+        percentiles = model.percentile(model.energy(images, 0.1), 0.1)
+    assert abs(float(percentiles.mean()) - 50) < 4 * 29 / 128**0.5
+
+
+def test_scores_noise_as_odd_and_shows_where(model: DenoisingEBM, images: Tensor) -> None:
+    noise = torch.rand((8, *images.shape[1:]), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    patched = images[:8].clone()
+    patched[:, :, 12:20, 12:20] = noise[:, :, 12:20, 12:20]
+    with torch.no_grad():
+        assert bool((model.percentile(model.energy(noise, 0.1), 0.1) > 99).all())
+        before, after = model.energy_map(images[:8], 0.1), model.energy_map(patched, 0.1)
+    square = torch.zeros_like(after, dtype=torch.bool)
+    square[:, 12:20, 12:20] = True
+    assert float(after[square].mean()) > 2 * float(after[~square].mean())
+    assert float(after[square].mean()) > 2 * float(before[square].mean())
+
+
+def test_generates_in_two_stages_the_second_of_which_sharpens(model: DenoisingEBM, images: Tensor) -> None:
+    sample = model.two_stage(24, seed=0)
+    assert sharpness(sample.semantic) < 0.8 * sharpness(images)
+    assert sharpness(sample.images) > 1.2 * sharpness(sample.semantic)
+    assert sharpness(sample.images) == pytest.approx(sharpness(images), rel=0.35)
+    # Samples are images: in range, and black at the padded edge as all of the data are.
+    assert float(sample.images.abs().max()) < 1.3
+    assert float((sample.images[..., 0, :] + 1).abs().max()) < 0.1
