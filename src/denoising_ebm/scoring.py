@@ -52,7 +52,7 @@ def score_images(
     images: ImageSet,
     sigma: float,
     *,
-    draws: int = 1,
+    draws: int = 4,
     seed: int = 0,
     batch_size: int = 256,
     maps: bool = False,
@@ -64,14 +64,14 @@ def score_images(
         model: The model. If its energy has inner noise, every image gets the same draws of it.
         images: The images, of the model's size and channels.
         sigma: Noise level, > 0.
-        draws: Draws of the inner noise to average over, >= 1.
+        draws: Draws of the inner noise to average over, >= 1, for an energy that has it and for the maps.
         seed: Seed of these draws.
         batch_size: Images per forward pass, >= 1.
         maps: Also keep the energy of every pixel.
         advance: Called with the number of images after each batch.
 
     Returns:
-        The rows, and with `maps` the energies per pixel, float32 `(n, height, width)`, else None.
+        The rows, and with `maps` the energies per pixel (`odd_pixels`), float32 `(n, height, width)`, else None.
 
     Raises:
         ValueError: If a number is out of range.
@@ -82,10 +82,10 @@ def score_images(
     map_chunks: list[Tensor] = []
     for start in range(0, len(images), batch_size):
         pixels = images.pixels[start : start + batch_size]
-        pixel_map = model.energy_map(to_float(pixels).to(model.device), sigma, noise)
-        chunks.append(pixel_map.sum((1, 2)))
+        x = to_float(pixels).to(model.device)
+        chunks.append(model.energy(x, sigma, noise))
         if maps:
-            map_chunks.append(pixel_map.cpu())
+            map_chunks.append(odd_pixels(model, x, sigma, draws=draws, seed=seed).cpu())
         if advance is not None:
             advance(len(pixels))
     energies = torch.cat(chunks)
@@ -96,6 +96,25 @@ def score_images(
     ]
     rows += [Score(name, None, None, "unreadable", sigma) for name, _ in images.unreadable]
     return rows, torch.cat(map_chunks) if maps else None
+
+
+@torch.no_grad()
+def odd_pixels(model: DenoisingEBM, x: Tensor, sigma: float, *, draws: int = 4, seed: int = 0) -> Tensor:
+    """Return the energy of every pixel for showing where an image is odd, shape (batch, height, width).
+
+    It is eq. 7 with its inner noise, averaged over draws that are the same for every image, whether or not the model's
+    energy for chains has that noise: without it r(x) copies what it sees, odd or not. A model trained by `score` has r
+    for noisy images only and gets none.
+
+    Args:
+        model: The model.
+        x: Images in [-1, 1], shape (batch, channels, height, width).
+        sigma: Noise level, > 0.
+        draws: Draws to average over.
+        seed: Seed of the draws.
+    """
+    by_output = model.config.energy.denoiser == "output"
+    return model.energy_map(x, sigma, model.scoring_noise(draws, seed) if by_output else None)
 
 
 def check_table_path(path: Path) -> None:

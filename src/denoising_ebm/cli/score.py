@@ -49,7 +49,11 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         "--sigma", type=float, default=0.05, metavar="S", help="noise level of the energy, for images in [-1, 1]"
     )
     group.add_argument(
-        "--draws", type=int, default=1, metavar="N", help="draws of the energy's inner noise, if the model has it"
+        "--draws",
+        type=int,
+        default=4,
+        metavar="N",
+        help="noise draws to average over, in maps and in energies that have any",
     )
     group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of these draws")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images scored at once")

@@ -23,6 +23,7 @@ from denoising_ebm.ood.detectors import MahalanobisDetector
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.presets import preset
 from denoising_ebm.report import Table, write_report
+from denoising_ebm.scoring import odd_pixels
 from denoising_ebm.training.monitor import read_metrics
 from denoising_ebm.training.state import STATE_FILE
 from denoising_ebm.training.trainer import train
@@ -32,7 +33,7 @@ REPORT = "report.html"
 #: Noise levels at which the demo scores; those within the model's range are used.
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: Noise level of the heat maps, and side of the foreign square in pixels.
-MAP_SIGMA, SQUARE = 0.1, 8
+MAP_SIGMA, SQUARE = 0.2, 8
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,8 @@ def gather(
 
     originals = normal[:8]
     pasted = paste_squares(originals, normal[8:16])
-    with torch.no_grad():
-        shown = to_float(torch.cat([originals, pasted]))
-        maps = model.energy_map(shown.to(model.device), MAP_SIGMA, inner).cpu()
+    shown = to_float(torch.cat([originals, pasted]))
+    maps = odd_pixels(model, shown.to(model.device), MAP_SIGMA, seed=seed).cpu()
     return Evidence(
         model=model,
         metrics=metrics,
