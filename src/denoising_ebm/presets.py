@@ -21,12 +21,12 @@ from denoising_ebm.config import (
 # diverges at the smaller levels.
 
 _PAPER_NETWORK = NetworkConfig(
-    widths=(96, 192, 192, 192),
+    widths=(80, 160, 160, 160),
     blocks=2,
     attention=(16,),
     heads=4,
     latent_dim=128,
-    decoder_widths=(64, 128, 192, 192),
+    decoder_widths=(64, 128, 160, 160),
     embedding_dim=256,
 )
 _PAPER = Config(
@@ -104,7 +104,7 @@ PRESETS: dict[str, Config] = {
     "celeba64-paper": replace(
         _PAPER,
         network=replace(
-            _PAPER_NETWORK, image_size=64, widths=(64, 128, 192, 192, 192), decoder_widths=(32, 64, 128, 192, 192)
+            _PAPER_NETWORK, image_size=64, widths=(64, 128, 160, 160, 160), decoder_widths=(32, 64, 128, 160, 160)
         ),
         sampling=replace(_PAPER.sampling, semantic_steps=40),
         contrastive=replace(_PAPER.contrastive, semantic_steps=40, texture_steps=100),
