@@ -26,6 +26,7 @@ from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.cli import COMMANDS, main
 from denoising_ebm.config import Config, from_dict
 from denoising_ebm.presets import PRESETS
+from denoising_ebm.training.monitor import read_metrics
 
 TINY = [
     *("--network.widths", "[16,16,16]", "--network.decoder_widths", "[8,8,8]", "--network.attention", "[]"),
@@ -219,10 +220,13 @@ def test_train_writes_a_run_of_the_settings_asked_for(run: Path) -> None:
     config = from_dict(Config, yaml.safe_load((run / "config.yaml").read_text()))
     assert config.network.latent_dim == 8 and config.training.max_images == 640 and config.training.seed == 3
     assert config.noise == PRESETS["fashion-mnist"].noise
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     assert records[-1]["images_seen"] == 640
     assert records[-1]["loss_denoising"] < 0.7 * records[0]["loss_denoising"]
     model = DenoisingEBM.from_pretrained(run)
+    heldout = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["heldout_loss"]
+    assert model.facts["held-out denoising loss"] == pytest.approx(heldout, abs=1e-5)
+    assert heldout == pytest.approx(records[-1]["loss_denoising"], rel=0.5)
     assert model.facts["training images"] == 270 and model.facts["images seen"] == 640
 
 

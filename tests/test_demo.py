@@ -16,6 +16,7 @@ from denoising_ebm.cli import main
 from denoising_ebm.demo import DemoResult, Sizes, paste_squares, run_demo
 from denoising_ebm.images import upside_down
 from denoising_ebm.ood.metrics import auroc
+from denoising_ebm.training.monitor import read_metrics
 
 SIZES = Sizes(train=300, fit=60, scored=40, samples=16)
 
@@ -146,7 +147,7 @@ def test_unfinished_demo_is_continued_and_overwrite_keeps_foreign_files(
     printed = capsys.readouterr()
     assert "continuing on 300 images" in printed.err
     assert "interpolations" in printed.out and f"report: {folder / 'report.html'}" in printed.out
-    seen = [json.loads(line)["images_seen"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = [record["images_seen"] for record in read_metrics(folder / "run")]
     assert seen == sorted(set(seen)) and seen[-1] == 640
 
     (folder / "notes.txt").write_text("mine")
