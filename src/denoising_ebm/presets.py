@@ -100,7 +100,7 @@ PRESETS: dict[str, Config] = {
         recipe=(Phase("denoising"),),
     ),
     "cifar10-paper": _PAPER,
-    "svhn-paper": replace(_PAPER, training=replace(_PAPER.training, flip=False)),
+    "svhn-paper": _PAPER,
     "celeba64-paper": replace(
         _PAPER,
         network=replace(
