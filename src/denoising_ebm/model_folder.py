@@ -162,8 +162,8 @@ image is, shows where it is odd, and denoises.
 from denoising_ebm import DenoisingEBM
 
 model = DenoisingEBM.from_pretrained("this folder")
-images = model.sample(64, seed=0)              # in [-1, 1]
-energies = model.energy(images, sigma=0.05)    # low = likely
+images = model.sample(64, seed=0)  # in [-1, 1]
+energies = model.energy(images, sigma=0.05)  # low = likely
 ```
 
 | | |
