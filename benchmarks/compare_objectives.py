@@ -84,8 +84,9 @@ def energy_gap(model: DenoisingEBM, pixels: torch.Tensor) -> dict[str, float]:
     )
     (batch,) = draw_batch(pixels, config, 0, 0)
     with torch.no_grad():
-        _, (data, chain) = Contrastive(config).contrasts(model, batch)
-    return {"energy_data": float(data.mean()), "energy_chain": float(chain.mean()), "gap": float((data - chain).mean())}
+        contrasts = Contrastive(config).contrasts(model, batch)
+    data, chain = float(contrasts.data.mean()), float(contrasts.chain.mean())
+    return {"energy_data": data, "energy_chain": chain, "gap": data - chain}
 
 
 def run_row(name: str, config: Config, args: argparse.Namespace, reference: FeatureStatistics) -> dict[str, Any]:

@@ -159,7 +159,7 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (NetworkConfig, {"image_size": 512}, "network.image_size"),
     (NetworkConfig, {"image_size": 36}, "network.image_size"),
     (NetworkConfig, {"widths": (32,)}, "network.widths"),
-    (NetworkConfig, {"widths": (32, 64)}, "network.decoder_widths"),
+    (NetworkConfig, {**SMALL, "decoder_widths": (8, 8, 16)}, "network.decoder_widths"),
     (NetworkConfig, {**SMALL, "widths": (8, 12)}, "network.widths"),
     (NetworkConfig, {**SMALL, "decoder_widths": (8, 0)}, "network.decoder_widths"),
     (NetworkConfig, {**SMALL, "attention": (4,)}, "network.attention"),

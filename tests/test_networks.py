@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -155,6 +156,30 @@ def test_images_of_a_batch_do_not_touch(tiny_dae: DenoisingAutoencoder) -> None:
         torch.testing.assert_close(tiny_dae(x[order], sigma[order])[0], output[order])
         torch.testing.assert_close(tiny_dae(x[1:2], sigma[1:2])[0], output[1:2])
         torch.testing.assert_close(tiny_dae.encode(x, sigma), tiny_dae.unet.whitening(code))
+
+
+@pytest.mark.parametrize("decoder_widths", [(8, 8), (8,)])
+def test_decoder_reaches_every_pixel(decoder_widths: tuple[int, ...]) -> None:
+    network = NetworkConfig(image_size=16, widths=(8, 8), decoder_widths=decoder_widths, attention=(), latent_dim=4)
+    decoder = randomise(SemanticDecoder(network)).double()
+    difference = decoder(draw(1, 4)) - decoder(draw(1, 4, seed=2))
+    assert difference.shape == (1, 3, 16, 16) and float(difference.abs().min()) > 0
+
+
+def test_compiled_training_step(tiny_dae: DenoisingAutoencoder) -> None:
+    """The code statistics move between forward and backward pass; compiled, the backward pass reads them again."""
+    x, sigma = draw(4, 1, 16, 16), torch.full((4,), 0.3, dtype=torch.float64)
+    gradients = []
+    for backend in (None, "aot_eager_decomp_partition"):
+        dae = copy.deepcopy(tiny_dae)
+        if backend:
+            dae.unet.compile(backend=backend)
+        output, code = dae(x, sigma)
+        dae.unet.whitening.update(code)
+        output.square().mean().backward()
+        gradients.append([parameter.grad for parameter in dae.parameters()])
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain)
 
 
 def test_code_reaches_the_output_and_decoder(tiny_dae: DenoisingAutoencoder) -> None:

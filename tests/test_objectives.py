@@ -249,8 +249,9 @@ def test_each_contrast_trains_its_own_part(
     config = tiny_config(Phase("contrastive"))
     config = replace(config, energy=EnergyConfig(inner_noise=inner_noise))
     x0 = to_float(random_pixels(6))
-    semantic, texture = Contrastive(config).contrasts(tiny_model, batch_of(x0, generator))
-    data, chain = semantic if contrast == "semantic" else texture
+    contrasts = Contrastive(config).contrasts(tiny_model, batch_of(x0, generator))
+    semantic = (contrasts.latent_data, contrasts.latent_chain)
+    data, chain = semantic if contrast == "semantic" else (contrasts.data, contrasts.chain)
     assert data.shape == chain.shape == (6,)
     learner, other = (
         (tiny_model.decoder, tiny_model.dae) if contrast == "semantic" else (tiny_model.dae, tiny_model.decoder)
@@ -272,18 +273,22 @@ def test_contrasts_are_energies_per_dimension(tiny_model: DenoisingEBM, generato
     z = torch.randn(6, 4, generator=torch.Generator().manual_seed(9))
     batch = replace(batch, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        (latent_data, latent_chain), (data, chain) = Contrastive(config).contrasts(tiny_model, batch)
-        torch.testing.assert_close(data, tiny_model.energy(batch.x0, SIGMA) / 256)
-        torch.testing.assert_close(chain, tiny_model.energy(tiny_model.decode(z), SIGMA) / 256)
-        torch.testing.assert_close(latent_chain, tiny_model.semantic_energy(z, SIGMA) / 256)
+        contrasts = Contrastive(config).contrasts(tiny_model, batch)
+        decoded = tiny_model.decode(z)
+        torch.testing.assert_close(contrasts.data, tiny_model.energy(batch.x0, SIGMA) / 256)
+        torch.testing.assert_close(contrasts.chain, tiny_model.energy(decoded, SIGMA) / 256)
+        torch.testing.assert_close(contrasts.latent_chain, tiny_model.semantic_energy(z, SIGMA) / 256)
         codes = tiny_model.encode(batch.noisy, SIGMA)
-        torch.testing.assert_close(latent_data, tiny_model.semantic_energy(codes, SIGMA) / 256)
+        torch.testing.assert_close(contrasts.latent_data, tiny_model.semantic_energy(codes, SIGMA) / 256)
+        spreads = {"code_std": codes, "latent_chain_std": z, "image_std": batch.x0, "chain_std": decoded}
+        for name, values in spreads.items():
+            torch.testing.assert_close(contrasts.spreads[name], values.std())
 
         noisy = replace(config, contrastive=replace(contrastive, positives="noisy", chain_batch=4))
-        _, (data, chain) = Contrastive(noisy).contrasts(tiny_model, batch)
+        contrasts = Contrastive(noisy).contrasts(tiny_model, batch)
         # A batch of 6 is three quarters of a step's 8 images, and has that share of the chains.
-        assert len(chain) == 3
-        torch.testing.assert_close(data, tiny_model.energy(batch.noisy[:3], SIGMA) / 256)
+        assert len(contrasts.chain) == 3
+        torch.testing.assert_close(contrasts.data, tiny_model.energy(batch.noisy[:3], SIGMA) / 256)
 
 
 def test_loss_is_the_sum_of_both_contrasts(tiny_model: DenoisingEBM, generator: torch.Generator) -> None:
@@ -296,10 +301,14 @@ def test_loss_is_the_sum_of_both_contrasts(tiny_model: DenoisingEBM, generator: 
     contrasts = Contrastive(config).contrasts(tiny_model, batch_of(x0, generator))
     expected = sum(
         0.5 * (data.mean() - chain.mean()) + 0.1 * (data.square().mean() + chain.square().mean())
-        for data, chain in contrasts
+        for data, chain in (
+            (contrasts.latent_data, contrasts.latent_chain),
+            (contrasts.data, contrasts.chain),
+        )
     )
     torch.testing.assert_close(figures["loss"], expected)
-    assert set(figures) == {"loss"} | {f"{p}energy_{s}" for p in ("", "latent_") for s in ("data", "chain", "gap")}
+    energies = {f"{p}energy_{s}" for p in ("", "latent_") for s in ("data", "chain", "gap")}
+    assert set(figures) == {"loss", *energies, *contrasts.spreads}
 
 
 def test_contrastive_steps_come_after_l_denoising_ones(tiny_model: DenoisingEBM, generator: torch.Generator) -> None:

@@ -486,9 +486,15 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
 
 def test_initial_weights(tmp_path: Path, tiny_model: DenoisingEBM) -> None:
     config = tiny_config(learning_rate=1e-9, max_images=8)
+    tiny_model.facts = {"images seen": 100, "minutes": 2.5, "data": "elsewhere"}
     result = train(random_pixels(20), config, tmp_path / "run", initial=tiny_model)
     for a, b in zip(result.model.parameters(), tiny_model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    assert result.model.facts["images seen"] == 108 and result.model.facts["minutes"] >= 2.5
+    longer = replace(config, training=replace(config.training, max_images=16))
+    resumed = train(random_pixels(20), longer, tmp_path / "run", resume=True)
+    assert resumed.model.facts["images seen"] == 116
+    assert resumed.model.facts["images seen by the initial model"] == 100
     other = DenoisingEBM(replace(config, network=replace(config.network, latent_dim=5)))
     with pytest.raises(ValueError, match=r"initial model: .*shape"):
         train(random_pixels(20), config, tmp_path / "other", initial=other)

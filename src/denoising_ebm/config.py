@@ -40,7 +40,8 @@ class NetworkConfig:
         attention: Resolutions in pixels that get self-attention.
         heads: Attention heads.
         latent_dim: Dimension of the semantic code z.
-        decoder_widths: Channels of h_gamma per resolution, full size first.
+        decoder_widths: Channels of h_gamma per resolution, largest first. With fewer entries than `widths` it has no
+            layers at the largest resolutions; its last layer makes squares of pixels.
         decoder_blocks: Residual blocks of h_gamma per resolution.
         embedding_dim: Width of the noise-level embedding.
         precondition: How the raw U-Net output becomes r(x, sigma).
@@ -70,8 +71,8 @@ class NetworkConfig:
             f"network.image_size must be divisible by {factor} with {len(self.widths)} widths, got {self.image_size}",
         )
         _require(
-            len(self.decoder_widths) == len(self.widths),
-            f"network.decoder_widths must have as many entries as network.widths ({len(self.widths)}), "
+            1 <= len(self.decoder_widths) <= len(self.widths),
+            f"network.decoder_widths must have 1 to {len(self.widths)} entries, as network.widths has, "
             f"got {len(self.decoder_widths)}",
         )
         for name in ("widths", "decoder_widths"):

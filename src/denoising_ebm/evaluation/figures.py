@@ -63,6 +63,12 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
             "latent_energy_chain": "chain ends",
             "latent_energy_gap": "gap",
         },
+        "standard deviation": {
+            "image_std": "images",
+            "chain_std": "chain ends",
+            "code_std": "codes",
+            "latent_chain_std": "latent chain ends",
+        },
         "gradient norm": {"grad_norm": "gradient norm"},
     }
     curves = {

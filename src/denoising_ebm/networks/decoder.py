@@ -13,13 +13,15 @@ from denoising_ebm.networks.layers import ResidualBlock, group_norm, upsample
 class SemanticDecoder(nn.Module):
     """h_gamma: z, shape (batch, latent_dim) -> image, shape (batch, channels, image_size, image_size).
 
-    It has no path from the image but z (section 4.1: the skips of g_beta make g_beta useless as a decoder of z alone).
+    It has no path from the image but z (section 4.1: the skips of g_beta make g_beta useless as a decoder of z alone). It
+    needs no layers at the full size, since its images are smooth: its last layer makes squares of pixels there.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         widths = config.decoder_widths
-        self.size = config.image_size // 2 ** (len(widths) - 1)
+        self.patch = 2 ** (len(config.widths) - len(widths))
+        self.size = config.image_size // self.patch // 2 ** (len(widths) - 1)
         self.from_code = nn.Linear(config.latent_dim, widths[-1] * self.size**2)
         self.levels = nn.ModuleList()
         for i in reversed(range(len(widths))):
@@ -30,7 +32,7 @@ class SemanticDecoder(nn.Module):
                 )
             )
         self.norm = group_norm(widths[0])
-        self.head = nn.Conv2d(widths[0], config.channels, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], config.channels * self.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode `z` to images in data units, in float32 (or float64)."""
@@ -38,5 +40,4 @@ class SemanticDecoder(nn.Module):
         h = h.reshape(len(z), -1, self.size, self.size).contiguous(memory_format=torch.channels_last)
         for i, level in enumerate(self.levels):
             h = level(upsample(h) if i else h)
-        output: Tensor = self.head(F.silu(self.norm(h)))
-        return output.to(z.dtype)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch).to(z.dtype)

@@ -42,8 +42,7 @@ class Whitening(nn.Module):
         """Whiten `codes`, shape (batch, dim), in float32 (or float64)."""
         codes = codes.to(self.mean.dtype)
         with torch.autocast(codes.device.type, enabled=False):
-            # A copy, since `update` may move the buffer before the backward pass.
-            return (codes - self.mean) @ self.whitener.clone()
+            return (codes - self.mean) @ self.whitener
 
     @torch.no_grad()
     def update(self, codes: Tensor, keep: Tensor | None = None) -> None:
@@ -98,4 +97,7 @@ class Whitening(nn.Module):
         covariance = self.covariance.double().cpu()
         covariance = covariance + self.shrinkage * covariance.diagonal().mean() * torch.eye(len(covariance)).double()
         values, vectors = torch.linalg.eigh(covariance)
-        self.whitener.copy_((vectors * values.clamp_min(1e-12).rsqrt()) @ vectors.mT)
+        # A new tensor, since a backward pass may still need the old one (a copy in `forward` would not do: compiled, it is
+        # made in the backward pass).
+        whitener = (vectors * values.clamp_min(1e-12).rsqrt()) @ vectors.mT
+        self.whitener = whitener.to(self.whitener)

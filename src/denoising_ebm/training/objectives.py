@@ -137,6 +137,19 @@ def heldout_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batch_s
     return total / len(images)
 
 
+@dataclass(frozen=True)
+class Contrasts:
+    """What a contrastive step compares: energies per dimension, shape (chains,), and how far each side is spread."""
+
+    latent_data: Tensor  #: U^s of codes of noisy images; gradient reaches gamma alone.
+    latent_chain: Tensor  #: U^s of z^K; gradient reaches gamma alone.
+    data: Tensor  #: U^c of images; gradient reaches phi alone.
+    chain: Tensor  #: U^c of x^T; gradient reaches phi alone.
+    #: Standard deviations of codes, z^K, images and x^T over all chains and dimensions: chains that saturate, collapse or
+    #: drift off are seen here first.
+    spreads: dict[str, Tensor]
+
+
 class Contrastive:
     r"""Algorithm 1: L reconstruction steps, then one contrastive step with chains in both spaces.
 
@@ -163,11 +176,15 @@ class Contrastive:
             # Its energy of data is another one than that which is contrasted below.
             figures = self._reconstruction(model, batch)
             return {name: value for name, value in figures.items() if name != "energy_data"}
-        semantic, texture = self.contrasts(model, batch)
+        contrasts = self.contrasts(model, batch)
         options = self._config.contrastive
-        figures = {}
+        figures = dict(contrasts.spreads)
         loss = batch.x0.new_zeros(())
-        for prefix, (data, chain) in (("latent_energy", semantic), ("energy", texture)):
+        pairs = {
+            "latent_energy": (contrasts.latent_data, contrasts.latent_chain),
+            "energy": (contrasts.data, contrasts.chain),
+        }
+        for prefix, (data, chain) in pairs.items():
             loss = loss + options.weight * (data.mean() - chain.mean())
             if options.regularisation:
                 loss = loss + options.regularisation * (data.square().mean() + chain.square().mean())
@@ -176,9 +193,8 @@ class Contrastive:
             figures[f"{prefix}_gap"] = data.detach().mean() - chain.detach().mean()
         return {"loss": loss, **figures}
 
-    def contrasts(self, model: DenoisingEBM, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return energies per dimension of data and chain ends: semantic ones, whose gradient reaches gamma alone, and
-        texture ones, whose gradient reaches phi alone."""  # noqa: D205, D209
+    def contrasts(self, model: DenoisingEBM, batch: Batch) -> Contrasts:
+        """Run the chains of lines 7-13 and return the energies of data and chain ends."""
         options, sampling = self._config.contrastive, self._config.sampling
         generator = batch.generator
         # This forward pass's share of the chains, as of the images.
@@ -214,7 +230,9 @@ class Contrastive:
         noise = draw()
         data = texture_energy(model.reconstruct, positives, sigma, noise) / dim
         chain = texture_energy(model.reconstruct, x_end, sigma, noise) / dim
-        return (latent_data, latent_chain), (data, chain)
+        spreads = {"code_std": z_data.std(), "latent_chain_std": z_end.std()}
+        spreads |= {"image_std": positives.std(), "chain_std": x_end.std()}
+        return Contrasts(latent_data, latent_chain, data, chain, spreads)
 
     @torch.no_grad()
     def _run_chains(

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from denoising_ebm.config import Config, to_dict
+from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.training.objectives import Objective
@@ -44,6 +44,8 @@ class RunState:
     optimizer: Optimizer
     objective: Objective
     clock: Clock = field(default_factory=Clock)
+    #: `images seen` and `minutes` of the model the run started from; empty if it started from scratch.
+    past: dict[str, Any] = field(default_factory=dict)
 
     def capture(self) -> dict[str, Any]:
         """Return all of it as tensors and numbers, sharing memory with the run."""
@@ -53,6 +55,7 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "clock": vars(self.clock),
+            "past": self.past,
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class RunState:
         self.objective.load_state_dict(saved["objective"])
         if clock:
             self.clock = Clock(**saved["clock"])
+            self.past = saved.get("past", {})
 
 
 def save_state(state: RunState, config: Config, folder: Path) -> None:
@@ -93,7 +97,8 @@ def read_state(config: Config, folder: Path) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable state ({str(error).splitlines()[0]})") from None
-    _compare(saved["config"], to_dict(config), "", path)
+    # Through a Config, so that fields younger than the file have their defaults.
+    _compare(to_dict(from_dict(Config, saved["config"])), to_dict(config), "", path)
     return saved
 
 

@@ -103,19 +103,22 @@ def train(
     fabric = _fabric(place, precision)
     torch.manual_seed(config.training.seed)
     model = DenoisingEBM(config)
+    past: dict[str, Any] = {}
     if initial is not None:
         check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
         model.load_state_dict(initial.state_dict())
+        past = {name: initial.facts.get(name, 0) for name in ("images seen", "minutes")}
     saved = read_state(config, folder) if resume else None
 
     step_module = _Step(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.training.learning_rate, betas=config.training.betas)
+    options = {"lr": config.training.learning_rate, "betas": config.training.betas, "fused": True}
+    optimizer = torch.optim.Adam(model.parameters(), **options)
     wrapped, optimizer = fabric.setup(step_module, optimizer)
     if config.training.compile:
         model.dae.unet.compile()
         model.decoder.compile()
     average = averaged_weights(model, config.training.ema_decay)
-    state = RunState(model, average, optimizer, make_objective(config.recipe[0].objective, config))
+    state = RunState(model, average, optimizer, make_objective(config.recipe[0].objective, config), past=past)
     if saved is not None:
         # Past the last phase when that ended by divergence.
         phase = config.recipe[min(saved["clock"]["phase"], len(config.recipe) - 1)]
@@ -294,8 +297,13 @@ class _Run:
         return model
 
     def _facts(self) -> dict[str, Any]:
-        clock = self.state.clock
-        return {**self.facts, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
+        clock, past = self.state.clock, self.state.past
+        facts = {**self.facts, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
+        if not past:
+            return facts
+        # The weights have seen what the initial model saw, too.
+        totals = {"images seen": clock.images_seen + past["images seen"], "minutes": facts["minutes"] + past["minutes"]}
+        return {**facts, **totals, "images seen by the initial model": past["images seen"]}
 
     def save(self, monitor: Monitor, *, final: bool) -> None:
         """Write the model folder, the state and previews; the state is healthy whenever this is called."""

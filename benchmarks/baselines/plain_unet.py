@@ -1,0 +1,157 @@
+"""A plain U-Net denoiser from diffusers, as many parameters and minutes as ours: does our network pay for its code z?
+
+    pip install diffusers
+    python benchmarks/baselines/plain_unet.py --data CIFAR10 --preset cifar10-small --minutes 10 --out runs/plain-unet
+
+Both networks get the same preconditioning, noise levels, weights, batches (drawn by the same seed), Adam, learning rate
+with warm-up and cooldown, averaged weights, bf16 and channels-last layout. Ours trains its semantic decoder h beside the
+denoiser in its minutes; the plain U-Net has neither code nor decoder. The table gives the mean square error of D on test
+images, noise by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from denoising_ebm import load_images, preset, to_float
+from denoising_ebm.config import Config
+from denoising_ebm.hardware import autocast, choose_precision, describe
+from denoising_ebm.networks.precondition import coefficients
+from denoising_ebm.noise import expand_sigma, loss_weights, over
+from denoising_ebm.training.draws import draw_batch
+from denoising_ebm.training.trainer import train
+
+SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
+
+
+class PlainDenoiser(nn.Module):
+    """D(x, sigma) = c_skip x + c_out F(c_in x, sigma) around a `UNet2DModel`."""
+
+    def __init__(self, config: Config, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        network = config.network
+        self.sigma_data = network.sigma_data
+        attend = [network.image_size // 2**i in network.attention for i in range(len(widths))]
+        self.unet = UNet2DModel(
+            sample_size=network.image_size,
+            in_channels=network.channels,
+            out_channels=network.channels,
+            layers_per_block=1,
+            block_out_channels=widths,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)),
+            norm_num_groups=8,
+            attention_head_dim=32,
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the denoised images, float32, shape of `x`."""
+        sigma = expand_sigma(sigma, x)
+        c_skip, c_out, c_in = (over(c, x) for c in coefficients("edm", sigma, self.sigma_data))
+        # The embedding of diffusers is made for steps 0..1000; 250 ln sigma spans about that.
+        output = self.unet((c_in * x).contiguous(memory_format=torch.channels_last), 250 * sigma.log()).sample
+        return c_skip * x + c_out * output.to(x.dtype)
+
+
+def fitted(config: Config, parameters: int) -> PlainDenoiser:
+    """Return the plain U-Net with the widths w, 2w, 2w, 2w whose parameter count is nearest to `parameters`."""
+    models = [PlainDenoiser(config, (w, 2 * w, 2 * w, 2 * w)) for w in range(16, 65, 8)]
+    return min(models, key=lambda model: abs(count(model) - parameters))
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def train_plain(model: PlainDenoiser, pixels: Tensor, config: Config, minutes: float) -> tuple[PlainDenoiser, int]:
+    """Train for `minutes`; return the averaged model and the images seen."""
+    training, place = config.training, torch.device("cpu")
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=lambda a, b, n: torch._foreach_lerp_(a, b, 1 - min(training.ema_decay, (1 + int(n)) / (10 + int(n))))
+    )
+    precision, step, started = choose_precision("auto", place), 0, time.monotonic()
+    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
+        warmup = min(1.0, (step + 1) * training.batch_size / max(training.warmup_images, 1))
+        cooldown = min(1.0, (1 - progress) / training.cooldown) if training.cooldown else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * warmup * max(cooldown, 1e-3)
+        (batch,) = draw_batch(pixels, config, step, step)
+        with autocast(place, precision):
+            denoised = model(batch.noisy, batch.sigma)
+        weights = loss_weights(config.noise.weighting, batch.sigma, config.network.sigma_data)
+        (weights * (denoised - batch.x0).square().flatten(1).mean(1)).mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(model)
+        step += 1
+    averaged: Any = average.module
+    return averaged.eval(), step * training.batch_size
+
+
+@torch.no_grad()
+def errors(denoise: Any, pixels: Tensor, seed: int = 0) -> dict[str, float]:
+    """Return the mean square error at each noise level."""
+    x0, row = to_float(pixels), {}
+    for sigma in SIGMAS:
+        generator, total = torch.Generator().manual_seed(seed), 0.0
+        for chunk in x0.split(256):
+            noisy = chunk + sigma * torch.randn(chunk.shape, generator=generator)
+            with autocast(torch.device("cpu"), choose_precision("auto", torch.device("cpu"))):
+                total += float((denoise(noisy, sigma) - chunk).square().sum())
+        row[f"mse {sigma:g}"] = total / x0.numel()
+    return row
+
+
+def main() -> None:
+    """Train both and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--preset", default="cifar10-small")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--test", type=int, default=2048)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/plain-unet"))
+    args = parser.parse_args()
+    config = preset(args.preset)
+    options = {"max_minutes": args.minutes, "max_images": 10**9, "seed": args.seed, "sample_minutes": 0}
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **options))
+    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    pixels = load_images(args.data, split="train", **sizes).pixels
+    test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    path = args.out / "rows.json"
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    if "ours" not in rows:
+        result = train(pixels, config, args.out / "ours", data_name=args.data)
+        seen = result.model.facts["images seen"]
+        rows["ours"] = {"parameters": count(result.model), "images seen": seen, **errors(result.model.denoise, test)}
+        path.write_text(json.dumps(rows))
+    if "plain U-Net" not in rows:
+        torch.manual_seed(args.seed)
+        model = fitted(config, rows["ours"]["parameters"])
+        model, seen = train_plain(model, pixels, config, args.minutes)
+        rows["plain U-Net"] = {"parameters": count(model), "images seen": seen, **errors(model, test)}
+        path.write_text(json.dumps(rows))
+    print(f"{describe(torch.device('cpu'))}; {args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")
+    print("| network | " + " | ".join(rows["ours"]) + " |\n|" + "---|" * (len(rows["ours"]) + 1))
+    for name, row in rows.items():
+        cells = [f"{v:.5f}" if isinstance(v, float) else str(v) for v in row.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Is Algorithm 1 stable at this scale, and does it help? Hundreds of contrastive rounds from a trained model.
+
+    python benchmarks/contrastive_stability.py cifar10-small --data CIFAR10 --rounds 500 --out runs/contrastive
+
+Each row goes on from the same weights by L denoising steps and one contrastive step a round, chains in both spaces. Before
+and after: the Fréchet distance (EfficientNet-lite0) of two-stage samples, the denoising error, and energies per dimension
+of held-out images, of chain ends and of uniform noise at a few levels. The row `denoising` takes as many denoising steps as
+the others take in all, so that a gain of the contrastive steps is not one of longer training. Curves of the energy gap, of
+gradient norms and of the spread of chains are drawn from metrics.jsonl. An interrupted row is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
+from denoising_ebm.config import Config, ContrastiveConfig, Phase
+from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
+from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
+from denoising_ebm.evaluation.figures import png_bytes, training_curves
+from denoising_ebm.generation import generate
+from denoising_ebm.hardware import describe
+from denoising_ebm.training.draws import draw_batch
+from denoising_ebm.training.monitor import read_metrics
+from denoising_ebm.training.objectives import Contrastive
+from denoising_ebm.training.trainer import train
+
+#: What each row changes of the preset's contrastive settings; None is denoising alone.
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "denoising": None,
+    "as in the paper": {"positives": "clean", "weight": 1.0, "regularisation": 0.0},
+    "noisy positives": {"positives": "noisy", "weight": 1.0, "regularisation": 0.0},
+    "noisy positives, small weight": {"positives": "noisy", "weight": 0.1, "regularisation": 0.0},
+    "noisy positives, small weight, energies bounded": {"positives": "noisy", "weight": 0.1, "regularisation": 0.01},
+    "clean positives, small weight, energies bounded": {"positives": "clean", "weight": 0.1, "regularisation": 0.01},
+}
+SIGMAS = (0.05, 0.1, 0.3, 1.0)
+
+
+def variant(base: Config, changes: dict[str, Any] | None, args: argparse.Namespace) -> Config:
+    """Return the config of a row: `args.rounds` rounds from the model's weights."""
+    contrastive: ContrastiveConfig = dataclasses.replace(base.contrastive, **(changes or {}))
+    steps = args.rounds * (contrastive.reconstruction_steps + 1)
+    training = dataclasses.replace(
+        base.training,
+        learning_rate=args.learning_rate,
+        warmup_images=50 * base.training.batch_size,
+        cooldown=0.0,
+        max_images=steps * base.training.batch_size,
+        max_minutes=0,
+        sample_minutes=5,
+        log_every=10 * (contrastive.reconstruction_steps + 1),
+        seed=args.seed,
+    )
+    recipe = (Phase("denoising" if changes is None else "contrastive"),)
+    # Maximum likelihood needs chains of the energy itself, not of its gradient's first term.
+    sampling = dataclasses.replace(base.sampling, direction="exact")
+    return dataclasses.replace(base, contrastive=contrastive, training=training, recipe=recipe, sampling=sampling)
+
+
+@torch.no_grad()
+def measure(
+    model: DenoisingEBM, base: Config, test: Tensor, reference: FeatureStatistics, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return distances, denoising errors and energies of a model."""
+    model.config = dataclasses.replace(base, contrastive=dataclasses.replace(base.contrastive, chain_batch=128))
+    extractor = EfficientNetLite0Features()
+    drawn = generate(model, args.samples, seed=args.seed, batch_size=128)
+    assert drawn.semantic is not None
+    row: dict[str, Any] = {
+        "distance": frechet_distance(feature_statistics(to_uint8(drawn.images), extractor), reference),
+        "distance of h(z^K)": frechet_distance(feature_statistics(to_uint8(drawn.semantic), extractor), reference),
+    }
+    x0, generator = to_float(test[:512]), torch.Generator().manual_seed(args.seed)
+    noise = torch.randn(x0.shape, generator=generator)
+    uniform = 2 * torch.rand(x0.shape, generator=generator) - 1
+    for sigma in SIGMAS:
+        dim = x0[0].numel()
+        row[f"mse {sigma:g}"] = float((model.denoise(x0 + sigma * noise, sigma) - x0).square().mean())
+        row[f"U test {sigma:g}"] = float(model.energy(x0, sigma).mean()) / dim
+        row[f"U uniform {sigma:g}"] = float(model.energy(uniform, sigma).mean()) / dim
+    (batch,) = draw_batch(test, dataclasses.replace(base, training=dataclasses.replace(base.training, flip=False)), 0, 0)
+    exact = dataclasses.replace(model.config, sampling=dataclasses.replace(base.sampling, direction="exact"))
+    model.config = exact
+    contrasts = Contrastive(exact).contrasts(model, batch)
+    return row | {
+        "U noisy test": float(contrasts.data.mean()),
+        "U chain ends": float(contrasts.chain.mean()),
+        "U^s codes": float(contrasts.latent_data.mean()),
+        "U^s chain ends": float(contrasts.latent_chain.mean()),
+        **{name: float(value) for name, value in contrasts.spreads.items()},
+    }
+
+
+def main() -> None:
+    """Run all rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="names of variants")
+    parser.add_argument("--out", type=Path, default=Path("runs/contrastive"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    initial = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
+    base, network = initial.config, initial.config.network
+    sizes = {"image_size": network.image_size, "channels": network.channels}
+    pixels = load_images(args.data, split="train", **sizes).pixels
+    test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
+    extractor = EfficientNetLite0Features()
+    reference = feature_statistics(test, extractor)
+    floor = frechet_distance(feature_statistics(pixels[: args.samples], extractor), reference)
+    print(f"{describe(initial.device)}; {extractor.name}; {args.samples} samples; floor {floor:.1f}; seed {args.seed}")
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name, changes in {"before": None, **VARIANTS}.items():
+        if args.only and name not in (*args.only, "before"):
+            continue
+        folder = args.out / name.replace(" ", "-").replace(",", "")
+        folder.mkdir(exist_ok=True)
+        path = folder / "row.json"
+        if not path.exists():
+            model = initial
+            if name != "before":
+                config = variant(base, changes, args)
+                started = {"resume": True} if (folder / "state.pt").exists() else {"initial": initial}
+                result = train(pixels, config, folder, data_name=args.data, **started)  # type: ignore[arg-type]
+                if not result.finished:
+                    raise SystemExit(f"{name}: interrupted and saved; the same command goes on")
+                model = result.model
+                (folder / "curves.png").write_bytes(png_bytes(training_curves(read_metrics(folder))))
+            path.write_text(json.dumps(measure(model, base, test, reference, args)))
+        rows[name] = json.loads(path.read_text())
+        print(name, json.dumps(rows[name]), flush=True)
+    print("\n| | " + " | ".join(rows) + " |\n|" + "---|" * (len(rows) + 1))
+    for figure in rows["before"]:
+        print(f"| {figure} | " + " | ".join(f"{row[figure]:.4g}" for row in rows.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Tune a recipe at small cost: one change a row, same minutes, same seed; which gives the lowest denoising error?
+
+    python benchmarks/tune_recipe.py --data CIFAR10 --minutes 3 --out runs/tune
+    python benchmarks/tune_recipe.py --data CIFAR10 --minutes 3 --out runs/tune --jobs 2     # one thread each
+
+A row is a config file's worth of changes to the preset. It is trained, and its denoiser measured on test images: the
+mean square error at a few noise levels, and the loss of the training draw (the EDM weights of the preset for all rows, so
+that rows with other weights compare). A row that is finished is kept; the same command goes on with the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from denoising_ebm import load_images, preset, to_float
+from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.hardware import describe
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.noise import over
+from denoising_ebm.training.objectives import heldout_loss
+from denoising_ebm.training.trainer import train
+
+SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
+
+FULL = {"widths": [32, 64, 96, 96], "decoder_widths": [24, 48, 64, 64], "attention": []}
+HALF = FULL | {"decoder_widths": [48, 64, 64]}
+
+#: The changes of each row: section -> field -> value.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "h at 32 px": {"network": FULL},
+    "h at 16 px": {"network": HALF},
+    "16 wide": {"network": HALF | {"widths": [16, 64, 96, 96]}},
+    "48 wide": {"network": HALF | {"widths": [48, 64, 96, 96]}},
+    "two blocks": {"network": HALF | {"blocks": 2}},
+    "attention at 8 px": {"network": HALF | {"attention": [8]}},
+    "96, 128, 128 below": {"network": HALF | {"widths": [32, 96, 128, 128]}},
+}
+
+
+def changed(base: Config, changes: dict[str, dict[str, Any]]) -> Config:
+    """Return `base` with the changes of a row."""
+    values = to_dict(base)
+    for section, fields in changes.items():
+        values[section] |= fields
+    return from_dict(Config, values)
+
+
+@torch.no_grad()
+def errors(model: DenoisingEBM, pixels: torch.Tensor, seed: int = 0) -> dict[str, float]:
+    """Return the mean square error of D, of h on codes of nearly clean images, and the mean energy-weighted loss."""
+    x0, row = to_float(pixels), {}
+    for sigma in SIGMAS:
+        generator, total = torch.Generator().manual_seed(seed), 0.0
+        for chunk in x0.split(256):
+            noisy = chunk + sigma * torch.randn(chunk.shape, generator=generator)
+            total += float((model.denoise(noisy, sigma) - chunk).square().sum())
+        row[f"mse {sigma:g}"] = total / x0.numel()
+    sigma = torch.full((len(x0),), 0.1)
+    noisy = x0 + over(sigma, x0) * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    pairs = zip(noisy.split(256), sigma.split(256), x0.split(256), strict=True)
+    decoded = sum(float((model.decode(model.encode(x, s)) - clean).square().sum()) for x, s, clean in pairs)
+    return row | {"mse of h": decoded / x0.numel()}
+
+
+def run_row(name: str, args: argparse.Namespace) -> None:
+    """Train and measure one variant in this process."""
+    base = preset(args.preset)
+    budget = {"max_minutes": args.minutes, "sample_minutes": 0, "seed": args.seed, "max_images": 10**9, "warmup_images": 5000}
+    config = changed(base, VARIANTS[name] | {"training": budget | VARIANTS[name].get("training", {})})
+    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    pixels = load_images(args.data, split="train", **sizes).pixels
+    test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
+    folder = args.out / name.replace(" ", "-").replace(",", "")
+    resume = (folder / "state.pt").exists()
+    result = train(pixels, config, folder, data_name=args.data, resume=resume, quiet=True)
+    if not result.finished:
+        raise SystemExit(f"{name}: interrupted and saved; the same command goes on")
+    model = result.model
+    row = {
+        "variant": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images seen": model.facts["images seen"],
+        "test loss": heldout_loss(model, to_float(test), base),
+    }
+    (folder / "row.json").write_text(json.dumps(row | errors(model, test)))
+
+
+def main() -> None:
+    """Run all rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--preset", default="cifar10-small")
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--test", type=int, default=2048, help="test images to measure on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="rows at once, each with its share of the threads")
+    parser.add_argument("--out", type=Path, default=Path("runs/tune"))
+    parser.add_argument("--only", nargs="*", help="names of variants")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        run_row(args.row, args)
+        return
+    names = [name for name in VARIANTS if not args.only or name in args.only]
+    threads = max(1, torch.get_num_threads() // args.jobs)
+
+    def start(name: str) -> None:
+        path = args.out / name.replace(" ", "-").replace(",", "") / "row.json"
+        if not path.exists():
+            command = [sys.executable, __file__, *sys.argv[1:], "--row", name]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        print(path.read_text(), flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(start, names))
+    rows = [json.loads((args.out / n.replace(" ", "-").replace(",", "") / "row.json").read_text()) for n in names]
+    print(f"\n{describe(torch.device('cpu'))}, {args.jobs} rows at once; {args.minutes:g} minutes a row; seed {args.seed}")
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
