@@ -86,7 +86,9 @@ def measure(
         row[f"mse {sigma:g}"] = float((model.denoise(x0 + sigma * noise, sigma) - x0).square().mean())
         row[f"U test {sigma:g}"] = float(model.energy(x0, sigma).mean()) / dim
         row[f"U uniform {sigma:g}"] = float(model.energy(uniform, sigma).mean()) / dim
-    (batch,) = draw_batch(test, dataclasses.replace(base, training=dataclasses.replace(base.training, flip=False)), 0, 0)
+    (batch,) = draw_batch(
+        test, dataclasses.replace(base, training=dataclasses.replace(base.training, flip=False)), 0, 0
+    )
     exact = dataclasses.replace(model.config, sampling=dataclasses.replace(base.sampling, direction="exact"))
     model.config = exact
     contrasts = Contrastive(exact).contrasts(model, batch)

@@ -118,7 +118,9 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sigma", type=float, default=0.1, help="noise level of the codes that densities are fitted to")
+    parser.add_argument(
+        "--sigma", type=float, default=0.1, help="noise level of the codes that densities are fitted to"
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 5, 10, 35], help="K, from N(0, I)")
     parser.add_argument("--fit", type=int, default=20_000, help="training images whose codes are fitted")
     parser.add_argument("--only", nargs="*", help="parts of names of starts")
@@ -160,7 +162,9 @@ def main() -> None:
                     frechet_distance(feature_statistics(kind, extractor), reference) for kind in (semantic, images)
                 ]
                 path.write_text(json.dumps(distances))
-                save_grid(torch.cat([to_float(semantic[:32]), to_float(images[:32])]), path.with_suffix(".png"), columns=16)
+                save_grid(
+                    torch.cat([to_float(semantic[:32]), to_float(images[:32])]), path.with_suffix(".png"), columns=16
+                )
             before, after = json.loads(path.read_text())
             pictures.append(path.with_suffix(".png"))
             print(f"| {name} | {steps} | {before:.1f} | {after:.1f} |", flush=True)

@@ -74,7 +74,13 @@ def errors(model: DenoisingEBM, pixels: torch.Tensor, seed: int = 0) -> dict[str
 def run_row(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in this process."""
     base = preset(args.preset)
-    budget = {"max_minutes": args.minutes, "sample_minutes": 0, "seed": args.seed, "max_images": 10**9, "warmup_images": 5000}
+    budget = {
+        "max_minutes": args.minutes,
+        "sample_minutes": 0,
+        "seed": args.seed,
+        "max_images": 10**9,
+        "warmup_images": 5000,
+    }
     config = changed(base, VARIANTS[name] | {"training": budget | VARIANTS[name].get("training", {})})
     sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
@@ -123,7 +129,9 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(start, names))
     rows = [json.loads((args.out / n.replace(" ", "-").replace(",", "") / "row.json").read_text()) for n in names]
-    print(f"\n{describe(torch.device('cpu'))}, {args.jobs} rows at once; {args.minutes:g} minutes a row; seed {args.seed}")
+    print(
+        f"\n{describe(torch.device('cpu'))}, {args.jobs} rows at once; {args.minutes:g} minutes a row; seed {args.seed}"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")

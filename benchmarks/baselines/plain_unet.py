@@ -79,7 +79,10 @@ def train_plain(model: PlainDenoiser, pixels: Tensor, config: Config, minutes: f
     training, place = config.training, torch.device("cpu")
     optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas)
     average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=lambda a, b, n: torch._foreach_lerp_(a, b, 1 - min(training.ema_decay, (1 + int(n)) / (10 + int(n))))
+        model,
+        multi_avg_fn=lambda a, b, n: torch._foreach_lerp_(
+            a, b, 1 - min(training.ema_decay, (1 + int(n)) / (10 + int(n)))
+        ),
     )
     precision, step, started = choose_precision("auto", place), 0, time.monotonic()
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:

@@ -30,6 +30,16 @@ from denoising_ebm.sampling.langevin import Callback
 
 Sampler = Literal["two-stage", "annealed", "mala", "heun"]
 
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What the autoencoder computed for a batch of images, in float32."""
+
+    reconstruction: Tensor  #: r(x, sigma), shape of x.
+    code: Tensor  #: z = f_alpha(x, sigma), whitened, shape (batch, latent_dim).
+    pooled: Tensor  #: Mean and standard deviation of every inner channel of the U-Net, shape (batch, columns).
+
+
 #: Noise levels at which a model keeps the energies of its reference images, for percentiles.
 REFERENCE_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 QUANTILES = 1001
@@ -98,6 +108,25 @@ class DenoisingEBM(nn.Module):
         """Return the codes z = f_alpha(x, sigma), shape (batch, latent_dim), distributed about as N(0, I)."""
         with self._autocast():
             return self.dae.encode(x, sigma)
+
+    def inspect(self, x: Tensor, sigma: Tensor | float) -> Inspection:
+        """Return r(x, sigma), and from the same pass the code and statistics of the features of every resolution."""
+        pooled: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            features = output.float().flatten(2)
+            pooled.extend([features.mean(2), features.std(2)])
+
+        unet = self.dae.unet
+        handles = [level.register_forward_hook(keep) for level in (*unet.encoder.levels, *unet.decoder.levels)]
+        try:
+            with self._autocast():
+                reconstruction, code = self.dae(x, sigma)
+                z = unet.whitening(code)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Inspection(reconstruction, z, torch.cat(pooled, dim=1))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the semantic images h_gamma(z) of codes of shape (batch, latent_dim)."""

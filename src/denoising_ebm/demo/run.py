@@ -19,7 +19,7 @@ from denoising_ebm.hardware import choose_device
 from denoising_ebm.images import interpolations, load_images, to_float, upside_down
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
-from denoising_ebm.ood.detectors import MahalanobisDetector
+from denoising_ebm.ood.densities import Mahalanobis
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.presets import preset
 from denoising_ebm.report import Table, write_report
@@ -173,7 +173,7 @@ def gather(
         name: log_energies(model, pixels, levels, noise=inner)
         for name, pixels in {"fit": training_images[: sizes.fit], "test images": normal, **odd}.items()
     }
-    detector = MahalanobisDetector().fit(features.pop("fit"))
+    detector = Mahalanobis().fit(features.pop("fit"))
 
     originals = normal[:8]
     pasted = paste_squares(originals, normal[8:16])

@@ -111,8 +111,8 @@ def train(
     saved = read_state(config, folder) if resume else None
 
     step_module = _Step(model)
-    options = {"lr": config.training.learning_rate, "betas": config.training.betas, "fused": True}
-    optimizer = torch.optim.Adam(model.parameters(), **options)
+    training = config.training
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas, fused=True)
     wrapped, optimizer = fabric.setup(step_module, optimizer)
     if config.training.compile:
         model.dae.unet.compile()

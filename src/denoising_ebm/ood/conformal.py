@@ -1,0 +1,103 @@
+r"""A promise about false alarms: split-conformal p-values (Vovk et al., 2005; Bates et al., 2023).
+
+A detector's scores mean nothing by themselves. Beside the scores of n calibration images, which are normal and had no part
+in fitting, the score s of a new image gets
+
+    p(s) = (1 + #{i : s_i >= s}) / (n + 1).
+
+If the new image is as normal as they are (exchangeable with them), p is at most alpha with a chance of at most alpha, for
+every alpha and whatever the model: flagging p <= alpha raises at most a share alpha of false alarms in expectation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Rounding must not decide whether 5 of 100 is at most 5 %.
+_SLACK = 1e-9
+
+
+def p_values(calibration: Tensor, scores: Tensor) -> Tensor:
+    """Return the conformal p-value of each score, float64, shape `(m,)`, in (0, 1]; a tie counts as "at least as odd".
+
+    Args:
+        calibration: Scores of normal images kept out of fitting, large = odd, shape `(n,)`.
+        scores: Scores of new images, shape `(m,)`.
+
+    Raises:
+        ValueError: If there are no calibration scores or a value is NaN.
+    """
+    calibration, scores = _checked(calibration, "calibration scores"), _checked(scores, "scores")
+    if len(calibration) == 0:
+        raise ValueError("no calibration scores")
+    below = torch.searchsorted(calibration.sort().values, scores, side="left")
+    return (1 + len(calibration) - below).double() / (len(calibration) + 1)
+
+
+def flagged(p: Tensor, fpr: float, num_calibration: int) -> Tensor:
+    """Return which images to flag so that at most a share `fpr` of normal ones is, bool, shape of `p`.
+
+    Args:
+        p: Conformal p-values.
+        fpr: The false-alarm rate to keep, in (0, 1).
+        num_calibration: How many calibration scores the p-values were computed with.
+
+    Raises:
+        ValueError: If `fpr` is not in (0, 1), or so small that no image could be flagged with so few calibration images.
+    """
+    check_rate(fpr, num_calibration)
+    return p <= fpr + _SLACK
+
+
+def check_rate(fpr: float, num_calibration: int) -> None:
+    """Refuse a false-alarm rate that `num_calibration` images cannot promise.
+
+    Raises:
+        ValueError: If `fpr` is not in (0, 1), or `num_calibration` < 1 / fpr - 1.
+    """
+    if not 0 < fpr < 1:
+        raise ValueError(f"the false-alarm rate must be in (0, 1), got {fpr:g}")
+    needed = math.ceil(1 / fpr - 1 - _SLACK)
+    if num_calibration < needed:
+        raise ValueError(
+            f"a false-alarm rate of {fpr:g} needs at least {needed} calibration images, there are {num_calibration}"
+        )
+
+
+def benjamini_hochberg(p: Tensor, fdr: float) -> Tensor:
+    """Return which images of a batch to flag so that at most a share `fdr` of those flagged are normal, in expectation.
+
+    Conformal p-values that share their calibration images depend on each other in the way that the procedure allows
+    (Bates et al., 2023, theorem 2).
+
+    Args:
+        p: Conformal p-values of the batch, shape `(m,)`.
+        fdr: False discovery rate, in (0, 1).
+
+    Returns:
+        bool, shape `(m,)`.
+
+    Raises:
+        ValueError: If `fdr` is not in (0, 1) or a value is NaN.
+    """
+    if not 0 < fdr < 1:
+        raise ValueError(f"the false discovery rate must be in (0, 1), got {fdr:g}")
+    p = _checked(p, "p-values")
+    ordered = p.sort().values
+    limits = fdr * torch.arange(1, len(p) + 1, dtype=torch.float64) / max(len(p), 1)
+    passing = (ordered <= limits + _SLACK).nonzero()
+    if len(passing) == 0:
+        return torch.zeros(len(p), dtype=torch.bool)
+    return p <= ordered[int(passing[-1])]
+
+
+def _checked(values: Tensor, name: str) -> Tensor:
+    if values.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), got {tuple(values.shape)}")
+    values = values.detach().double().cpu()
+    if bool(values.isnan().any()):
+        raise ValueError(f"{name} contain NaN")
+    return values
