@@ -445,6 +445,7 @@ def test_average_copies_buffers(tiny_model: DenoisingEBM, generator: torch.Gener
 ALWAYS = {"images_seen", "step", "minutes", "phase", "learning_rate", "loss", "grad_norm", "images_per_second"}
 DENOISING = ALWAYS | {"loss_denoising", "loss_decoder", "energy_data"}
 CHAINS = {f"{prefix}energy_{kind}" for prefix in ("", "latent_") for kind in ("data", "chain", "gap")}
+CHAINS |= {"image_std", "chain_std", "code_std", "latent_chain_std"}
 
 
 def test_run_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -158,6 +159,14 @@ class DenoisingEBM(nn.Module):
     def semantic_energy(self, z: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """Return the semantic energy U^s (eq. 8) of codes, shape (batch,)."""
         return energies.semantic_energy(self.decode, self.reconstruct, z, sigma, noise)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights and code statistics: what a detector must have been fitted with."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.dae.state_dict().items()) + sorted(self.decoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def scoring_noise(self, draws: int = 1, seed: int = 0) -> Tensor:
         """Return draws of eq. 7's noise, shape (draws, 1, channels, height, width), the same for every image.
