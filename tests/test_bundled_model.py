@@ -8,7 +8,7 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.scoring import odd_pixels
+from denoising_ebm.scoring.maps import odd_pixels
 
 
 @pytest.fixture(scope="module")

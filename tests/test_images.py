@@ -280,8 +280,8 @@ def test_truncated_images_are_named_and_skipped(tmp_path: Path, kind: str, store
     images = load_images(tmp_path)
     assert np.array_equal(images.pixels.numpy(), noise(0).transpose(2, 0, 1)[None])
     assert images.names == names[:1]
-    assert tuple(name for name, _ in images.unreadable) == names[1:]
-    assert all(reason and "\n" not in reason for _, reason in images.unreadable)
+    assert tuple(image.name for image in images.unreadable) == names[1:]
+    assert all(image.reason and "\n" not in image.reason for image in images.unreadable)
     with pytest.raises(ValueError, match=f"{names[1]}: unreadable image: "):
         load_images(tmp_path, strict=True)
 

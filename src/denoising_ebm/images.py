@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,14 @@ RESIZE = {
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
+class Unreadable(NamedTuple):
+    """An image that was left out."""
+
+    name: str
+    reason: str
+    place: int = 0  #: Number of images of the set before it.
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Decoded images of one size.
@@ -35,12 +45,12 @@ class ImageSet:
     Attributes:
         pixels: uint8, shape `(n, channels, height, width)`, 0..255.
         names: For each image its path relative to the source, or `file.parquet#row`.
-        unreadable: `(name, reason)` of the images that were left out.
+        unreadable: The images that were left out, in order.
     """
 
     pixels: Tensor
     names: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or len(self.pixels) != len(self.names):
@@ -111,20 +121,13 @@ def load_images(
 
     arrays: list[npt.NDArray[np.uint8]] = []
     names: list[str] = []
-    unreadable: list[tuple[str, str]] = []
-    for name, value in entries:
-        try:
-            image, kinds = _decode(read_bytes(value))
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise almost any type on damaged files
-            reason = str(error).partition("\n")[0] or type(error).__name__
+    unreadable: list[Unreadable] = []
+    for name, image, reason in _decoded(root, entries, channels):
+        if image is None:
             if strict:
-                raise ValueError(f"{root}/{name}: unreadable image: {reason}") from error
-            unreadable.append((name, reason))
+                raise ValueError(f"{root}/{name}: unreadable image: {reason}")
+            unreadable.append(Unreadable(name, reason, len(names)))
             continue
-        if channels is not None and channels not in kinds:
-            raise ValueError(f"{root}/{name}: the image has {kinds[0]} channel(s), the model takes {channels}")
         try:
             image = _shape(image, image_size, resize, center_crop)
         except ValueError as error:
@@ -135,22 +138,43 @@ def load_images(
                 f"{root}: sizes differ: {names[0]} is {first}x{first}, {name} is {image.width}x{image.height}; "
                 "give the image size and --resize to bring all to one size"
             )
-        if channels == 3:
-            image = image.convert("RGB")
-        array = np.asarray(image)
-        arrays.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        arrays.append(_array(image, channels))
         names.append(name)
         if len(arrays) == limit:
             break
 
     if not arrays:
         if unreadable:
-            name, reason = unreadable[0]
-            raise ValueError(f"{source}: none of {len(unreadable)} images can be read; {name}: {reason}")
+            first = unreadable[0]
+            raise ValueError(f"{source}: none of {len(unreadable)} images can be read; {first.name}: {first.reason}")
         raise FileNotFoundError(f"{source}: holds no images")
     most = max(len(array) for array in arrays)
     pixels = np.stack([np.broadcast_to(array, (most, *array.shape[1:])) for array in arrays])
     return ImageSet(torch.from_numpy(pixels), tuple(names), tuple(unreadable))
+
+
+def each_image(
+    source: str | Path, *, split: str = "train", channels: int | None = None, limit: int | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and pixels of the readable images of a source, one by one, each of its own size.
+
+    Args:
+        source: As for `load_images`.
+        split: Part of the source.
+        channels: Expected channels, 1 or 3; each image's own if None.
+        limit: Stop after this many images.
+
+    Yields:
+        The name, and uint8 of shape `(channels, height, width)`.
+
+    Raises:
+        FileNotFoundError: If the source or the split does not exist.
+        ValueError: If an image has another channel count.
+    """
+    root, entries, _ = open_source(source, split, limit is not None)
+    readable = ((name, image) for name, image, _ in _decoded(root, entries, channels) if image is not None)
+    for name, image in itertools.islice(readable, limit):
+        yield name, torch.from_numpy(_array(image, channels).copy())
 
 
 def interpolations(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -192,6 +216,28 @@ def _check_arguments(
         raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
     if resize is not None and image_size is None:
         raise ValueError("resize needs an image_size to resize to")
+
+
+def _decoded(
+    root: str, entries: Iterable[Entry], channels: int | None
+) -> Iterator[tuple[str, Image.Image | None, str]]:
+    """Yield name, image in mode L or RGB, and why there is none if so; refuse another number of channels."""
+    for name, value in entries:
+        try:
+            image, kinds = _decode(read_bytes(value))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise almost any type on damaged files
+            yield name, None, str(error).partition("\n")[0] or type(error).__name__
+            continue
+        if channels is not None and channels not in kinds:
+            raise ValueError(f"{root}/{name}: the image has {kinds[0]} channel(s), the model takes {channels}")
+        yield name, image, ""
+
+
+def _array(image: Image.Image, channels: int | None) -> npt.NDArray[np.uint8]:
+    array = np.asarray(image.convert("RGB") if channels == 3 else image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _decode(raw: bytes) -> tuple[Image.Image, tuple[int, ...]]:

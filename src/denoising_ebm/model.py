@@ -88,6 +88,11 @@ class DenoisingEBM(nn.Module):
         self._compute_dtype = torch.bfloat16 if choose_precision(precision, self.device) == "bf16" else None
         return self
 
+    @property
+    def precision(self) -> Precision:
+        """What `set_precision` chose: `bf16` or `fp32`."""
+        return "fp32" if self._compute_dtype is None else "bf16"
+
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
         # Nothing at all by default, so that a trainer's own autocast stays in force.

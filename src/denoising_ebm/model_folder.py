@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from denoising_ebm.config import Config, from_dict, to_dict
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+#: Written by `OODDetector.save`, optional.
+DETECTOR_FILES = ("detector.json", "detector.safetensors")
 FORMAT = 1
 
 
@@ -83,7 +85,7 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *DETECTOR_FILES]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except RepositoryNotFoundError:
         raise FileNotFoundError(f"{name}: no such folder here and no such model on the Hub") from None

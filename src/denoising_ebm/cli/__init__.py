@@ -11,10 +11,18 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from denoising_ebm.cli import demo, info, sample, score, train
+from denoising_ebm.cli import demo, evaluate, fit_detector, info, sample, score, train
 from denoising_ebm.cli.common import HelpFormatter
 
-COMMANDS = {"demo": demo, "train": train, "sample": sample, "score": score, "info": info}
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "sample": sample,
+    "fit-detector": fit_detector,
+    "score": score,
+    "evaluate": evaluate,
+    "info": info,
+}
 
 DESCRIPTION = """\
 Denoising-EBM: one energy-based model of images, trained without labels.
@@ -24,7 +32,8 @@ Examples:
   debm demo                                       train, sample and score in ten minutes; ends with a report
   debm train fashion-mnist --out runs/fashion     train on the bundled images
   debm sample runs/fashion --out samples.png      draw images
-  debm score runs/fashion my-images/              energy and percentile of each image
+  debm fit-detector runs/fashion my-images/       learn what is normal
+  debm score runs/fashion new-images/ --fpr 0.05  a score, a p-value and a flag for each image
 
 Help on a command: debm COMMAND --help"""
 

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 if TYPE_CHECKING:
     from denoising_ebm.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.ood.detectors import OODDetector
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["bilinear", "bicubic", "lanczos", "box"]
@@ -78,8 +79,8 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int) ->
         strict=args.strict,
     )
     if images.unreadable:
-        name, reason = images.unreadable[0]
-        note(f"{source}: {len(images.unreadable)} unreadable image(s) left out, first {name}: {reason}")
+        first = images.unreadable[0]
+        note(f"{source}: {len(images.unreadable)} unreadable image(s) left out, first {first.name}: {first.reason}")
     return images
 
 
@@ -88,6 +89,17 @@ def read_model(args: Namespace) -> DenoisingEBM:
     from denoising_ebm.model import DenoisingEBM
 
     return DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision(args.precision)
+
+
+def read_detector(args: Namespace, model: DenoisingEBM) -> OODDetector | None:
+    """Load the detector in `args.detector`, or that in the model's folder; None if only the latter may be and is not."""
+    from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
+    from denoising_ebm.ood.detectors import OODDetector
+
+    folder = Path(args.detector) if args.detector else find_model_folder(args.model)
+    if args.detector is None and not (folder / DETECTOR_FILES[0]).is_file():
+        return None
+    return OODDetector.load(folder, model)
 
 
 def note(message: str) -> None:

@@ -1,9 +1,11 @@
-"""`debm score`: how normal images are."""
+"""`debm score`: how normal images are, which are odd, and where."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -12,37 +14,65 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_suffix,
     note,
     progress_bar,
+    read_detector,
     read_images,
     read_model,
 )
 
-HELP = "score how normal images are, and show where they are odd"
-USAGE = "debm score MODEL IMAGES [--out scores.csv] [options]"
-DESCRIPTION = """\
-Score images: energy (low = normal) and percentile (share of the model's own held-out images with a lower energy).
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Columns: name, energy, percentile, status (ok or unreadable), sigma. Unreadable images come last, without an energy."""
+    from denoising_ebm.images import ImageSet
+    from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.ood.detectors import OODDetector
+    from denoising_ebm.scoring.table import Score
+
+HELP = "score how normal images are, flag the odd ones, and show where they are odd"
+USAGE = "debm score MODEL IMAGES [--fpr 0.05] [--out scores.csv] [--maps DIR] [--report page.html] [options]"
+DESCRIPTION = """\
+Score images. With a detector (`debm fit-detector` puts one beside the model): a score (0 = usual, larger = more odd), a
+p-value (share of normal images at least as odd) and, with --fpr or --fdr, a flag. Always: the energy (low = normal) and its
+percentile among the model's own held-out images.
+
+Columns: name, status (ok or unreadable), score, p_value, flagged, energy, percentile, sigma, resize; a row for each file,
+in the order of the source."""
 EPILOG = """\
 Examples:
-  debm score runs/fashion my-images/ > scores.csv
-  debm score runs/fashion my-images/ --out scores.parquet --sigma 0.1
-  debm score runs/fashion photo.png --resize lanczos --maps maps/
-  debm score runs/fashion digits --limit 100"""
+  debm score runs/mine new-images/ --fpr 0.05 --out scores.csv      at most 5 % of normal images are flagged
+  debm score runs/mine new-images/ --fdr 0.1 --report page.html     at most 10 % of the flagged images are normal
+  debm score runs/mine photos/ --resize lanczos --maps maps/        a picture for each image: where it is odd
+  debm score runs/mine photos/ --resize lanczos --maps maps/ --tiles   the same at the images' own size
+  debm score fashion-mnist digits --limit 100 > scores.csv"""
 
 
 def add(parser: ArgumentParser, argv: list[str]) -> None:
     """Add the options."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", metavar="IMAGES", help=DATA_HELP)
-    parser.add_argument(
+    group = parser.add_argument_group("results")
+    group.add_argument(
         "--out", metavar="FILE", help="table to write: .csv, .parquet or .jsonl; without it CSV goes to stdout"
     )
-    parser.add_argument(
-        "--maps",
-        metavar="DIR",
-        help="also write a PNG an image: the image above its energy per pixel, all on one scale",
+    group.add_argument("--maps", metavar="DIR", help="also write a PNG an image: the image above where it is odd")
+    group.add_argument(
+        "--tiles", action="store_true", help="make the maps at the images' own size, from overlapping tiles"
+    )
+    group.add_argument("--report", metavar="FILE", help="also write a page (.html): how many are odd, which, and where")
+    group = parser.add_argument_group("flagging")
+    group.add_argument(
+        "--fpr", type=float | None, metavar="A", help="false-alarm rate: flag at most this share of normal images"
+    )
+    group.add_argument(
+        "--fdr",
+        type=float | None,
+        metavar="Q",
+        help="false discovery rate instead: at most this share of the flagged images is normal (Benjamini-Hochberg)",
+    )
+    group.add_argument(
+        "--detector", metavar="DIR", help="folder of the detector; by default the model's, if it has one"
     )
     group = parser.add_argument_group("scoring")
     group.add_argument(
@@ -53,7 +83,7 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         type=int,
         default=4,
         metavar="N",
-        help="noise draws to average over, in maps and in energies that have any",
+        help="noise draws to average over, in maps without a detector and in energies that have any",
     )
     group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of these draws")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images scored at once")
@@ -63,37 +93,136 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(args: Namespace) -> int:
     """Score and write."""
-    if args.sigma <= 0:
-        raise ValueError(f"--sigma must be > 0, got {args.sigma:g}")
+    _check(args)
     from denoising_ebm.model import REFERENCE_SIGMAS
-    from denoising_ebm.scoring import check_table_path, csv_text, score_images, write_maps, write_table
+    from denoising_ebm.ood.conformal import check_rate
+    from denoising_ebm.scoring.table import check_table_path, csv_text, score_images, write_table
 
     if args.out is not None:
         check_table_path(Path(args.out))
     model = read_model(args)
+    detector = read_detector(args, model)
+    if detector is None and (args.fpr is not None or args.fdr is not None):
+        raise ValueError(f"{args.model}: --fpr and --fdr need a detector; `debm fit-detector` makes it")
+    if detector is not None and args.fpr is not None:
+        check_rate(args.fpr, len(detector.calibration))
     images = read_images(args.images, args, model.config.network.image_size, model.config.network.channels)
-    with progress_bar("scoring", len(images)) as advance:
-        rows, maps = score_images(
+    with progress_bar("scoring", len(images) * (1 if detector is None else 2)) as advance:
+        rows = score_images(
             model,
             images,
             args.sigma,
+            detector=detector,
+            fpr=args.fpr,
+            fdr=args.fdr,
             draws=args.draws,
             seed=args.seed,
             batch_size=args.batch_size,
-            maps=args.maps is not None,
+            resize=args.resize,
             advance=advance,
         )
-    if rows[0].percentile is None:
-        kept = [
-            f"{level:g}" for level, row in zip(REFERENCE_SIGMAS, model.reference, strict=True) if row.isfinite().all()
-        ]
-        note(f"no percentiles: the model keeps them for {', '.join(kept) or 'no level'}, not for sigma {args.sigma:g}")
-    if maps is not None:
-        limit = write_maps(images, maps, Path(args.maps))
-        note(f"{args.maps}: {len(images)} maps, brightest at an energy of {limit:.3g} per pixel")
+    readable = [row for row in rows if row.status == "ok"]
+    if detector is None:
+        note("no p-values: the model has no detector; `debm fit-detector` makes one")
+        if readable[0].percentile is None:
+            levels = zip(REFERENCE_SIGMAS, model.reference, strict=True)
+            kept = ", ".join(f"{level:g}" for level, row in levels if row.isfinite().all()) or "no level"
+            note(f"no percentiles: the model keeps them for {kept}, not for sigma {args.sigma:g}")
     if args.out is None:
         sys.stdout.write(csv_text(rows))
     else:
         write_table(rows, Path(args.out))
-        note(f"{args.out}: {len(images)} images scored, {len(images.unreadable)} unreadable")
+        flagged = "" if readable[0].flagged is None else f", {sum(bool(row.flagged) for row in readable)} flagged"
+        filtered = f", resized with {args.resize}" if args.resize else ""
+        note(f"{args.out}: {len(images)} images scored{flagged}, {len(images.unreadable)} unreadable{filtered}")
+    if args.maps is not None:
+        _write_maps(args, model, detector, images)
+    if args.report is not None:
+        _write_report(args, model, detector, images, rows)
     return 0
+
+
+def _check(args: Namespace) -> None:
+    if args.sigma <= 0:
+        raise ValueError(f"--sigma must be > 0, got {args.sigma:g}")
+    for name in ("fpr", "fdr"):
+        if args[name] is not None and not 0 < args[name] < 1:
+            raise ValueError(f"--{name} must be in (0, 1), got {args[name]:g}")
+    if args.fpr is not None and args.fdr is not None:
+        raise ValueError("--fpr and --fdr exclude each other")
+    if args.tiles and args.maps is None:
+        raise ValueError("--tiles needs --maps")
+    check_suffix(args.report, ".html")
+
+
+def _maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | None, pixels: Tensor) -> tuple[Tensor, float]:
+    """Return the maps of images of the model's size, and the value of the brightest colour."""
+    import torch
+
+    from denoising_ebm.images import to_float
+    from denoising_ebm.scoring.maps import Z_LIMIT, brightest, odd_pixels
+
+    with progress_bar("maps", len(pixels)) as advance:
+        if detector is not None:
+            return detector.maps(pixels, batch_size=args.batch_size, progress=advance), Z_LIMIT
+        parts = []
+        for part in torch.split(pixels, args.batch_size):
+            x = to_float(part).to(model.device)
+            parts.append(odd_pixels(model, x, args.sigma, draws=args.draws, seed=args.seed).cpu())
+            advance(len(part))
+    maps = torch.cat(parts)
+    return maps, brightest(maps)
+
+
+def _write_maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | None, images: ImageSet) -> None:
+    from denoising_ebm.images import each_image
+    from denoising_ebm.scoring.maps import Z_LIMIT, write_maps
+
+    folder, unit = Path(args.maps), "a z-score" if detector is not None else "an energy"
+    if args.tiles:
+        if detector is None:
+            raise ValueError(f"{args.model}: --tiles needs a detector; `debm fit-detector` makes it")
+        channels, limit, count = model.config.network.channels, Z_LIMIT, 0
+        with progress_bar("maps", len(images)) as advance:
+            for name, pixels in each_image(args.images, split=args.split, channels=channels, limit=args.limit):
+                try:
+                    maps = detector.maps(pixels[None], batch_size=args.batch_size)
+                except ValueError as error:
+                    raise ValueError(f"{args.images}/{name}: {error}") from None
+                write_maps(pixels[None], maps, [name], folder, limit)
+                count += 1
+                advance(1)
+    else:
+        maps, limit = _maps(args, model, detector, images.pixels)
+        write_maps(images.pixels, maps, images.names, folder, limit)
+        count = len(images)
+    note(f"{args.maps}: {count} maps, brightest at {unit} of {limit:.3g} per pixel")
+
+
+def _write_report(
+    args: Namespace, model: DenoisingEBM, detector: OODDetector | None, images: ImageSet, rows: list[Score]
+) -> None:
+    import torch
+
+    from denoising_ebm.hardware import describe
+    from denoising_ebm.report import write_report
+    from denoising_ebm.scoring.page import oddest, score_facts, score_sections
+
+    maps, limit = _maps(args, model, detector, images.pixels[torch.tensor(oddest(rows))])
+    rate = ""
+    if args.fpr is not None:
+        rate = f"at most {args.fpr:.3g} of normal images"
+    elif args.fdr is not None:
+        rate = f"at most {args.fdr:.3g} of the flagged are normal, in expectation"
+    settings = {"command": shlex.join(["debm", *sys.argv[1:]]), "hardware": describe(model.device)}
+    if args.resize:
+        settings["resized with"] = args.resize
+    if detector is not None:
+        settings["detector"] = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())
+    write_report(
+        args.report,
+        title="Which images are odd",
+        sections=score_sections(images, rows, maps, limit, detector, rate=rate),
+        facts=score_facts(args.model, args.images, images, rows, settings),
+    )
+    note(f"page: {args.report}")

@@ -23,7 +23,7 @@ from denoising_ebm.ood.densities import Mahalanobis
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.presets import preset
 from denoising_ebm.report import Table, write_report
-from denoising_ebm.scoring import odd_pixels
+from denoising_ebm.scoring.maps import odd_pixels
 from denoising_ebm.training.monitor import read_metrics
 from denoising_ebm.training.state import STATE_FILE
 from denoising_ebm.training.trainer import train

@@ -31,6 +31,7 @@ __all__ = [
     "heat_overlay",
     "image_grid",
     "png_bytes",
+    "roc_curves",
     "save_grid",
     "training_curves",
     "trajectory_grid",
@@ -148,6 +149,33 @@ def energy_histograms(energies: Mapping[str, npt.NDArray[Any]], *, title: str, x
     axis.set_ylim(bottom=0)
     axis.title.set_fontsize(10)
     axis.legend(frameon=False, fontsize=8)
+    _tidy(axis)
+    return figure
+
+
+def roc_curves(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], *, title: str) -> Figure:
+    """ROC curves of several odd sets, with a logarithmic axis of false alarms, since few of them are what matters.
+
+    Args:
+        curves: Name of each set to its false alarms and catches, as from `ood.metrics.roc_curve`.
+        title: Above the figure.
+
+    Returns:
+        A figure; chance is dotted.
+    """
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    axis: Axes = figure.subplots()
+    chance = np.geomspace(1e-3, 1, 100)
+    axis.plot(chance, chance, color=INK, linewidth=0.8, linestyle=":", label="chance")
+    for i, (name, (alarms, caught)) in enumerate(curves.items()):
+        # Colours run out before line styles do: their periods, 6 and 5, meet again after 30 sets.
+        style = LINE_STYLES[i % 5]
+        axis.plot(alarms, caught, color=COLOURS[i % 6], linestyle=style, linewidth=1.4, label=name)
+    axis.set(title=title, xlabel="false alarms: share of normal images called odd", ylabel="share of odd images caught")
+    axis.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.title.set_fontsize(10)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _tidy(axis)
     return figure
 

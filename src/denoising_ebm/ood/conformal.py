@@ -67,6 +67,24 @@ def check_rate(fpr: float, num_calibration: int) -> None:
         )
 
 
+def alarm_range(fpr: float, num_calibration: int, num_new: int, *, share: float = 0.95) -> tuple[float, float]:
+    """Return between which shares of `num_new` normal images are flagged at rate `fpr`, with a chance of `share`.
+
+    The calibration images are random too: given n of them, k = floor((n + 1) fpr), the number of false alarms is
+    beta-binomial with parameters k and n + 1 - k (Vovk, 2012).
+
+    Raises:
+        ValueError: As `check_rate`.
+    """
+    from scipy.stats import betabinom
+
+    check_rate(fpr, num_calibration)
+    allowed = math.floor((num_calibration + 1) * fpr + _SLACK)
+    count = betabinom(num_new, allowed, num_calibration + 1 - allowed)
+    low, high = count.ppf([(1 - share) / 2, (1 + share) / 2]) / num_new
+    return float(low), float(high)
+
+
 def benjamini_hochberg(p: Tensor, fdr: float) -> Tensor:
     """Return which images of a batch to flag so that at most a share `fdr` of those flagged are normal, in expectation.
 

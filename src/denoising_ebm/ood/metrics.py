@@ -68,6 +68,27 @@ def fpr_at_tpr(in_scores: Scores, out_scores: Scores, tpr: float = 0.95) -> floa
     return float(np.mean(ordinary >= outliers[caught - 1]))
 
 
+def roc_curve(in_scores: Scores, out_scores: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Points of the ROC curve: share of ordinary images called odd, and share of outliers caught, from (0, 0) to (1, 1).
+
+    Args:
+        in_scores: Scores of in-distribution images, shape `(n,)`.
+        out_scores: Scores of outliers, shape `(m,)`.
+
+    Returns:
+        False alarms and catches at every distinct threshold, falling, each of shape `(thresholds + 1,)`. The area under
+        the straight lines between them is `auroc`.
+
+    Raises:
+        ValueError: If either argument is empty, not one-dimensional, or contains NaN.
+    """
+    ordinary = np.sort(_as_array(in_scores, "in_scores"))
+    outliers = np.sort(_as_array(out_scores, "out_scores"))
+    thresholds = np.unique(np.concatenate([ordinary, outliers]))[::-1]
+    shares = [1 - np.searchsorted(scores, thresholds, side="left") / scores.size for scores in (ordinary, outliers)]
+    return np.append(0.0, shares[0]), np.append(0.0, shares[1])
+
+
 def aupr(in_scores: Scores, out_scores: Scores) -> float:
     r"""Average precision with the outliers as positives (AUPR-OUT).
 

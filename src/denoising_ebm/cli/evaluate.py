@@ -1,0 +1,196 @@
+"""`debm evaluate`: how well odd sets are told from a normal one."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from denoising_ebm.cli.common import (
+    DATA_HELP,
+    MODEL_HELP,
+    add_device_options,
+    add_source_options,
+    note,
+    progress_bar,
+    read_detector,
+    read_images,
+    read_model,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from denoising_ebm.ood.detectors import OODDetector
+    from denoising_ebm.ood.evaluation import SetResult
+    from denoising_ebm.report import Cell, Table
+
+HELP = "measure how well odd images are told from normal ones"
+USAGE = "debm evaluate MODEL --in DATA --ood NAME[=DATA[@SPLIT]] ... [--out DIR] [options]"
+DESCRIPTION = """\
+Score normal images and sets of odd ones; print AUROC, AUPR and FPR at 95 % TPR with bootstrap intervals, for the model's
+detector (`debm fit-detector`) and for its energy at one noise level, the paper's score.
+
+Odd sets are images (NAME=DATA, NAME=DATA@SPLIT) or made of the normal ones: interpolation (means of two, as in the paper),
+constant, uniform-noise, gaussian-noise, impulse-noise, blur, contrast, brightness, pixelate, jpeg, zoom, upside-down,
+shuffled, spliced, inverted, swapped-channels; `all` stands for all of these.
+
+With --out: index.html (tables, ROC curves, histograms), results.csv, and the scores of every image in scores.parquet."""
+EPILOG = """\
+Examples:
+  debm evaluate runs/cifar --in CIFAR10 --ood svhn=SVHN --ood interpolation --out runs/ood
+  debm evaluate runs/cifar --in CIFAR10 --limit 2000 --ood celeba=CELEBA@train --resize bilinear
+  debm evaluate fashion-mnist --in fashion-mnist --ood digits=digits --ood all"""
+
+
+def add(parser: ArgumentParser, argv: list[str]) -> None:
+    """Add the options."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--in", required=True, metavar="DATA", help=f"normal images: {DATA_HELP}")
+    parser.add_argument(
+        "--ood", action="append", required=True, metavar="SET", help="an odd set, see above; may be given repeatedly"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for the page and the tables")
+    group = parser.add_argument_group("scoring")
+    group.add_argument("--detector", metavar="DIR", help="folder of the detector; by default the model's, if any")
+    group.add_argument("--sigma", type=float, default=0.05, metavar="S", help="noise level of the energy")
+    group.add_argument("--resamples", type=int, default=200, metavar="N", help="bootstrap samples for the intervals")
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of made sets and resamples")
+    group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images scored at once")
+    add_source_options(parser, "test")
+    add_device_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Score, compare, write."""
+    import torch
+
+    from denoising_ebm.ood.evaluation import evaluate
+    from denoising_ebm.ood.features import log_energies
+    from denoising_ebm.scoring.evaluation import markdown, results_table
+
+    if args.sigma <= 0:
+        raise ValueError(f"--sigma must be > 0, got {args.sigma:g}")
+    model = read_model(args)
+    detector = read_detector(args, model)
+    sets = _read_sets(args, model.config.network.image_size, model.config.network.channels)
+    if detector is None:
+        note(f"{args.model}: has no detector (`debm fit-detector` makes one), so only the energy is measured")
+    noise = model.scoring_noise(seed=args.seed) if model.config.energy.inner_noise else None
+    scores: dict[str, dict[str, Tensor]] = {} if detector is None else {"detector": {}}
+    energy = f"energy at sigma {args.sigma:g}"
+    scores[energy] = {}
+    with progress_bar("scoring", len(scores) * sum(len(pixels) for pixels in sets.values())) as advance:
+        for name, pixels in sets.items():
+            options = {"batch_size": args.batch_size, "progress": advance}
+            if detector is not None:
+                scores["detector"][name] = detector.score(pixels, **options)
+            with torch.no_grad():
+                scores[energy][name] = log_energies(model, pixels, [args.sigma], noise=noise, **options)[:, 0]
+    normal = next(iter(sets))
+    results = {
+        name: evaluate(
+            values[normal],
+            {key: odd for key, odd in values.items() if key != normal},
+            resamples=args.resamples,
+            seed=args.seed,
+        )
+        for name, values in scores.items()
+    }
+    table = results_table(results, len(sets[normal]))
+    alarms = None if detector is None else _alarms(detector, scores["detector"][normal])
+    print(markdown(table), end="")
+    if alarms is not None:
+        print("\n" + markdown(alarms), end="")
+    if args.out is not None:
+        _write(args, scores, results, alarms)
+    return 0
+
+
+def _read_sets(args: Namespace, image_size: int, channels: int) -> dict[str, Tensor]:
+    """Return the images of every set, the normal one first; a set that is not there stops before any work is done."""
+    import torch
+
+    from denoising_ebm.ood.outliers import OUTLIERS
+
+    normal = read_images(args["in"], args, image_size, channels).pixels
+    sets = {"normal": normal}
+    wanted = [name for item in args.ood for name in (OUTLIERS if item == "all" else [item])]
+    for item in wanted:
+        name, named, source = item.partition("=")
+        if name in sets:
+            raise ValueError(f"--ood: {name} is given twice")
+        if not named:
+            if name not in OUTLIERS:
+                raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(OUTLIERS)}")
+            sets[name] = OUTLIERS[name](normal, torch.Generator().manual_seed(args.seed))
+            continue
+        options = args.clone()
+        if not Path(source).exists() and "@" in source:
+            source, _, options.split = source.rpartition("@")
+        sets[name] = read_images(source, options, image_size, channels).pixels
+    return sets
+
+
+def _alarms(detector: OODDetector, scores: Tensor) -> Table:
+    """Compare promised and observed false alarms."""
+    from denoising_ebm.ood.conformal import alarm_range
+    from denoising_ebm.report import Table
+
+    count = len(detector.calibration)
+    rows: list[list[Cell]] = []
+    for rate in (0.01, 0.05, 0.1):
+        if (count + 1) * rate < 1:
+            continue
+        low, high = alarm_range(rate, count, len(scores))
+        observed = float(detector.flag(scores, rate).double().mean())
+        rows.append([f"{rate:g}", f"{observed:.4f}", f"{low:.4f}-{high:.4f}"])
+    caption = f"False alarms among {len(scores):,} normal images, with {count:,} calibration images."
+    return Table(["promised at most", "observed", "95 % range"], rows, caption)
+
+
+def _write(
+    args: Namespace,
+    scores: Mapping[str, Mapping[str, Tensor]],
+    results: Mapping[str, Sequence[SetResult]],
+    alarms: Table | None,
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    from denoising_ebm import __version__
+    from denoising_ebm.model_folder import write_atomically
+    from denoising_ebm.report import write_report
+    from denoising_ebm.scoring.evaluation import evaluation_sections, write_results
+
+    folder = Path(args.out)
+    write_results(results, folder / "results.csv")
+    columns: dict[str, list[Any]] = {"score": [], "set": [], "image": [], "value": []}
+    for score, sets in scores.items():
+        for name, values in sets.items():
+            columns["score"] += [score] * len(values)
+            columns["set"] += [name] * len(values)
+            columns["image"] += range(len(values))
+            columns["value"] += values.tolist()
+    table = pa.table(columns)
+    write_atomically(folder / "scores.parquet", lambda path: pyarrow.parquet.write_table(table, str(path)))
+    facts = {
+        "command": shlex.join(["debm", *sys.argv[1:]]),
+        "model": args.model,
+        "normal images": args["in"],
+        "seed": str(args.seed),
+        "version": f"denoising-ebm {__version__}",
+    }
+    if args.resize:
+        facts["resized with"] = args.resize
+    write_report(
+        folder / "index.html",
+        title="How well odd images are told from normal ones",
+        sections=evaluation_sections(results, scores, alarms),
+        facts=facts,
+    )
+    note(f"page: {folder / 'index.html'}")

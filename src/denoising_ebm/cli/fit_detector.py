@@ -1,0 +1,85 @@
+"""`debm fit-detector`: what is normal, from a folder of normal images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from denoising_ebm.cli.common import (
+    DATA_HELP,
+    MODEL_HELP,
+    add_device_options,
+    add_source_options,
+    note,
+    progress_bar,
+    read_images,
+    read_model,
+)
+
+HELP = "learn from normal images which ones are odd"
+USAGE = "debm fit-detector MODEL DATA [--calibration DATA] [--out DIR] [options]"
+DESCRIPTION = """\
+Fit a detector to normal images: densities on what the model computes for them, statistics of its energy per pixel, and
+scores of calibration images, which `debm score` needs for p-values and a false-alarm rate that is kept.
+
+Writes detector.json and detector.safetensors into the model's folder (or --out); `debm score MODEL IMAGES` then uses them.
+
+Calibration images stand for the normal images to come. They should be new to the model: images it was trained on look more
+normal to it than others, and the promised rate would be exceeded. Without --calibration a fifth of DATA is kept for it."""
+EPILOG = """\
+Examples:
+  debm fit-detector runs/mine normal-images/
+  debm fit-detector runs/mine train-images/ --calibration new-normal-images/
+  debm fit-detector runs/cifar CIFAR10 --split train --calibration CIFAR10 --calibration-split test
+  debm fit-detector fashion-mnist fashion-mnist --out my-detector"""
+
+
+def add(parser: ArgumentParser, argv: list[str]) -> None:
+    """Add the options."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("data", metavar="DATA", help=f"normal images: {DATA_HELP}")
+    parser.add_argument("--out", metavar="DIR", help="where to write the detector; by default the model's folder")
+    group = parser.add_argument_group("fitting")
+    group.add_argument("--calibration", metavar="DATA", help="normal images that the model was not trained on")
+    group.add_argument("--calibration-split", default="test", metavar="NAME", help="part of --calibration to use")
+    group.add_argument(
+        "--images", type=int, default=5000, metavar="N", help="fit on so many of the images, drawn at random"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of that draw")
+    group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images in a forward pass")
+    add_source_options(parser, "train")
+    add_device_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Fit and write."""
+    if args.images < 20:
+        raise ValueError(f"--images must be >= 20, got {args.images}")
+    import torch
+
+    from denoising_ebm.model_folder import bundled_models, find_model_folder
+    from denoising_ebm.ood.detectors import MAP_IMAGES, OODDetector
+
+    if args.out is None and args.model in bundled_models() and not Path(args.model).is_dir():
+        raise ValueError(f"{args.model}: is part of the package; say with --out where the detector goes")
+    model = read_model(args)
+    network = model.config.network
+    pixels = read_images(args.data, args, network.image_size, network.channels).pixels
+    held = None
+    if args.calibration is not None:
+        options = args.clone()
+        options.split, options.limit = args.calibration_split, None
+        held = read_images(args.calibration, options, network.image_size, network.channels).pixels
+    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed))[: args.images]
+    total = len(chosen) + min(MAP_IMAGES, len(chosen)) + (0 if held is None else len(held))
+    with progress_bar("fitting", total) as advance:
+        detector = OODDetector(model).fit(
+            pixels[chosen], calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance
+        )
+    folder = Path(args.out) if args.out else find_model_folder(args.model)
+    detector.save(folder)
+    counts = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())
+    lowest = 1 / (len(detector.calibration) + 1)
+    note(f"{folder}: detector {counts}; false-alarm rates down to {lowest:.2g} can be promised")
+    return 0

@@ -1,0 +1,299 @@
+"""A detector of odd images: features of a model, densities on them, a false-alarm rate that is kept, maps of where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from denoising_ebm.config import from_dict
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder, write_atomically
+from denoising_ebm.ood.conformal import flagged, p_values
+from denoising_ebm.ood.densities import (
+    Density,
+    DensityName,
+    Mahalanobis,
+    Mixture,
+    Neighbours,
+    Principal,
+    Single,
+    TwoSided,
+)
+from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
+from denoising_ebm.ood.maps import MapConfig, OddMaps
+
+CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
+FORMAT = 1
+#: Images that the statistics of maps are taken from, at most.
+MAP_IMAGES = 1000
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One opinion within a detector: a density on some of the features.
+
+    Attributes:
+        families: The features it looks at.
+        density: `single`, `two-sided`, `mahalanobis`, `mixture` or `neighbours`.
+        share: Share of the variance that the kept principal components have together (the last three densities).
+        residual: Add what lies outside the kept components as one more column.
+        components: Gaussians of a `mixture`.
+        neighbour: Which neighbour `neighbours` measures the distance to.
+    """
+
+    families: tuple[Family, ...]
+    density: DensityName = "mahalanobis"
+    share: float = 0.999
+    residual: bool = False
+    components: int = 8
+    neighbour: int = 5
+
+    def build(self) -> Density:
+        """Return the density, not fitted yet."""
+        if self.density == "single":
+            return Single()
+        if self.density == "two-sided":
+            return TwoSided()
+        inner: Density
+        if self.density == "mahalanobis":
+            inner = Mahalanobis()
+        elif self.density == "mixture":
+            inner = Mixture(self.components)
+        else:
+            inner = Neighbours(self.neighbour)
+        return Principal(inner, self.share, self.residual)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What a detector computes.
+
+    Attributes:
+        features: The features and their noise levels.
+        members: The densities. Each one's score is standardised on normal images; the detector's is their mean.
+        maps: How maps of where an image is odd are made.
+    """
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    members: tuple[Member, ...] = (Member(("energy", "noised-energy", "curvature")),)
+    maps: MapConfig = field(default_factory=MapConfig)
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("detector.members needs at least one density")
+        for member in self.members:
+            missing = [family for family in member.families if family not in self.features.families]
+            if missing or not member.families:
+                raise ValueError(
+                    f"detector.members: {', '.join(missing) or 'no family'} is not among the computed features "
+                    f"({', '.join(self.features.families)})"
+                )
+
+
+class OODDetector:
+    """Scores how odd images are beside those it was fitted on; larger = more odd.
+
+    Args:
+        model: The model whose features are used.
+        config: Features and densities; the default of the package if None.
+    """
+
+    def __init__(self, model: DenoisingEBM, config: DetectorConfig | None = None) -> None:
+        self.model = model
+        self.config = config or DetectorConfig()
+        self.facts: dict[str, Any] = {}
+        self._densities = [member.build() for member in self.config.members]
+        self._scale: Tensor | None = None
+        self._maps = OddMaps(model, self.config.maps)
+        self.calibration = torch.empty(0, dtype=torch.float64)  #: Scores of the calibration images, for p-values.
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` was called, or a fitted detector loaded."""
+        return self._scale is not None
+
+    # -- fitting ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        images: Tensor,
+        *,
+        calibration: Tensor | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: Progress | None = None,
+    ) -> OODDetector:
+        """Fit to normal images.
+
+        Args:
+            images: Normal images, uint8, shape `(n, channels, height, width)`. They may be those the model was trained on.
+            calibration: Normal images for the p-values, best not among those of training; if None a fifth of `images`, by
+                `seed`, which then takes no part in fitting.
+            seed: Of the split.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch; each image counts once for fitting and once for
+                the maps (`images` then up to `MAP_IMAGES`), those of calibration once.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If there are too few images, or of another shape.
+        """
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        if calibration is None:
+            if len(images) < 20:
+                raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(images)}")
+            num = len(images) // 5
+            calibration, order = images[order[:num]], order[num:]
+        # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
+        num = max(2, len(order) // 10)
+        columns = compute_features(
+            self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
+        )
+        scores = []
+        for member, density in zip(self.config.members, self._densities, strict=True):
+            table = torch.cat([columns[family] for family in member.families], dim=1)
+            density.fit(table[num:])
+            scores.append(density.score(table[:num]))
+        table = torch.stack(scores)
+        self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
+        self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
+        self.calibrate(calibration, batch_size=batch_size, progress=progress)
+        self.facts = {"fitted on": len(order) - num, **self.facts}
+        return self
+
+    def calibrate(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> OODDetector:
+        """Take these normal images, uint8 and best new to model and detector, as what p-values compare with."""
+        self.calibration = self.score(images, batch_size=batch_size, progress=progress)
+        self.facts = {**self.facts, "calibrated on": len(images)}
+        return self
+
+    # -- scoring ----------------------------------------------------------------------------------------------------
+
+    def score(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> Tensor:
+        """Return how odd each image is, float64 on the CPU, shape `(n,)`; 0 is usual, larger is more odd.
+
+        Args:
+            images: uint8, shape `(n, channels, height, width)`.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If the detector is not fitted or the images are of another shape.
+        """
+        if self._scale is None:
+            raise ValueError("the detector is not fitted: call fit first")
+        columns = compute_features(self.model, images, self.config.features, batch_size=batch_size, progress=progress)
+        return self.combine(columns)
+
+    def combine(self, columns: dict[Family, Tensor]) -> Tensor:
+        """Return the scores of images whose features are `columns`, as from `compute_features`."""
+        if self._scale is None:
+            raise ValueError("the detector is not fitted: call fit first")
+        scores = [
+            density.score(torch.cat([columns[family] for family in member.families], dim=1))
+            for member, density in zip(self.config.members, self._densities, strict=True)
+        ]
+        mean, std = self._scale
+        combined: Tensor = ((torch.stack(scores, dim=1) - mean) / std).mean(1)
+        return combined
+
+    def p_values(self, scores: Tensor) -> Tensor:
+        """Return the conformal p-value of each score: at most alpha for at most a share alpha of normal images."""
+        return p_values(self.calibration, scores)
+
+    def flag(self, scores: Tensor, fpr: float) -> Tensor:
+        """Return which images to flag so that at most a share `fpr` of normal ones is, bool, shape `(n,)`.
+
+        Raises:
+            ValueError: If there are too few calibration images for that rate.
+        """
+        return flagged(self.p_values(scores), fpr, len(self.calibration))
+
+    def maps(self, images: Tensor, *, batch_size: int = 128, progress: Progress | None = None) -> Tensor:
+        """Return how odd every pixel is, as `OddMaps.maps`: z-scores, shape `(n, height, width)`, larger images tiled."""
+        return self._maps.maps(images, batch_size=batch_size, progress=progress)
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write `detector.json` and `detector.safetensors` into a folder, most often the model's."""
+        if self._scale is None:
+            raise ValueError("the detector is not fitted: call fit first")
+        tensors = {"scale": self._scale, "calibration": self.calibration}
+        for i, density in enumerate(self._densities):
+            tensors |= {f"members.{i}.{name}": tensor for name, tensor in density.tensors().items()}
+        tensors |= {f"maps.{name}": tensor for name, tensor in self._maps.tensors().items()}
+        # Distances need no more than float32; the scores that are compared with later ones do.
+        tensors = {name: t if name in ("scale", "calibration") else t.float() for name, t in tensors.items()}
+        values = {
+            "format": FORMAT,
+            "model": self.model.fingerprint(),
+            "precision": self.model.precision,
+            "config": asdict(self.config),
+            "facts": self.facts,
+        }
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_atomically(Path(folder) / TENSORS_FILE, lambda path: path.write_bytes(content))
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(Path(folder) / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, folder: str | Path, model: DenoisingEBM) -> OODDetector:
+        """Read a detector, and bring the model to the precision that it was fitted in.
+
+        Args:
+            folder: Where `save` wrote it.
+            model: The model it was fitted with.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If a file is damaged, or the detector belongs to other weights.
+        """
+        path = Path(folder) / CONFIG_FILE
+        for file in (path, path.with_name(TENSORS_FILE)):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            tensors = safetensors.torch.load_file(path.with_name(TENSORS_FILE))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from None
+        except SafetensorError as error:
+            raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"{path}: not a detector of format {FORMAT}")
+        if values["model"] != model.fingerprint():
+            raise ValueError(
+                f"{path}: fitted for other weights ({values['model']}) than those given ({model.fingerprint()}); "
+                "fit it again with `debm fit-detector`"
+            )
+        detector = cls(model, from_dict(DetectorConfig, values["config"], where=f"{path}: config"))
+        detector.facts = dict(values.get("facts", {}))
+        try:
+            detector._scale, detector.calibration = tensors["scale"], tensors["calibration"]
+            for i, density in enumerate(detector._densities):
+                prefix = f"members.{i}."
+                density.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            detector._maps.load({n: tensors[f"maps.{n}"] for n in ("mean", "std")})
+        except KeyError as error:
+            raise ValueError(f"{path.with_name(TENSORS_FILE)}: {error} is missing") from None
+        model.set_precision(values["precision"])
+        return detector
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str = "cpu", revision: str | None = None) -> OODDetector:
+        """Load a model with the detector that its folder holds; arguments and errors as for `DenoisingEBM`."""
+        folder = find_model_folder(str(name), revision)
+        return cls.load(folder, DenoisingEBM.from_pretrained(folder, device=device))

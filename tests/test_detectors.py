@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import randomise, tiny_config
+from torch import Tensor
+
+from denoising_ebm import DenoisingEBM, load_images
+from denoising_ebm.config import from_dict, to_dict
+from denoising_ebm.ood.conformal import alarm_range
+from denoising_ebm.ood.detectors import DetectorConfig, Member, OODDetector
+from denoising_ebm.ood.features import FeatureConfig, compute_features
+from denoising_ebm.ood.maps import MapConfig
+from denoising_ebm.ood.metrics import auroc
+from denoising_ebm.ood.outliers import OUTLIERS
+
+SMALL = DetectorConfig(
+    FeatureConfig(sigmas=(0.1, 0.5), families=("energy", "noised-energy", "latent")),
+    (Member(("energy", "noised-energy")), Member(("latent",), "neighbours")),
+    MapConfig(sigmas=(0.2,), draws=1),
+)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    """Real images at half their size."""
+    images = load_images("fashion-mnist", limit=300).pixels.float()
+    return torch.nn.functional.avg_pool2d(images, 2).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> DenoisingEBM:
+    model = DenoisingEBM(tiny_config())
+    randomise(model.dae)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def detector(model: DenoisingEBM, pixels: Tensor) -> OODDetector:
+    return OODDetector(model, SMALL).fit(pixels[:200])
+
+
+@pytest.fixture
+def folder(detector: OODDetector, tmp_path: Path) -> Iterator[Path]:
+    detector.model.save_pretrained(tmp_path)
+    detector.save(tmp_path)
+    yield tmp_path
+
+
+def test_score_is_the_mean_of_standardised_members(model: DenoisingEBM, pixels: Tensor) -> None:
+    config = replace(SMALL, members=SMALL.members[:1])
+    alone = [OODDetector(model, replace(SMALL, members=(member,))).fit(pixels[:200]) for member in SMALL.members]
+    together = OODDetector(model, SMALL).fit(pixels[:200])
+    scores = torch.stack([detector.score(pixels[200:]) for detector in alone])
+    torch.testing.assert_close(together.score(pixels[200:]), scores.mean(0))
+    # A member sees normal images it was not fitted on at mean 0 and spread 1.
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))[40:]
+    held = alone[0].score(pixels[order[:16]])
+    assert float(held.mean()) == pytest.approx(0, abs=1e-9) and float(held.std()) == pytest.approx(1)
+    assert OODDetector(model, config).fit(pixels[:200]).facts == {"fitted on": 144, "calibrated on": 40}
+
+
+def test_calibration_images_take_no_part_in_fitting(model: DenoisingEBM, pixels: Tensor) -> None:
+    first = OODDetector(model, SMALL).fit(pixels[:150], calibration=pixels[150:200])
+    second = OODDetector(model, SMALL).fit(pixels[:150], calibration=pixels[200:290])
+    torch.testing.assert_close(first.score(pixels[290:]), second.score(pixels[290:]))
+    torch.testing.assert_close(first.calibration, second.score(pixels[150:200]))
+    assert len(second.calibration) == 90
+
+
+def test_scores_are_functions_of_the_image(detector: OODDetector, pixels: Tensor) -> None:
+    scores = detector.score(pixels[200:230])
+    torch.testing.assert_close(detector.score(pixels[200:230].flip(0), batch_size=7).flip(0), scores, rtol=1e-3, atol=1e-4)
+
+
+def test_odd_images_score_higher(detector: OODDetector, pixels: Tensor) -> None:
+    noise = OUTLIERS["uniform-noise"](pixels[200:], torch.Generator().manual_seed(0))
+    assert auroc(detector.score(pixels[200:]), detector.score(noise)) > 0.99
+
+
+def test_false_alarm_rate_on_real_images_over_splits() -> None:
+    """The promise: a share of at most alpha of new normal images is flagged, for a poor model as for a good one."""
+    model = DenoisingEBM.from_pretrained("fashion-mnist")
+    images = load_images("fashion-mnist", split="test", limit=800).pixels
+    config = DetectorConfig(
+        FeatureConfig(sigmas=(0.1, 1.0), families=("energy", "noised-energy")), (Member(("energy", "noised-energy")),)
+    )
+    train = load_images("fashion-mnist", limit=200).pixels
+    scores = OODDetector(model, config).fit(train).score(images)
+    detector = OODDetector(model, config)
+    for rate in (0.01, 0.05, 0.1):
+        shares = []
+        for seed in range(20):
+            order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+            detector.calibration = scores[order[:400]]
+            share = float(detector.flag(scores[order[400:]], rate).double().mean())
+            low, high = alarm_range(rate, 400, 400, share=0.9995)
+            assert low <= share <= high
+            shares.append(share)
+        # Over all splits together: the mean of 20 shares, of which each spreads like sqrt(2 a (1 - a) / 400).
+        spread = (2 * rate * (1 - rate) / 400 / 20) ** 0.5
+        assert abs(sum(shares) / 20 - int(401 * rate) / 401) < 3.5 * spread
+
+
+def test_saved_and_loaded_detectors_agree(detector: OODDetector, pixels: Tensor, folder: Path) -> None:
+    loaded = OODDetector.from_pretrained(folder)
+    assert loaded.config == detector.config and loaded.facts == detector.facts
+    # Distances are kept in float32.
+    torch.testing.assert_close(loaded.score(pixels[200:]), detector.score(pixels[200:]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded.calibration, detector.calibration, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.maps(pixels[200:204]), detector.maps(pixels[200:204]), rtol=1e-4, atol=1e-4)
+
+
+def test_loading_restores_the_precision_of_fitting(folder: Path) -> None:
+    model = DenoisingEBM.from_pretrained(folder).set_precision("bf16")
+    assert OODDetector.load(folder, model).model.precision == "fp32"
+
+
+def test_config_survives_yaml_and_json() -> None:
+    values = json.loads(json.dumps(to_dict(SMALL)))
+    assert from_dict(DetectorConfig, values) == SMALL
+
+
+def test_all_features_by_family(detector: OODDetector, model: DenoisingEBM, pixels: Tensor) -> None:
+    columns = compute_features(model, pixels[200:210], SMALL.features)
+    torch.testing.assert_close(detector.combine(columns), detector.score(pixels[200:210]))
+
+
+def test_maps_standardise_and_tile(detector: OODDetector, pixels: Tensor) -> None:
+    usual = detector.maps(pixels[:100])
+    assert usual.shape == (100, 16, 16) and abs(float(usual.mean())) < 0.2
+    large = torch.cat([pixels[200:202], pixels[202:204]], dim=3)
+    assert detector.maps(large).shape == (2, 16, 32)
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------------
+
+
+def test_detector_of_other_weights(folder: Path, model: DenoisingEBM) -> None:
+    other = DenoisingEBM(model.config)
+    randomise(other.dae, seed=1)
+    with pytest.raises(ValueError, match=r"detector\.json: fitted for other weights \(\w{16}\) than those given"):
+        OODDetector.load(folder, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "detector.json").unlink(), r"detector\.json: missing; `debm fit-detector`"),
+        (lambda folder: (folder / "detector.safetensors").unlink(), r"detector\.safetensors: missing"),
+        (lambda folder: (folder / "detector.json").write_text("{"), r"detector\.json: not valid JSON"),
+        (lambda folder: (folder / "detector.json").write_text("[]"), r"detector\.json: not a detector of format 1"),
+        (lambda folder: (folder / "detector.safetensors").write_bytes(b"x"), r"detector\.safetensors: not a readable"),
+    ],
+)
+def test_damaged_detector_files(folder: Path, change: object, message: str) -> None:
+    model = DenoisingEBM.from_pretrained(folder)
+    change(folder)  # type: ignore[operator]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        OODDetector.load(folder, model)
+
+
+def test_missing_tensors_are_named(folder: Path, model: DenoisingEBM) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "detector.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if k != "calibration"}, path)
+    with pytest.raises(ValueError, match=r"detector\.safetensors: 'calibration' is missing"):
+        OODDetector.load(folder, model)
+
+
+def test_rates_that_cannot_be_promised(detector: OODDetector, pixels: Tensor) -> None:
+    scores = detector.score(pixels[200:210])
+    assert detector.flag(scores, 0.05).dtype == torch.bool
+    message = "a false-alarm rate of 0.01 needs at least 99 calibration images, there are 40"
+    with pytest.raises(ValueError, match=message):
+        detector.flag(scores, 0.01)
+
+
+def test_unfitted_and_too_few(model: DenoisingEBM, pixels: Tensor, tmp_path: Path) -> None:
+    fresh = OODDetector(model, SMALL)
+    for call in (lambda: fresh.score(pixels[:2]), lambda: fresh.save(tmp_path), lambda: fresh.combine({})):
+        with pytest.raises(ValueError, match="not fitted: call fit first"):
+            call()
+    with pytest.raises(ValueError, match="needs at least 20 normal images, got 5"):
+        fresh.fit(pixels[:5])
+    with pytest.raises(ValueError, match="at least one density"):
+        DetectorConfig(members=())
+    with pytest.raises(ValueError, match="latent is not among the computed features"):
+        DetectorConfig(FeatureConfig(families=("energy",)), (Member(("latent",)),))
