@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import os
 import re
@@ -22,70 +20,12 @@ import torch
 import yaml
 from PIL import Image
 
+from command import TRAIN, rows_of
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.cli import COMMANDS, main
 from denoising_ebm.config import Config, from_dict
 from denoising_ebm.presets import PRESETS
 from denoising_ebm.training.monitor import read_metrics
-
-TINY = [
-    *("--network.widths", "[16,16,16]", "--network.decoder_widths", "[8,8,8]", "--network.attention", "[]"),
-    *("--network.latent_dim", "8", "--network.embedding_dim", "16", "--training.batch_size", "32"),
-    *("--training.log_every", "5", "--training.warmup_images", "64", "--training.sample_minutes", "0"),
-    *("--sampling.semantic_steps", "6", "--sampling.texture_steps", "6"),
-]
-TRAIN = ["--preset", "fashion-mnist", *TINY, "--precision", "fp32"]
-
-
-class Outcome:
-    """Exit status and output of one command."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def error(self) -> str:
-        """The error, which must be the only line of its kind, at the end, without a traceback."""
-        lines = self.err.strip().splitlines()
-        assert self.status == 2 and "Traceback" not in self.err, self.err
-        assert [line for line in lines if "error:" in line] == lines[-1:], self.err
-        assert lines[-1].startswith("debm: error: ")
-        return lines[-1].removeprefix("debm: error: ")
-
-
-@pytest.fixture
-def debm(capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(status, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 real images as PNG files, two of them damaged."""
-    folder = tmp_path_factory.mktemp("images")
-    for i, pixels in enumerate(load_images("fashion-mnist", limit=300).pixels):
-        Image.fromarray(pixels[0].numpy()).save(folder / f"{i:03d}.png")
-    whole = (folder / "000.png").read_bytes()
-    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.png").write_bytes(b"no image at all")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run folder, trained through the command line."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", str(folder), *TRAIN, "--out", str(out), "--max-images", "640", "--seed", "3"]) == 0
-    return out
-
-
-def rows_of(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def grid_cells(path: Path, columns: int, count: int) -> np.ndarray[Any, Any]:
@@ -159,6 +99,14 @@ def test_lazy_names_of_the_package() -> None:
         (["train", "d", "--out", "x", "--preset", "cifar10", "--recipe", "[{objective: magic}]"], "got 'magic'"),
         (["score", "m", "d", "--sigma", "-0.1"], "--sigma must be > 0, got -0.1"),
         (["score", "m", "d", "--sigma", "0"], "--sigma must be > 0, got 0"),
+        (["score", "m", "d", "--fpr", "1.5"], "--fpr must be in (0, 1), got 1.5"),
+        (["score", "m", "d", "--fdr", "0"], "--fdr must be in (0, 1), got 0"),
+        (["score", "m", "d", "--fpr", "0.1", "--fdr", "0.1"], "--fpr and --fdr exclude each other"),
+        (["score", "m", "d", "--tiles"], "--tiles needs --maps"),
+        (["score", "m", "d", "--report", "page.pdf"], "page.pdf: expected a file name that ends in .html"),
+        (["fit-detector", "m", "d", "--images", "5"], "--images must be >= 20, got 5"),
+        (["fit-detector", "fashion-mnist", "d"], "fashion-mnist: is part of the package; say with --out"),
+        (["evaluate", "m", "--in", "d", "--ood", "x", "--sigma", "0"], "--sigma must be > 0, got 0"),
         (["score", "m", "d", "--out", "scores.xls"], "scores.xls: unknown suffix '.xls'; use one of .csv"),
         (["info", "nowhere"], "nowhere: no such model folder"),
         (["demo", "--minutes", "0"], "--minutes must be > 0"),
@@ -391,11 +339,15 @@ def test_score_writes_energies_and_percentiles(debm: Any, folder: Path, run: Pat
     done = debm("score", run, folder, "--out", out, "--precision", "fp32", "--batch-size", 64)
     assert done.status == 0 and f"{out}: 300 images scored, 2 unreadable" in done.err
     rows = rows_of(out.read_text())
-    assert list(rows[0]) == ["name", "energy", "percentile", "status", "sigma"] and len(rows) == 302
+    expected = ["name", "status", "score", "p_value", "flagged", "energy", "percentile", "sigma", "resize"]
+    assert list(rows[0]) == expected and len(rows) == 302
+    # In the order of the source: the damaged files come last here by their names.
     assert [(row["name"], row["energy"], row["status"]) for row in rows[300:]] == [
         ("cut.png", "", "unreadable"),
         ("text.png", "", "unreadable"),
     ]
+    assert "debm: no p-values: the model has no detector; `debm fit-detector` makes one" in done.err
+    assert {row["score"] + row["p_value"] + row["flagged"] for row in rows} == {""}
     model = DenoisingEBM.from_pretrained(run)
     images = load_images(folder)
     with torch.no_grad():

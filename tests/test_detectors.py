@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import randomise, tiny_config
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
@@ -18,6 +17,7 @@ from denoising_ebm.ood.features import FeatureConfig, compute_features
 from denoising_ebm.ood.maps import MapConfig
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import OUTLIERS
+from support import randomise, tiny_config
 
 SMALL = DetectorConfig(
     FeatureConfig(sigmas=(0.1, 0.5), families=("energy", "noised-energy", "latent")),
@@ -75,7 +75,9 @@ def test_calibration_images_take_no_part_in_fitting(model: DenoisingEBM, pixels:
 
 def test_scores_are_functions_of_the_image(detector: OODDetector, pixels: Tensor) -> None:
     scores = detector.score(pixels[200:230])
-    torch.testing.assert_close(detector.score(pixels[200:230].flip(0), batch_size=7).flip(0), scores, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        detector.score(pixels[200:230].flip(0), batch_size=7).flip(0), scores, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_odd_images_score_higher(detector: OODDetector, pixels: Tensor) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import randomise, tiny_config
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
+
+from support import randomise, tiny_config
 
 # Its import pulls in torchvision, whose own import may warn.
 pytest.importorskip("pytorch_ood", exc_type=ImportError)

@@ -1,0 +1,181 @@
+"""`debm fit-detector`, `debm score` with a detector, `debm evaluate`, on real images."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from PIL import Image
+
+from command import rows_of
+from denoising_ebm import DenoisingEBM, load_images
+from denoising_ebm.cli import main
+from denoising_ebm.ood.detectors import OODDetector
+from denoising_ebm.ood.metrics import auroc
+
+FAST = ["--precision", "fp32", "--batch-size", "512"]
+
+
+@pytest.fixture(scope="session")
+def fitted(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `run` with a detector, calibrated on 99 test images."""
+    model = tmp_path_factory.mktemp("fitted") / "model"
+    shutil.copytree(run / "model", model)
+    assert main(["fit-detector", str(model), str(folder), "--images", "200", "--limit", "201", *FAST]) == 0
+    return model
+
+
+def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
+    debm: Any, run: Path, folder: Path, tmp_path: Path
+) -> None:
+    done = debm("fit-detector", run, folder, "--images", 100, "--out", tmp_path / "a", *FAST)
+    assert done.status == 0 and "detector fitted on 72 images, calibrated on 20 images" in done.err
+    assert "false-alarm rates down to 0.048 can be promised" in done.err
+    options = ["--images", 50, "--calibration", "fashion-mnist", "--calibration-split", "test"]
+    done = debm("fit-detector", run, folder, *options, "--out", tmp_path / "b", *FAST)
+    assert "detector fitted on 45 images, calibrated on 2,000 images" in done.err
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["detector.json", "detector.safetensors"]
+
+
+def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for i in range(250, 290):
+        shutil.copy(folder / f"{i}.png", mixed)
+    shutil.copy(folder / "cut.png", mixed / "252a.png")
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    Image.fromarray(noise).save(mixed / "260a.png")
+    out = tmp_path / "scores.csv"
+    done = debm("score", fitted, mixed, "--fpr", 0.1, "--out", out, *FAST)
+    assert done.status == 0, done.err
+    rows = rows_of(out.read_text())
+    assert [row["name"] for row in rows] == sorted(path.name for path in mixed.iterdir())
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["252a.png"] == dict.fromkeys(rows[0], "") | {"name": "252a.png", "status": "unreadable"}
+    assert by_name["260a.png"]["flagged"] == "true"
+    assert float(by_name["260a.png"]["p_value"]) == pytest.approx(1 / 41, rel=1e-3)
+    readable = [row for row in rows if row["status"] == "ok"]
+    assert sum(row["flagged"] == "true" for row in readable) == int(re.findall(r"(\d+) flagged", done.err)[0])
+    assert all((float(row["p_value"]) <= 0.1) == (row["flagged"] == "true") for row in readable)
+
+    detector = OODDetector.from_pretrained(fitted)
+    images = load_images(mixed)
+    scores = detector.score(images.pixels)
+    np.testing.assert_allclose([float(row["score"]) for row in readable], scores.numpy(), rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        [float(row["p_value"]) for row in readable], detector.p_values(scores).numpy(), atol=1 / 40
+    )
+
+    parts = debm("score", fitted, mixed, "--fdr", 0.2, "--out", tmp_path / "scores.parquet", *FAST)
+    assert parts.status == 0
+    table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert [row["name"] for row in table] == [row["name"] for row in rows]
+    assert [row["flagged"] for row in table].count(None) == 1
+
+
+def test_maps_and_page(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    for name in ("000.png", "001.png", "text.png"):
+        shutil.copy(folder / name, small)
+    page = tmp_path / "page.html"
+    done = debm("score", fitted, small, "--maps", tmp_path / "maps", "--report", page, "--fpr", 0.05, *FAST)
+    assert done.status == 0 and "2 maps, brightest at a z-score of 5 per pixel" in done.err
+    from matplotlib import colormaps
+
+    detector = OODDetector.from_pretrained(fitted)
+    maps = detector.maps(load_images(small).pixels).numpy()
+    for i in range(2):
+        picture = np.asarray(Image.open(tmp_path / "maps" / f"00{i}.png"))[::2, ::2].astype(int)
+        colours = colormaps["inferno"]((maps[i] / 5).clip(0, 1), bytes=True)[..., :3].astype(int)
+        assert np.abs(picture[33:] - colours).max() <= 4
+    text = page.read_text()
+    assert "text.png" in text and "2 scored, 1 unreadable" in text and "at most 0.05 of normal images" in text
+    assert text.count("data:image/png") == 2 and "fitted on 144 images" in text
+
+
+def test_maps_of_large_images_from_tiles(debm: Any, fitted: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    pixels = load_images("fashion-mnist", split="test", limit=6).pixels[:, 0].numpy()
+    sheet = np.concatenate([np.concatenate(list(pixels[:3]), 1), np.concatenate(list(pixels[3:]), 1)])
+    Image.fromarray(sheet).save(large / "a.png")
+    options = ["--resize", "box", "--maps", tmp_path / "maps", "--tiles", *FAST]
+    done = debm("score", fitted, large, *options)
+    assert done.status == 0 and rows_of(done.out)[0]["resize"] == "box"
+    picture = np.asarray(Image.open(tmp_path / "maps" / "a.png"))[::2, ::2]
+    assert picture.shape == (129, 96, 3)
+    np.testing.assert_array_equal(picture[:64, :, 0], sheet)
+    Image.fromarray(sheet[:20, :40]).save(large / "b.png")
+    assert (
+        f"{large}/b.png: images must be at least 32 x 32, got 20 x 40" in debm("score", fitted, large, *options).error
+    )
+
+
+def test_page_of_energies_without_a_detector(debm: Any, run: Path, tmp_path: Path) -> None:
+    done = debm("score", run, "fashion-mnist", "--limit", 5, "--report", tmp_path / "page.html", *FAST)
+    assert done.status == 0
+    assert "fit a detector" in (tmp_path / "page.html").read_text()
+
+
+def test_what_score_refuses_about_detectors(debm: Any, fitted: Path, run: Path, folder: Path, tmp_path: Path) -> None:
+    assert debm("score", run, folder, "--fpr", 0.1).error.endswith(
+        "--fpr and --fdr need a detector; `debm fit-detector` makes it"
+    )
+    message = "a false-alarm rate of 0.01 needs at least 99 calibration images, there are 40"
+    assert debm("score", fitted, folder, "--fpr", 0.01).error == message
+    assert "detector.json: missing" in debm("score", fitted, folder, "--detector", tmp_path).error
+    # Weights that were trained further.
+    other = tmp_path / "other"
+    shutil.copytree(fitted, other)
+    model = DenoisingEBM.from_pretrained(fitted)
+    with torch.no_grad():
+        model.dae.unet.decoder.levels[0].parameters().__next__().add_(0.01)
+    model.save_pretrained(other)
+    error = debm("score", other, folder).error
+    assert error.startswith(f"{other}/detector.json: fitted for other weights")
+
+
+def test_evaluate(debm: Any, fitted: Path, tmp_path: Path) -> None:
+    options = ["--in", "fashion-mnist", "--limit", 60, "--ood", "digits=digits@test", "--ood", "uniform-noise"]
+    done = debm("evaluate", fitted, *options, "--resamples", 20, "--out", tmp_path, *FAST)
+    assert done.status == 0, done.err
+    table = parquet.read_table(tmp_path / "scores.parquet").to_pandas()
+    assert set(table["set"]) == {"normal", "digits", "uniform-noise"} and len(table) == 2 * 180
+    with open(tmp_path / "results.csv") as file:
+        rows = {(row["score"], row["set"]): row for row in rows_of(file.read())}
+    assert len(rows) == 4
+    for (score, name), row in rows.items():
+        part = table[table["score"] == score]
+        values = {key: part[part["set"] == key]["value"].to_numpy() for key in ("normal", name)}
+        assert float(row["auroc"]) == pytest.approx(auroc(values["normal"], values[name]), abs=1e-5)
+        assert float(row["auroc_low"]) <= float(row["auroc"]) <= float(row["auroc_high"])
+    assert float(rows["detector", "uniform-noise"]["auroc"]) > 0.99
+    # Scores of the command are those of the detector, energies those of the model.
+    normal = load_images("fashion-mnist", split="test", limit=60).pixels
+    found = table[(table["score"] == "detector") & (table["set"] == "normal")]["value"].to_numpy()
+    np.testing.assert_allclose(found, OODDetector.from_pretrained(fitted).score(normal).numpy(), rtol=1e-3, atol=2e-3)
+    assert "| detector | digits | 60 |" in done.out and "| 0.05 |" in done.out
+    page = (tmp_path / "index.html").read_text()
+    assert "False alarms" in page and page.count("data:image/png") == 4
+
+
+def test_evaluate_refuses_what_is_not_there(debm: Any, run: Path, tmp_path: Path) -> None:
+    start = ["evaluate", run, "--in", "fashion-mnist", "--limit", 5, "--ood"]
+    assert debm(*start, "foxes").error.startswith("--ood: foxes is neither NAME=DATA nor one of all, interpolation")
+    assert debm(*start, "a=digits", "--ood", "a=digits").error == "--ood: a is given twice"
+    assert "nowhere: no such file" in debm(*start, "a=nowhere").error
+    assert debm(*start, "a=digits@train").error == "digits: no split 'train', only test"
+    assert debm(*start, "digits=digits", "--resamples", 1).error == "resamples must be >= 2, got 1"
+
+
+def test_evaluate_without_a_detector_measures_the_energy(debm: Any, run: Path) -> None:
+    done = debm("evaluate", run, "--in", "fashion-mnist", "--limit", 20, "--ood", "all", "--resamples", 2, *FAST)
+    assert done.status == 0 and "has no detector" in done.err
+    assert done.out.count("energy at sigma 0.05 |") == 16
