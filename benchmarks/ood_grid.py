@@ -21,7 +21,6 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal
-from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import DESIGN, OUTLIERS

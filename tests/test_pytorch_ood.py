@@ -28,7 +28,7 @@ from denoising_ebm.ood.pytorch_ood import DenoisingEBMDetector
 CONFIG = DetectorConfig(
     FeatureConfig(sigmas=(0.2,), families=("energy", "noised-energy")),
     (Member(("energy", "noised-energy")),),
-    MapConfig(sigmas=(0.2,), draws=1),
+    maps=MapConfig(sigmas=(0.2,), draws=1),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-DensityName = Literal["single", "two-sided", "mahalanobis", "mixture", "neighbours"]
+DensityName = Literal["single", "two-sided", "mahalanobis", "mixture", "neighbours", "conditional"]
 
 
 class Density(Protocol):
@@ -233,20 +233,8 @@ class Principal(_Fitted):
     def fit(self, features: Tensor) -> Self:
         """Find the components and fit the density in them."""
         features = checked(features)
-        mean, spread = features.mean(0), features.std(0)
-        # A column that never moves says nothing, unless it does move later: then by any amount at all.
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        standard = (features - mean) / spread
-        values, vectors = torch.linalg.eigh(standard.mT @ standard / max(len(features) - 1, 1))
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-        shares = values.cumsum(0) / values.sum()
-        kept = min(int((shares < self._share - 1e-12).sum()) + 1, int((values > 1e-9 * values[0]).sum()))
-        self._kept = {
-            "mean": mean,
-            "spread": spread,
-            "components": vectors[:, :kept] * values[:kept].rsqrt(),
-            "basis": vectors[:, :kept],
-        }
+        # Ten images for a direction, at least: with fewer its variance is a guess.
+        self._kept = _rotation(features, self._share, limit=max(1, len(features) // 10))
         self._density.fit(self._project(features))
         return self
 
@@ -256,11 +244,11 @@ class Principal(_Fitted):
         return self._density.score(self._project(self._incoming(features, len(self._kept["mean"]))))
 
     def _project(self, features: Tensor) -> Tensor:
-        standard = (features - self._kept["mean"]) / self._kept["spread"]
-        columns = standard @ self._kept["components"]
+        columns = _rotated(features, self._kept)
         if not self._residual:
             return columns
         basis = self._kept["basis"]
+        standard = (features - self._kept["mean"]) / self._kept["spread"]
         rest = (standard - standard @ basis @ basis.mT).square().sum(1, keepdim=True)
         return torch.cat([columns, rest.clamp_min(1e-12).log()], dim=1)
 
@@ -274,6 +262,95 @@ class Principal(_Fitted):
         prefix = "density."
         self._density.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         return super().load({name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)})
+
+
+class Conditional(_Fitted):
+    r"""Distance from what is usual for images of the same complexity: a Gaussian whose mean and spread depend on others.
+
+    The features are standardised and rotated to principal components y of unit variance. Mean and log variance of each are
+    quadratic functions of `given`, of which the first principal components c are taken:
+
+        score = log mean_j (y_j - m_j(c))^2 / v_j(c).
+
+    How far inner features of an image lie from their mean depends most of all on how much there is to see in it. Measured
+    against images of equal energies, what is left is how unusual it is.
+
+    Args:
+        share: Share of the variance that the kept components of the features have together, in (0, 1].
+        components: Principal components of `given`.
+        ridge: Penalty on the coefficients of both regressions, in images.
+    """
+
+    def __init__(self, share: float = 0.99, components: int = 5, ridge: float = 30.0) -> None:
+        super().__init__()
+        self._share, self._components, self._ridge = share, components, ridge
+
+    def fit(self, features: Tensor, given: Tensor) -> Self:
+        """Estimate both regressions.
+
+        Args:
+            features: What to judge, shape `(n, d)`.
+            given: What to judge it by, shape `(n, g)`.
+
+        Raises:
+            ValueError: If a value is not finite or the rows differ in number.
+        """
+        features, given = checked(features), checked(given)
+        if len(features) != len(given):
+            raise ValueError(f"{len(features)} rows of features, but {len(given)} of what they are judged by")
+        rotation = _rotation(features, self._share, limit=max(1, len(features) // 5))
+        condition = _rotation(given, 1.0, limit=self._components)
+        self._kept = {f"features.{name}": value for name, value in rotation.items() if name != "basis"}
+        self._kept |= {f"given.{name}": value for name, value in condition.items() if name != "basis"}
+        y, design = _rotated(features, rotation), _quadratic(_rotated(given, condition))
+        penalty = self._ridge * torch.eye(design.shape[1], dtype=torch.float64)
+        penalty[0, 0] = 0  # the intercept
+        gram = design.mT @ design + penalty
+        mean = torch.linalg.solve(gram, design.mT @ y)
+        logs = ((y - design @ mean).square() + 1e-3).log()
+        self._kept |= {"mean": mean, "log_variance": torch.linalg.solve(gram, design.mT @ logs), "centre": logs.mean(0)}
+        return self
+
+    def score(self, features: Tensor, given: Tensor) -> Tensor:
+        """Return the scores, float64 `(n,)`; arguments as for `fit`."""
+        self._require()
+        rotation, condition = (
+            {name: self._kept[f"{prefix}.{name}"] for name in ("mean", "spread", "components")}
+            for prefix in ("features", "given")
+        )
+        y = _rotated(self._incoming(features, len(rotation["mean"])), rotation)
+        design = _quadratic(_rotated(self._incoming(given, len(condition["mean"])), condition))
+        # Far outside of what was fitted the regressions may say anything.
+        centre = self._kept["centre"]
+        logs = (design @ self._kept["log_variance"]).clamp(centre - 3, centre + 3)
+        distance = ((y - design @ self._kept["mean"]).square() * (-logs).exp()).mean(1)
+        return distance.clamp_min(torch.finfo(torch.float64).tiny).log()
+
+
+def _rotation(features: Tensor, share: float, *, limit: int | None = None) -> dict[str, Tensor]:
+    """Return mean and spread of the columns, and the directions of the first principal components, scaled to variance 1."""
+    mean, spread = features.mean(0), features.std(0)
+    # A column that never moves says nothing, unless it does move later: then by any amount at all.
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    standard = (features - mean) / spread
+    values, vectors = torch.linalg.eigh(standard.mT @ standard / max(len(features) - 1, 1))
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    shares = values.cumsum(0) / values.sum()
+    kept = min(int((shares < share - 1e-12).sum()) + 1, int((values > 1e-9 * values[0]).sum()))
+    kept = max(1, min(kept, limit or kept))
+    basis = vectors[:, :kept]
+    return {"mean": mean, "spread": spread, "components": basis * values[:kept].rsqrt(), "basis": basis}
+
+
+def _rotated(features: Tensor, rotation: dict[str, Tensor]) -> Tensor:
+    return (features - rotation["mean"]) / rotation["spread"] @ rotation["components"]
+
+
+def _quadratic(c: Tensor) -> Tensor:
+    """Return one, every column and every product of two, of columns held within four standard deviations."""
+    c = c.clamp(-4, 4)
+    first, second = torch.triu_indices(c.shape[1], c.shape[1])
+    return torch.cat([torch.ones(len(c), 1, dtype=c.dtype), c, c[:, first] * c[:, second]], dim=1)
 
 
 def checked(features: Tensor) -> Tensor:

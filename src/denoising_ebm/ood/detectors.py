@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -18,6 +18,7 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder, write_atomically
 from denoising_ebm.ood.conformal import flagged, p_values
 from denoising_ebm.ood.densities import (
+    Conditional,
     Density,
     DensityName,
     Mahalanobis,
@@ -44,34 +45,69 @@ class Member:
 
     Attributes:
         families: The features it looks at.
-        density: `single`, `two-sided`, `mahalanobis`, `mixture` or `neighbours`.
-        share: Share of the variance that the kept principal components have together (the last three densities).
-        residual: Add what lies outside the kept components as one more column.
+        density: `single`, `two-sided`, `mahalanobis`, `mixture`, `neighbours` or `conditional`.
+        given: Features by which a `conditional` density tells what is usual for such an image.
+        share: Share of the variance that the kept principal components have together (not for the first two).
+        residual: Add what lies outside the kept components as one more column (`mahalanobis`, `mixture`, `neighbours`).
         components: Gaussians of a `mixture`.
         neighbour: Which neighbour `neighbours` measures the distance to.
     """
 
     families: tuple[Family, ...]
     density: DensityName = "mahalanobis"
+    given: tuple[Family, ...] = ()
     share: float = 0.999
     residual: bool = False
     components: int = 8
     neighbour: int = 5
 
-    def build(self) -> Density:
-        """Return the density, not fitted yet."""
+    def __post_init__(self) -> None:
+        if not self.families:
+            raise ValueError("a member of a detector needs one or more families of features")
+        if bool(self.given) != (self.density == "conditional"):
+            raise ValueError(f"density {self.density} " + ("takes no `given`" if self.given else "needs `given`"))
+
+    def build(self) -> _Opinion:
+        """Return the opinion, not fitted yet."""
+        if self.density == "conditional":
+            return _Opinion(self, Conditional(self.share))
+        density: Density
         if self.density == "single":
-            return Single()
-        if self.density == "two-sided":
-            return TwoSided()
-        inner: Density
-        if self.density == "mahalanobis":
-            inner = Mahalanobis()
+            density = Single()
+        elif self.density == "two-sided":
+            density = TwoSided()
+        elif self.density == "mahalanobis":
+            density = Principal(Mahalanobis(), self.share, self.residual)
         elif self.density == "mixture":
-            inner = Mixture(self.components)
+            density = Principal(Mixture(self.components), self.share, self.residual)
         else:
-            inner = Neighbours(self.neighbour)
-        return Principal(inner, self.share, self.residual)
+            density = Principal(Neighbours(self.neighbour), self.share, self.residual)
+        return _Opinion(self, density)
+
+
+class _Opinion:
+    """A member's density and the columns it is fitted on."""
+
+    def __init__(self, member: Member, density: Density | Conditional) -> None:
+        self.member, self.density = member, density
+
+    def fit(self, columns: Mapping[Family, Tensor]) -> _Opinion:
+        if isinstance(self.density, Conditional):
+            self.density.fit(_table(columns, self.member.families), _table(columns, self.member.given))
+        else:
+            self.density.fit(_table(columns, self.member.families))
+        return self
+
+    def score(self, columns: Mapping[Family, Tensor]) -> Tensor:
+        if isinstance(self.density, Conditional):
+            return self.density.score(_table(columns, self.member.families), _table(columns, self.member.given))
+        scores = self.density.score(_table(columns, self.member.families))
+        # A distance spreads by factors: its logarithm is nearly normal, and compares with other members'.
+        return scores.clamp_min(1e-12).log() if self.member.density in ("mahalanobis", "neighbours") else scores
+
+
+_ENERGIES: tuple[Family, ...] = ("energy", "noised-energy")
+_SUMS: tuple[Family, ...] = (*_ENERGIES, "score", "curvature", "spectrum", "channels")
 
 
 @dataclass(frozen=True)
@@ -80,22 +116,30 @@ class DetectorConfig:
 
     Attributes:
         features: The features and their noise levels.
-        members: The densities. Each one's score is standardised on normal images; the detector's is their mean.
+        members: The densities. Each one's score is standardised on normal images.
+        combine: `max`: an image is as odd as its oddest opinion; `mean`: the opinions' mean.
         maps: How maps of where an image is odd are made.
     """
 
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    members: tuple[Member, ...] = (Member(("energy", "noised-energy", "curvature")),)
+    features: FeatureConfig = field(
+        default_factory=lambda: FeatureConfig(families=(*_SUMS, "latent", "pooled"), inner_sigmas=(0.05,))
+    )
+    members: tuple[Member, ...] = (
+        Member(_SUMS),
+        Member(("latent",), "conditional", given=_ENERGIES),
+        Member(("pooled",), "conditional", given=_ENERGIES, share=0.99),
+    )
+    combine: Literal["max", "mean"] = "max"
     maps: MapConfig = field(default_factory=MapConfig)
 
     def __post_init__(self) -> None:
         if not self.members:
             raise ValueError("detector.members needs at least one density")
         for member in self.members:
-            missing = [family for family in member.families if family not in self.features.families]
-            if missing or not member.families:
+            missing = [name for name in (*member.families, *member.given) if name not in self.features.families]
+            if missing:
                 raise ValueError(
-                    f"detector.members: {', '.join(missing) or 'no family'} is not among the computed features "
+                    f"detector.members: {', '.join(missing)} is not among the computed features "
                     f"({', '.join(self.features.families)})"
                 )
 
@@ -112,7 +156,7 @@ class OODDetector:
         self.model = model
         self.config = config or DetectorConfig()
         self.facts: dict[str, Any] = {}
-        self._densities = [member.build() for member in self.config.members]
+        self._opinions = [member.build() for member in self.config.members]
         self._scale: Tensor | None = None
         self._maps = OddMaps(model, self.config.maps)
         self.calibration = torch.empty(0, dtype=torch.float64)  #: Scores of the calibration images, for p-values.
@@ -161,12 +205,9 @@ class OODDetector:
         columns = compute_features(
             self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
         )
-        scores = []
-        for member, density in zip(self.config.members, self._densities, strict=True):
-            table = torch.cat([columns[family] for family in member.families], dim=1)
-            density.fit(table[num:])
-            scores.append(density.score(table[:num]))
-        table = torch.stack(scores)
+        fitted = {family: table[num:] for family, table in columns.items()}
+        fresh = {family: table[:num] for family, table in columns.items()}
+        table = torch.stack([opinion.fit(fitted).score(fresh) for opinion in self._opinions])
         self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
         self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
         self.calibrate(calibration, batch_size=batch_size, progress=progress)
@@ -197,16 +238,13 @@ class OODDetector:
         columns = compute_features(self.model, images, self.config.features, batch_size=batch_size, progress=progress)
         return self.combine(columns)
 
-    def combine(self, columns: dict[Family, Tensor]) -> Tensor:
+    def combine(self, columns: Mapping[Family, Tensor]) -> Tensor:
         """Return the scores of images whose features are `columns`, as from `compute_features`."""
         if self._scale is None:
             raise ValueError("the detector is not fitted: call fit first")
-        scores = [
-            density.score(torch.cat([columns[family] for family in member.families], dim=1))
-            for member, density in zip(self.config.members, self._densities, strict=True)
-        ]
         mean, std = self._scale
-        combined: Tensor = ((torch.stack(scores, dim=1) - mean) / std).mean(1)
+        scores = (torch.stack([opinion.score(columns) for opinion in self._opinions], dim=1) - mean) / std
+        combined: Tensor = scores.mean(1) if self.config.combine == "mean" else scores.max(1).values
         return combined
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -232,8 +270,8 @@ class OODDetector:
         if self._scale is None:
             raise ValueError("the detector is not fitted: call fit first")
         tensors = {"scale": self._scale, "calibration": self.calibration}
-        for i, density in enumerate(self._densities):
-            tensors |= {f"members.{i}.{name}": tensor for name, tensor in density.tensors().items()}
+        for i, opinion in enumerate(self._opinions):
+            tensors |= {f"members.{i}.{name}": tensor for name, tensor in opinion.density.tensors().items()}
         tensors |= {f"maps.{name}": tensor for name, tensor in self._maps.tensors().items()}
         # Distances need no more than float32; the scores that are compared with later ones do.
         tensors = {name: t if name in ("scale", "calibration") else t.float() for name, t in tensors.items()}
@@ -283,9 +321,9 @@ class OODDetector:
         detector.facts = dict(values.get("facts", {}))
         try:
             detector._scale, detector.calibration = tensors["scale"], tensors["calibration"]
-            for i, density in enumerate(detector._densities):
+            for i, opinion in enumerate(detector._opinions):
                 prefix = f"members.{i}."
-                density.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+                opinion.density.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
             detector._maps.load({n: tensors[f"maps.{n}"] for n in ("mean", "std")})
         except KeyError as error:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: {error} is missing") from None
@@ -297,3 +335,7 @@ class OODDetector:
         """Load a model with the detector that its folder holds; arguments and errors as for `DenoisingEBM`."""
         folder = find_model_folder(str(name), revision)
         return cls.load(folder, DenoisingEBM.from_pretrained(folder, device=device))
+
+
+def _table(columns: Mapping[Family, Tensor], families: Sequence[Family]) -> Tensor:
+    return torch.cat([columns[family] for family in families], dim=1)

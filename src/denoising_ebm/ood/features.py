@@ -1,7 +1,8 @@
 r"""What detectors look at: numbers that say how an image sits in the model, over noise levels.
 
 Every family of features comes from the same forward passes: of the image itself ("clean") and of the image with a fixed
-draw of noise ("noised"), at each level sigma. With d pixels and channels, e the noise and
+draw of noise ("noised"), at each level sigma; `latent` and `pooled`, which are long, at a few of the levels only.
+With d pixels and channels, e the noise and
 
     rho_0 = (x - r(x, sigma)) / sigma,    rho_1 = (x - r(x + sigma e, sigma)) / sigma,
 
@@ -53,6 +54,7 @@ Family = Literal[
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 _CLEAN = {"energy", "curvature", "spectrum", "channels", "latent", "pooled", "semantic"}
+_INNER = {"latent", "pooled"}
 _NOISED = {"noised-energy", "score", "curvature", "spatial", "spectrum", "channels"}
 
 
@@ -63,12 +65,14 @@ class FeatureConfig:
     Attributes:
         sigmas: Noise levels, each > 0.
         families: Names of the table above.
+        inner_sigmas: Those of the levels at which `latent` and `pooled` are kept; all if empty.
         flip: Average over the image and its mirror image, which doubles the cost.
         seed: Seed of the noise.
     """
 
-    sigmas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+    sigmas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5)
     families: tuple[Family, ...] = ("energy", "noised-energy", "curvature")
+    inner_sigmas: tuple[float, ...] = ()
     flip: bool = False
     seed: int = 0
 
@@ -80,6 +84,9 @@ class FeatureConfig:
             raise ValueError(
                 f"features.families must be one or more of {', '.join(FAMILIES)}, got {list(unknown or self.families)}"
             )
+        strange = [sigma for sigma in self.inner_sigmas if sigma not in self.sigmas]
+        if strange:
+            raise ValueError(f"features.inner_sigmas must be among the noise levels {list(self.sigmas)}, got {strange}")
 
     @property
     def forwards(self) -> int:
@@ -216,7 +223,8 @@ def _columns(model: DenoisingEBM, x: Tensor, noise: Tensor, config: FeatureConfi
             found = dict(zip(kinds, parts[i * len(kinds) : (i + 1) * len(kinds)], strict=True))
             evidence = _Evidence(model, x, sigma, noise, found.get("clean"), found.get("noised"))
             for family in config.families:
-                columns[family].append(_COLUMNS[family](evidence))
+                if family not in _INNER or not config.inner_sigmas or sigma in config.inner_sigmas:
+                    columns[family].append(_COLUMNS[family](evidence))
     return {family: torch.cat(parts, dim=1) for family, parts in columns.items()}
 
 
