@@ -6,15 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import cdist
 
 from denoising_ebm import PRESETS, Config, DenoisingEBM, load_images, preset, to_float
 from denoising_ebm.cli import main
 from denoising_ebm.demo import DemoResult, Sizes, paste_squares, run_demo
 from denoising_ebm.images import upside_down
+from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.training.monitor import read_metrics
 
@@ -59,7 +58,7 @@ def test_auroc_table_is_that_of_the_models_energies(done: tuple[Path, DemoResult
     folder, result = done
     assert list(result.table.columns) == [
         *("odd set", "σ 0.02", "σ 0.05", "σ 0.1", "σ 0.2", "σ 0.5", "σ 1"),
-        "all levels",
+        "detector",
     ]
     assert [row[0] for row in result.table.rows] == ["interpolations", "upside down", "digits"]
     model = DenoisingEBM.from_pretrained(folder / "run")
@@ -75,22 +74,16 @@ def test_auroc_table_is_that_of_the_models_energies(done: tuple[Path, DemoResult
             assert result.table.rows[2][column] == pytest.approx(expected, abs=0.02)
 
 
-def test_last_column_is_scipys_mahalanobis_distance(done: tuple[Path, DemoResult]) -> None:
+def test_last_column_is_the_saved_detectors(done: tuple[Path, DemoResult]) -> None:
     folder, result = done
-    evidence = result.evidence
-    assert list(evidence.levels) == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
-    model = DenoisingEBM.from_pretrained(folder / "run").set_precision("auto")
-    train = load_images("fashion-mnist", limit=60).pixels
-    with torch.no_grad():
-        columns = [model.energy(to_float(train), level).double().log() for level in evidence.levels]
-    fit = torch.stack(columns, dim=1).numpy()
-    inverse = np.linalg.inv(np.cov(fit, rowvar=False))
-    distances = {
-        name: cdist(values.numpy(), fit.mean(0)[None], "mahalanobis", VI=inverse)[:, 0]
-        for name, values in evidence.log_energies.items()
-    }
-    expected = auroc(distances["test images"], distances["digits"])
+    detector = OODDetector.from_pretrained(folder / "run")
+    assert detector.facts == {"fitted on": 54, "calibrated on": 40}
+    normal = load_images("fashion-mnist", split="test", limit=40).pixels
+    digits = load_images("digits", split="test", limit=40).pixels
+    expected = auroc(detector.score(normal), detector.score(digits))
     assert result.table.rows[2][-1] == pytest.approx(expected, abs=0.01)
+    others = load_images("fashion-mnist", split="test", limit=80).pixels[40:]
+    torch.testing.assert_close(detector.calibration, detector.score(others), rtol=0.02, atol=0.02)
 
 
 def test_finished_demo_only_rebuilds_the_report(done: tuple[Path, DemoResult]) -> None:

@@ -25,6 +25,7 @@ from denoising_ebm.evaluation.figures import (
 from denoising_ebm.generation import Generated, Trajectory
 from denoising_ebm.hardware import describe
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.report import Picture, Section, Table
 
@@ -43,13 +44,12 @@ class Evidence:
         samples: Two-stage samples.
         trajectory: The first chains on their way.
         real: Real test images in [-1, 1], for comparison.
-        levels: Noise levels of the scores.
+        levels: Noise levels of the energies.
         log_energies: For the test images and each odd set, float64 `(n, levels)`.
-        distances: For the same sets the Mahalanobis distances, `(n,)`.
-        num_fit: Training images behind these distances.
+        detector: Fitted on training images, calibrated on other test images.
+        scores: Its scores of the same sets, `(n,)`.
         shown: Images of the heat maps: untouched ones, then the same with a foreign square.
-        maps: Their energies per pixel, `(n, height, width)`.
-        map_sigma: Noise level of the maps.
+        maps: How odd each of their pixels is, z-scores, `(n, height, width)`.
         square: Rows and columns of the square.
     """
 
@@ -60,16 +60,15 @@ class Evidence:
     real: Tensor
     levels: Sequence[float]
     log_energies: Mapping[str, Tensor]
-    distances: Mapping[str, Tensor]
-    num_fit: int
+    detector: OODDetector
+    scores: Mapping[str, Tensor]
     shown: Tensor
     maps: Tensor
-    map_sigma: float
     square: tuple[slice, slice]
 
 
 def auroc_table(evidence: Evidence) -> Table:
-    """AUROC of each odd set against the test images: at single noise levels, and by all of them together."""
+    """AUROC of each odd set against the test images: by energies at single noise levels, and by the detector."""
     columns = [level for level in TABLE_LEVELS if level in evidence.levels]
     normal = evidence.log_energies[NORMAL]
     rows: list[list[str | float]] = []
@@ -78,11 +77,11 @@ def auroc_table(evidence: Evidence) -> Table:
             continue
         at = [evidence.levels.index(level) for level in columns]
         single = [auroc(normal[:, i], values[:, i]) for i in at]
-        rows.append([name, *single, auroc(evidence.distances[NORMAL], evidence.distances[name])])
+        rows.append([name, *single, auroc(evidence.scores[NORMAL], evidence.scores[name])])
     caption = (
-        "AUROC, the chance that an odd image scores above a test image, by the energy at one sigma or by all levels."
+        "AUROC, the chance that an odd image scores above a test image, by the energy at one sigma or by the detector."
     )
-    return Table(["odd set", *(f"σ {level:g}" for level in columns), "all levels"], rows, caption)
+    return Table(["odd set", *(f"σ {level:g}" for level in columns), "detector"], rows, caption)
 
 
 def summary(evidence: Evidence) -> str:
@@ -171,42 +170,33 @@ def _chains(evidence: Evidence) -> Section:
 def _odd(evidence: Evidence) -> Section:
     table = auroc_table(evidence)
     best = {row[0]: max(zip(row[1:-1], table.columns[1:-1], strict=True)) for row in table.rows}
+    detector, scores = evidence.detector, evidence.scores
+    count, total = len(detector.calibration), len(scores[NORMAL])
     text = (
         "The model saw none of these images. Test images are normal; odd ones are means of two test images "
-        "(interpolations), test images upside down, and handwritten digits. A high energy calls an image odd. The last "
-        "column uses all noise levels: the Mahalanobis distance of an image's log energies from those of "
-        f"{evidence.num_fit:,} training images, which also notices energies too low.\n\n"
-        "Highest AUROC of a single level: "
+        "(interpolations), test images upside down, and handwritten digits. A high energy calls an image odd. Highest AUROC "
+        "of a single level: "
         + "; ".join(f"{name}, {value:.3f} at {level}" for name, (value, level) in best.items())
         + ". Which level that is depends on the odd set, which one does not know beforehand. An AUROC below 0.5 means that "
-        "the odd images have the lower energies: smoother ones often do."
+        "the odd images have the lower energies: smoother ones often do.\n\n"
+        "The last column is the detector's: densities of energies and spectra over all levels, and of codes and inner "
+        f"features among images of equal energies, fitted on {detector.facts['fitted on']:,} training images."
     )
-    pictures = [
-        Picture(
-            png_bytes(
-                energy_histograms(
-                    {
-                        name: values[:, evidence.levels.index(level)].numpy()
-                        for name, values in evidence.log_energies.items()
-                    },
-                    title=f"Energy at noise level {level:g}",
-                    xlabel="log energy",
-                )
-            ),
-            f"Log energies at sigma {level:g}.",
-            f"histograms of four sets of images at noise level {level:g}",
+    if count >= 19:
+        shares = {name: float(detector.flag(values, 0.05).double().mean()) for name, values in scores.items()}
+        caught = ", ".join(f"{share:.1%} of {name}" for name, share in shares.items() if name != NORMAL)
+        text += (
+            f" Beside {count:,} test images kept for calibration, flagging p-values of at most .05 flags "
+            f"{shares[NORMAL]:.1%} of the {total:,} others (5 % or less is promised, on average), and {caught}."
         )
-        for level in HISTOGRAM_LEVELS
-        if level in evidence.levels
-    ]
-    distances = energy_histograms(
-        {name: values.numpy() for name, values in evidence.distances.items()},
-        title="All levels together",
-        xlabel="Mahalanobis distance (standard deviations)",
+    pictures = [_histogram(evidence, level) for level in HISTOGRAM_LEVELS if level in evidence.levels]
+    figure = energy_histograms(
+        {name: values.numpy() for name, values in scores.items()},
+        title="The detector's scores",
+        xlabel="score (0 = usual, larger = more odd)",
     )
-    levels = ", ".join(f"{level:g}" for level in evidence.levels)
-    alt = "histograms of the distances of four sets of images"
-    pictures.append(Picture(png_bytes(distances), f"Distances from the energies at sigma {levels}.", alt))
+    alt = "histograms of the scores of four sets of images"
+    pictures.append(Picture(png_bytes(figure), "Scores of the detector.", alt))
     return Section("Odd images", text, table, pictures)
 
 
@@ -223,19 +213,18 @@ def _where(evidence: Evidence) -> Section:
     rows, columns = evidence.square
     inside = evidence.maps[:, rows, columns].flatten(1).mean(1)
     before, after = float(inside[:count].mean()), float(inside[count:].mean())
-    labels = [f"U = {float(pixel_map.sum()):.0f}" for pixel_map in evidence.maps]
-    sheet = heat_map_sheet(evidence.shown, evidence.maps, labels, columns=count)
+    labels = [f"max {float(pixel_map.max()):.1f}" for pixel_map in evidence.maps]
+    sheet = heat_map_sheet(evidence.shown, evidence.maps, labels, columns=count, limit=5.0)
     return Section(
         "Where an image is odd",
-        "The energy of an image is a sum over its pixels. In the second row the central 8 x 8 pixels come from another "
-        f"test image: there the mean energy per pixel is {after:.3g}, against {before:.3g} at the same place before.",
+        "The energy of an image is a sum over its pixels. A map shows how far the energy of each pixel lies above that of "
+        "normal images at the same place, in standard deviations. In the second row the central 8 x 8 pixels come from "
+        f"another test image: there the mean is {after:.2f}, against {before:.2f} at the same place before.",
         pictures=[
             Picture(
                 png_bytes(sheet),
-                f"Test images and their energies per pixel at sigma {evidence.map_sigma:g}; above as they are, "
-                f"below with "
-                "a foreign square. U is the sum.",
-                "images above heat maps; the squares of the second row are bright at their edges",
+                "Test images and how odd their pixels are (z-scores); above as they are, below with a foreign square.",
+                "images above heat maps; the squares of the second row are bright",
             )
         ],
     )

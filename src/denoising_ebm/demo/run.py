@@ -19,21 +19,20 @@ from denoising_ebm.hardware import choose_device
 from denoising_ebm.images import interpolations, load_images, to_float, upside_down
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
-from denoising_ebm.ood.densities import Mahalanobis
+from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.presets import preset
 from denoising_ebm.report import Table, write_report
-from denoising_ebm.scoring.maps import odd_pixels
 from denoising_ebm.training.monitor import read_metrics
 from denoising_ebm.training.state import STATE_FILE
 from denoising_ebm.training.trainer import train
 
 MARKER = "demo.json"
 REPORT = "report.html"
-#: Noise levels at which the demo scores; those within the model's range are used.
-LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-#: Noise level of the heat maps, and side of the foreign square in pixels.
-MAP_SIGMA, SQUARE = 0.2, 8
+#: Noise levels at which single energies are compared; those within the model's range are used.
+LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+#: Side of the foreign square in pixels.
+SQUARE = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Sizes:
     Attributes:
         train: Training images; None for all.
         fit: Training images that the detector is fitted on.
-        scored: Images of each set that are scored.
+        scored: Images of each set that are scored; as many others calibrate the detector.
         samples: Images drawn.
     """
 
@@ -53,7 +52,7 @@ class Sizes:
     samples: int
 
 
-FULL = Sizes(train=None, fit=2000, scored=1000, samples=64)
+FULL = Sizes(train=None, fit=1000, scored=1000, samples=64)
 FAST = Sizes(train=1000, fit=200, scored=100, samples=16)
 
 
@@ -125,6 +124,7 @@ def run_demo(
         model = result.model
         _write_marker(folder, {**settings, "trained": True})
     evidence = gather(model, images, sizes, seed, read_metrics(folder / "run"), log)
+    evidence.detector.save(folder / "run" / "model")
     report = folder / REPORT
     write_report(
         report,
@@ -159,26 +159,22 @@ def gather(
     drawn = generate(model, sizes.samples, seed=seed, watch=trajectory)
     trajectory.add(drawn.images, "end")
 
-    normal = load_images("fashion-mnist", split="test", limit=sizes.scored, progress=False).pixels
+    new = load_images("fashion-mnist", split="test", limit=2 * sizes.scored, progress=False).pixels
+    normal, calibration = new[: sizes.scored], new[sizes.scored :]
+    log(f"fitting a detector to {min(sizes.fit, len(training_images)):,} training images")
+    detector = OODDetector(model).fit(training_images[: sizes.fit], calibration=calibration, seed=seed)
     odd = {
         "interpolations": interpolations(normal, torch.Generator().manual_seed(seed)),
         "upside down": upside_down(normal),
         "digits": load_images("digits", split="test", limit=sizes.scored, progress=False).pixels,
     }
+    sets = {"test images": normal, **odd}
     noise = model.config.noise
     levels = [level for level in LEVELS if noise.sigma_min <= level <= noise.sigma_max]
-    log(f"scoring {len(normal):,} test images and {len(odd)} odd sets at {len(levels)} noise levels")
+    log(f"scoring {len(normal):,} test images and {len(odd)} odd sets")
     inner = model.scoring_noise(seed=seed) if model.config.energy.inner_noise else None
-    features = {
-        name: log_energies(model, pixels, levels, noise=inner)
-        for name, pixels in {"fit": training_images[: sizes.fit], "test images": normal, **odd}.items()
-    }
-    detector = Mahalanobis().fit(features.pop("fit"))
-
     originals = normal[:8]
-    pasted = paste_squares(originals, normal[8:16])
-    shown = to_float(torch.cat([originals, pasted]))
-    maps = odd_pixels(model, shown.to(model.device), MAP_SIGMA, seed=seed).cpu()
+    shown = torch.cat([originals, paste_squares(originals, normal[8:16])])
     return Evidence(
         model=model,
         metrics=metrics,
@@ -186,12 +182,11 @@ def gather(
         trajectory=trajectory,
         real=to_float(normal[: sizes.samples]),
         levels=levels,
-        log_energies=features,
-        distances={name: detector.score(values) for name, values in features.items()},
-        num_fit=min(sizes.fit, len(training_images)),
-        shown=shown,
-        maps=maps,
-        map_sigma=MAP_SIGMA,
+        log_energies={name: log_energies(model, pixels, levels, noise=inner) for name, pixels in sets.items()},
+        detector=detector,
+        scores={name: detector.score(pixels) for name, pixels in sets.items()},
+        shown=to_float(shown),
+        maps=detector.maps(shown),
         square=_square(originals),
     )
 
