@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal
+from denoising_ebm.ood.detectors import DetectorConfig, Member, OODDetector
 from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import DESIGN, OUTLIERS
@@ -59,7 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device="auto").set_precision(args.precision)
     sets = image_sets(args.data, args.num, args.fit, args.design)
-    config = FeatureConfig(SIGMAS, tuple(family for family in FAMILIES if family != "gradient"))
+    families = tuple(family for family in FAMILIES if family != "gradient")
+    config = FeatureConfig(SIGMAS, families, inner_sigmas=(0.05,))
     args.out.mkdir(parents=True, exist_ok=True)
     features = {name: kept(args.out / f"{name}.pt", model, pixels, config) for name, pixels in sets.items()}
 
@@ -85,10 +88,37 @@ def main() -> None:
     show("WebP length", lambda name: lengths(pixels[name], "WEBP"))
     basis = pca(pixels["train"], 100)
     show("PCA reconstruction error, 100 components", lambda name: pca_error(pixels[name], basis))
+    for label, members in detectors().items():
+        for combine in ("max", "mean") if len(members) > 1 else ("max",):
+            detector = OODDetector(model, DetectorConfig(config, members, combine)).fit_columns(features["train"])
+            name = f"{label}: {combine}" if len(members) > 1 else label
+            show(name, lambda name, d=detector: d.combine(features[name]))
     for label, families in GROUPS.items():
         for density, build in DENSITIES.items():
             fitted = build().fit(table(features["train"], families))
             show(f"{label}: {density}", lambda name, f=fitted, fs=families: f.score(table(features[name], fs)))
+
+
+def detectors() -> dict[str, tuple[Member, ...]]:
+    """The default detector, its parts, what it is without each, and with others."""
+    sums, code, inner = DetectorConfig().members
+    by_spectrum = replace(code, given=(*code.given, "spectrum"))
+    return {
+        "**default detector**": (sums, code, inner),
+        "only sums over levels": (sums,),
+        "only code given energies": (code,),
+        "only inner features given energies": (inner,),
+        "without sums": (code, inner),
+        "without code": (sums, inner),
+        "without inner features": (sums, code),
+        "code, not given anything": (Member(("latent",)),),
+        "inner features, not given anything": (Member(("pooled",)),),
+        "default, code and inner features not given anything": (sums, Member(("latent",)), Member(("pooled",))),
+        "code given energies and spectrum": (by_spectrum,),
+        "default + spatial": (sums, code, inner, Member(("spatial",))),
+        "default + spatial given energies": (sums, code, inner, Member(("spatial",), "conditional", given=code.given)),
+        "default + semantic": (sums, code, inner, Member(("semantic",))),
+    }
 
 
 def image_sets(data: Path, num: int, fit: int, design: int) -> dict[str, Tensor]:

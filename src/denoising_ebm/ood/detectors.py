@@ -200,18 +200,24 @@ class OODDetector:
                 raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(images)}")
             num = len(images) // 5
             calibration, order = images[order[:num]], order[num:]
-        # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
-        num = max(2, len(order) // 10)
         columns = compute_features(
             self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
         )
+        self.fit_columns(columns)
+        self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
+        self.calibrate(calibration, batch_size=batch_size, progress=progress)
+        return self
+
+    def fit_columns(self, columns: Mapping[Family, Tensor]) -> OODDetector:
+        """Fit the members to features of normal images in random order, as from `compute_features`; no maps, no p-values."""
+        # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
+        count = len(next(iter(columns.values())))
+        num = max(2, count // 10)
         fitted = {family: table[num:] for family, table in columns.items()}
         fresh = {family: table[:num] for family, table in columns.items()}
         table = torch.stack([opinion.fit(fitted).score(fresh) for opinion in self._opinions])
         self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
-        self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
-        self.calibrate(calibration, batch_size=batch_size, progress=progress)
-        self.facts = {"fitted on": len(order) - num, **self.facts}
+        self.facts = {"fitted on": count - num}
         return self
 
     def calibrate(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> OODDetector:
