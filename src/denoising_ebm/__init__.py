@@ -11,6 +11,7 @@ __all__ = [
     "DenoisingEBM",
     "Energy",
     "ImageSet",
+    "OODDetector",
     "SemanticEnergy",
     "TextureEnergy",
     "__version__",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy
     from denoising_ebm.images import ImageSet, load_images, to_float, to_uint8
     from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.ood.detectors import OODDetector
     from denoising_ebm.presets import PRESETS, preset
 else:
     # On first use (PEP 562): torch takes seconds to import, and `debm --help` needs none of it.
@@ -34,6 +36,7 @@ else:
         "DenoisingEBM": "model",
         "Energy": "energies",
         "ImageSet": "images",
+        "OODDetector": "ood.detectors",
         "SemanticEnergy": "energies",
         "TextureEnergy": "energies",
         "load_images": "images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -28,15 +29,16 @@ def run(args: Namespace) -> int:
     """Print."""
     from denoising_ebm.config import to_dict
     from denoising_ebm.model import REFERENCE_SIGMAS, DenoisingEBM
-    from denoising_ebm.model_folder import find_model_folder
+    from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
 
     model = DenoisingEBM.from_pretrained(args.model)
     levels = [level for level, row in zip(REFERENCE_SIGMAS, model.reference, strict=True) if bool(row.isfinite().all())]
     modules = {"total": model, "phi": model.dae, "gamma": model.decoder}
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     folder = str(find_model_folder(args.model).resolve())
+    fitted = (Path(folder) / DETECTOR_FILES[0]).is_file()
     if args.json:
-        values = {"folder": folder, "parameters": parts, "percentiles at sigma": levels}
+        values = {"folder": folder, "parameters": parts, "percentiles at sigma": levels, "detector": fitted}
         print(json.dumps({**values, "facts": model.facts, "config": to_dict(model.config)}, indent=2))
         return 0
     network, noise, sampling = model.config.network, model.config.noise, model.config.sampling
@@ -51,6 +53,7 @@ def run(args: Namespace) -> int:
         "energy": f"{'with' if model.config.energy.inner_noise else 'without'} inner noise, "
         f"denoiser: {model.config.energy.denoiser}",
         "percentiles at sigma": ", ".join(f"{level:g}" for level in levels) or "none",
+        "detector": "yes" if fitted else "none; `debm fit-detector` makes one",
         "recipe": ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in model.config.recipe),
         "sampling in z": f"{sampling.semantic_steps} steps of {sampling.semantic_step_size:g}, sigma "
         f"{sampling.semantic_sigma_max:g} to {sampling.semantic_sigma_min:g}, prior {sampling.semantic_prior:g}",
