@@ -1,4 +1,4 @@
-"""The model that ships in the package does its four jobs on real images it was not trained on."""
+"""The models that ship in the package do their jobs on real images they were not trained on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoising_ebm import DenoisingEBM, load_images, to_float
+from denoising_ebm import DenoisingEBM, OODDetector, load_images, preset, to_float
+from denoising_ebm.model_folder import find_model_folder
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.scoring.maps import odd_pixels
 
@@ -65,3 +66,50 @@ def test_generates_in_two_stages_the_second_of_which_sharpens(model: DenoisingEB
     # Samples are images: in range, and black at the padded edge as all of the data are.
     assert float(sample.images.abs().max()) < 1.3
     assert float((sample.images[..., 0, :] + 1).abs().max()) < 0.1
+
+
+# -- cifar10-small ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coloured() -> DenoisingEBM:
+    return DenoisingEBM.from_pretrained("cifar10-small").set_precision("auto")
+
+
+def test_coloured_model_fits_its_preset_and_says_how_it_was_made(coloured: DenoisingEBM) -> None:
+    assert coloured.config.network == preset("cifar10-small").network and coloured.image_shape == (3, 32, 32)
+    assert coloured.facts["images seen"] >= 900_000 and coloured.facts["training images"] == 49_488
+    folder = find_model_folder("cifar10-small")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12 * 2**20
+    assert (folder / "model.safetensors").stat().st_size < 8 * 2**20
+
+
+def test_coloured_model_restores_what_it_never_saw(coloured: DenoisingEBM) -> None:
+    """Clothes turned into pictures of three colours: far from the training images, still much better than a mean."""
+    gray = to_float(load_images("fashion-mnist", split="test", limit=64).pixels)
+    images = (gray * torch.tensor([0.9, 0.6, 0.3])[None, :, None, None]).clamp(-1, 1)
+    for sigma, bound in ((0.1, 0.35), (0.3, 0.3)):
+        noisy = images + sigma * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            error = (coloured.denoise(noisy, sigma) - images).square().mean()
+        assert float(error) < bound * sigma**2
+
+
+def test_coloured_model_samples_what_it_calls_normal(coloured: DenoisingEBM) -> None:
+    sample = coloured.two_stage(16, seed=0)
+    with torch.no_grad():
+        percentiles = coloured.percentile(coloured.energy(sample.images.clamp(-1, 1), 0.2), 0.2)
+    assert sample.images.shape == (16, 3, 32, 32) and float(sample.images.abs().max()) < 1.5
+    assert 1 < float(percentiles.median()) < 99
+    # Colours of photographs: neither gray nor saturated.
+    assert 0.02 < float((sample.images - sample.images.mean(1, keepdim=True)).square().mean().sqrt()) < 0.4
+    assert 0.2 < float(sample.images.std()) < 0.8
+
+
+def test_coloured_models_detector_flags_what_is_odd() -> None:
+    detector = OODDetector.from_pretrained("cifar10-small")
+    assert len(detector.calibration) >= 999
+    gray = load_images("fashion-mnist", split="test", limit=40).pixels.expand(-1, 3, -1, -1)
+    noise = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for odd in (gray, noise):
+        assert bool(detector.flag(detector.score(odd), 0.01).double().mean() > 0.95)
