@@ -162,6 +162,7 @@ def test_detector_of_other_weights(folder: Path, model: DenoisingEBM) -> None:
         (lambda folder: (folder / "detector.safetensors").unlink(), r"detector\.safetensors: missing"),
         (lambda folder: (folder / "detector.json").write_text("{"), r"detector\.json: not valid JSON"),
         (lambda folder: (folder / "detector.json").write_text("[]"), r"detector\.json: not a detector of format 1"),
+        (lambda folder: (folder / "detector.json").write_text('{"format": 1}'), r"detector\.json: 'model' is missing"),
         (lambda folder: (folder / "detector.safetensors").write_bytes(b"x"), r"detector\.safetensors: not a readable"),
     ],
 )

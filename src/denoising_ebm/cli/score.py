@@ -35,7 +35,7 @@ USAGE = "debm score MODEL IMAGES [--fpr 0.05] [--out scores.csv] [--maps DIR] [-
 DESCRIPTION = """\
 Score images. With a detector (`debm fit-detector` puts one beside the model): a score (0 = usual, larger = more odd), a
 p-value (share of normal images at least as odd) and, with --fpr or --fdr, a flag. Always: the energy (low = normal) and its
-percentile among the model's own held-out images.
+percentile among the model's own held-out images. A detector's scores are computed in the precision it was fitted in.
 
 Columns: name, status (ok or unreadable), score, p_value, flagged, energy, percentile, sigma, resize; a row for each file,
 in the order of the source."""

@@ -318,6 +318,9 @@ class OODDetector:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"{path}: not a detector of format {FORMAT}")
+        lacking = [name for name in ("model", "precision", "config") if name not in values]
+        if lacking:
+            raise ValueError(f"{path}: {lacking[0]!r} is missing")
         if values["model"] != model.fingerprint():
             raise ValueError(
                 f"{path}: fitted for other weights ({values['model']}) than those given ({model.fingerprint()}); "
