@@ -51,7 +51,8 @@ def score_sections(
     what = "z-score per pixel (0: as in normal images)" if detector else "energy per pixel"
     picture = Picture(
         png_bytes(heat_map_sheet(pixels, maps, labels, limit=limit)),
-        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}.",
+        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}. A map shows energies above the usual; "
+        "it stays dark where an image is odd as a whole, or by being smoother than normal ones.",
         "images above maps that are bright where the image is odd",
     )
     columns = ["name", "score", "p-value", "flagged", "energy"] if detector else ["name", "energy", "percentile"]
@@ -98,7 +99,7 @@ def _overview(readable: Sequence[Score], detector: OODDetector | None, rate: str
     values = {"normal (calibration)": detector.calibration.numpy(), "these images": scores}
     count = len(detector.calibration)
     text = (
-        "A score is how odd the detector finds an image: 0 is usual, larger is more odd. A p-value is the share of "
+        "A score is how odd the detector finds an image: around 0 is usual, larger is more odd. A p-value is the share of "
         f"normal images at least as odd, counted among {count:,} that the detector had not seen: of images as normal as "
         "those, at most 5 % have a p-value of .05 or less, whatever the model's quality."
     )
