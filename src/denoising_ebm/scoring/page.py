@@ -51,8 +51,8 @@ def score_sections(
     what = "z-score per pixel (0: as in normal images)" if detector else "energy per pixel"
     picture = Picture(
         png_bytes(heat_map_sheet(pixels, maps, labels, limit=limit)),
-        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}. "
-        "A map shows energies above the usual; it stays dark where an image is odd as a whole, or by being smoother than normal ones.",
+        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}. A map shows energies above "
+        "the usual; it stays dark where an image is odd as a whole, or by being smoother than normal ones.",
         "images above maps that are bright where the image is odd",
     )
     columns = ["name", "score", "p-value", "flagged", "energy"] if detector else ["name", "energy", "percentile"]
