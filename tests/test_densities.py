@@ -10,8 +10,8 @@ from scipy.spatial.distance import mahalanobis
 
 from denoising_ebm import PRESETS, DenoisingEBM
 from denoising_ebm.images import load_images, to_float
+from denoising_ebm.ood.conditional import Conditional
 from denoising_ebm.ood.densities import (
-    Conditional,
     Density,
     Mahalanobis,
     Mixture,

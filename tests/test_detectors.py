@@ -11,6 +11,7 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.config import from_dict, to_dict
+from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.conformal import alarm_range
 from denoising_ebm.ood.detectors import DetectorConfig, Member, OODDetector
 from denoising_ebm.ood.features import FeatureConfig, compute_features
@@ -26,7 +27,10 @@ SMALL = DetectorConfig(
         Member(("latent",), "neighbours"),
         Member(("latent",), "conditional", given=("energy", "noised-energy")),
     ),
-    maps=MapConfig(sigmas=(0.2,), draws=1),
+    maps=MapConfig(sigmas=(0.2,), clean_sigmas=(0.2,), draws=1, smooth=1.0),
+)
+DISCRIMINANTS = replace(
+    SMALL, members=(Member(("energy", "noised-energy", "latent"), "discriminants", given=("energy",)),), altered=20
 )
 
 
@@ -88,6 +92,27 @@ def test_scores_are_functions_of_the_image(detector: OODDetector, pixels: Tensor
 def test_odd_images_score_higher(detector: OODDetector, pixels: Tensor) -> None:
     noise = OUTLIERS["uniform-noise"](pixels[200:], torch.Generator().manual_seed(0))
     assert auroc(detector.score(pixels[200:]), detector.score(noise)) > 0.99
+
+
+def test_discriminants_learn_from_altered_images(model: DenoisingEBM, pixels: Tensor, tmp_path: Path) -> None:
+    counts: list[int] = []
+    detector = OODDetector(model, DISCRIMINANTS).fit(pixels[:200], progress=counts.append)
+    assert DISCRIMINANTS.num_altered(160, 1) == 20 * (1 + len(alterations(1)))
+    assert sum(counts) == 160 + DISCRIMINANTS.num_altered(160, 1) + 160 + 40
+    # New images, altered in the ways that were shown, look odder than as they are.
+    altered = detector.altered_columns(pixels[200:220])
+    scores = torch.stack(
+        [detector.combine({k: v[i] for k, v in altered.items()}) for i in range(len(alterations(1)) + 1)]
+    )
+    means = dict(zip(["as they are", *alterations(1)], scores.mean(1).tolist(), strict=True))
+    for name in ("noise", "blur", "negative"):
+        assert means[name] > means["as they are"] + 0.3, means
+    model.save_pretrained(tmp_path)
+    detector.save(tmp_path)
+    loaded = OODDetector.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.score(pixels[200:]), detector.score(pixels[200:]), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="discriminants need features of altered images"):
+        OODDetector(model, DISCRIMINANTS).fit_columns(compute_features(model, pixels[:50], DISCRIMINANTS.features))
 
 
 def test_false_alarm_rate_on_real_images_over_splits() -> None:
@@ -161,8 +186,8 @@ def test_detector_of_other_weights(folder: Path, model: DenoisingEBM) -> None:
         (lambda folder: (folder / "detector.json").unlink(), r"detector\.json: missing; `debm fit-detector`"),
         (lambda folder: (folder / "detector.safetensors").unlink(), r"detector\.safetensors: missing"),
         (lambda folder: (folder / "detector.json").write_text("{"), r"detector\.json: not valid JSON"),
-        (lambda folder: (folder / "detector.json").write_text("[]"), r"detector\.json: not a detector of format 1"),
-        (lambda folder: (folder / "detector.json").write_text('{"format": 1}'), r"detector\.json: 'model' is missing"),
+        (lambda folder: (folder / "detector.json").write_text("[]"), r"detector\.json: not a detector of format 2"),
+        (lambda folder: (folder / "detector.json").write_text('{"format": 2}'), r"detector\.json: 'model' is missing"),
         (lambda folder: (folder / "detector.safetensors").write_bytes(b"x"), r"detector\.safetensors: not a readable"),
     ],
 )
@@ -203,5 +228,9 @@ def test_unfitted_and_too_few(model: DenoisingEBM, pixels: Tensor, tmp_path: Pat
         Member(("energy",), "conditional")
     with pytest.raises(ValueError, match="density mahalanobis takes no `given`"):
         Member(("energy",), given=("latent",))
+    with pytest.raises(ValueError, match="ridge and shift of a member must be > 0, got 0 and 1"):
+        Member(("energy",), "discriminants", given=("energy",), ridge=0)
+    with pytest.raises(ValueError, match=r"detector\.altered must be >= 1, got 0"):
+        DetectorConfig(altered=0)
     with pytest.raises(ValueError, match="latent is not among the computed features"):
         DetectorConfig(FeatureConfig(families=("energy",)), (Member(("latent",)),))

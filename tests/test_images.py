@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import denoising_ebm
-from denoising_ebm.images import ImageSet, interpolations, load_images, to_float, to_uint8, upside_down
+from denoising_ebm.images import ImageSet, load_images, to_float, to_uint8
 
 DATA = Path(denoising_ebm.__file__).parent / "data"
 # Measured on the official idx files: sums of the values and of their squares over the 28x28 originals of the sample.
@@ -407,36 +407,6 @@ def test_failures_of_the_hub_are_one_line(
     monkeypatch.setattr(datasets, "load_dataset", hub(answer))
     with pytest.raises(kind, match=r"owner/name: .*not loaded from the Hugging Face Hub: cannot reach it$"):
         load_images("owner/name", split="test")
-
-
-def test_interpolations_are_means_of_two_different_images() -> None:
-    # Powers of two: the sum of a pair tells which two images it came from.
-    levels = torch.tensor([2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
-    pixels = levels.reshape(7, 1, 1, 1).expand(7, 3, 2, 2).contiguous()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        mixed = interpolations(pixels, generator)
-        assert mixed.dtype == torch.uint8
-        assert mixed.shape == pixels.shape
-        partners = 2 * mixed[:, 0, 0, 0].int() - levels.int()
-        assert set(partners.tolist()) <= set(levels.tolist())
-        assert not (partners == levels.int()).any()
-        assert (mixed == mixed[:, :1, :1, :1]).all()
-
-
-def test_interpolations_repeat_and_round_halves_to_even() -> None:
-    pixels = torch.tensor([[0, 1, 254], [1, 2, 255]], dtype=torch.uint8).reshape(2, 1, 1, 3)
-    assert interpolations(pixels).flatten(1).tolist() == [[0, 2, 254], [0, 2, 254]]
-    many = torch.arange(100, dtype=torch.uint8).reshape(100, 1, 1, 1)
-    first, second = (interpolations(many, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, second)
-    with pytest.raises(ValueError, match="at least 2 images, got 1"):
-        interpolations(many[:1])
-
-
-def test_upside_down_reverses_the_rows() -> None:
-    pixels = torch.arange(12, dtype=torch.uint8).reshape(1, 1, 4, 3)
-    assert upside_down(pixels).flatten().tolist() == [9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2]
 
 
 def test_image_set_checks_itself() -> None:

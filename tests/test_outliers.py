@@ -9,12 +9,12 @@ from torch import Tensor
 
 from denoising_ebm.images import load_images, to_float
 from denoising_ebm.ood import outliers
-from denoising_ebm.ood.outliers import DESIGN, OUTLIERS
+from denoising_ebm.ood.outliers import OUTLIERS
 from support import random_pixels
 
 
 def draw(name: str, pixels: Tensor, seed: int = 0) -> Tensor:
-    return {**OUTLIERS, **DESIGN}[name](pixels, torch.Generator().manual_seed(seed))
+    return OUTLIERS[name](pixels, torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def clothes() -> Tensor:
     return load_images("fashion-mnist", split="test", limit=40).pixels
 
 
-@pytest.mark.parametrize("name", [*OUTLIERS, *DESIGN])
+@pytest.mark.parametrize("name", OUTLIERS)
 def test_shape_type_and_seed(name: str, clothes: Tensor) -> None:
     for pixels in (clothes, random_pixels(5, channels=3)):
         before = pixels.clone()
@@ -123,7 +123,3 @@ def test_jpeg_loses_detail_and_little_else(clothes: Tensor) -> None:
         for q in (15, 90)
     ]
     assert float(error[1]) < 0.1 * float(error[0]) < 50
-
-
-def test_design_sets_average_no_images() -> None:
-    assert "interpolation" not in DESIGN

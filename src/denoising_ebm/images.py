@@ -177,33 +177,6 @@ def each_image(
         yield name, torch.from_numpy(_array(image, channels).copy())
 
 
-def interpolations(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return for each image its mean with another one, drawn at random: an odd set made of the data itself.
-
-    Halves are rounded to the even value, so the mean brightness is unbiased. Source: Du & Mordatch (2019), "Interp".
-
-    Args:
-        pixels: uint8 `(n, channels, height, width)`, n >= 2.
-        generator: Source of the pairs; the global one if None.
-
-    Returns:
-        uint8, same shape.
-
-    Raises:
-        ValueError: If there are fewer than two images.
-    """
-    n = len(pixels)
-    if n < 2:
-        raise ValueError(f"interpolations need at least 2 images, got {n}")
-    other = (torch.arange(n) + torch.randint(1, n, (n,), generator=generator)) % n
-    return ((pixels.to(torch.float32) + pixels[other].to(torch.float32)) / 2).round().to(torch.uint8)
-
-
-def upside_down(pixels: Tensor) -> Tensor:
-    """Mirror each image of `(n, channels, height, width)` top to bottom."""
-    return pixels.flip(-2)
-
-
 def _check_arguments(
     image_size: int | None, channels: int | None, resize: str | None, center_crop: int | None, limit: int | None
 ) -> None:

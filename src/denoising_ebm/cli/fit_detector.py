@@ -46,7 +46,14 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     group.add_argument(
         "--images", type=int, default=5000, metavar="N", help="fit on so many of the images, drawn at random"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of that draw")
+    group.add_argument(
+        "--calibration-images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="calibrate on so many, drawn at random; a false-alarm rate down to 1 / (N + 1) can then be promised",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of these draws")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images in a forward pass")
     add_source_options(parser, "train")
     add_device_options(parser)
@@ -56,6 +63,8 @@ def run(args: Namespace) -> int:
     """Fit and write."""
     if args.images < 20:
         raise ValueError(f"--images must be >= 20, got {args.images}")
+    if args.calibration_images < 1:
+        raise ValueError(f"--calibration-images must be >= 1, got {args.calibration_images}")
     import torch
 
     from denoising_ebm.model_folder import bundled_models, find_model_folder
@@ -66,17 +75,19 @@ def run(args: Namespace) -> int:
     model = read_model(args)
     network = model.config.network
     pixels = read_images(args.data, args, network.image_size, network.channels).pixels
+    draws = torch.Generator().manual_seed(args.seed)
+    chosen = torch.randperm(len(pixels), generator=draws)[: args.images]
     held = None
     if args.calibration is not None:
         options = args.clone()
         options.split, options.limit = args.calibration_split, None
         held = read_images(args.calibration, options, network.image_size, network.channels).pixels
-    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed))[: args.images]
-    total = len(chosen) + min(MAP_IMAGES, len(chosen)) + (0 if held is None else len(held))
+        held = held[torch.randperm(len(held), generator=draws)[: args.calibration_images]]
+    detector = OODDetector(model)
+    altered = detector.config.num_altered(len(chosen), network.channels)
+    total = len(chosen) + altered + min(MAP_IMAGES, len(chosen)) + (0 if held is None else len(held))
     with progress_bar("fitting", total) as advance:
-        detector = OODDetector(model).fit(
-            pixels[chosen], calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance
-        )
+        detector.fit(pixels[chosen], calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
     folder = Path(args.out) if args.out else find_model_folder(args.model)
     detector.save(folder)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())

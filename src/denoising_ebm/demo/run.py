@@ -16,11 +16,12 @@ from denoising_ebm.config import Config
 from denoising_ebm.demo.page import Evidence, auroc_table, report_facts, report_sections, summary
 from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.hardware import choose_device
-from denoising_ebm.images import interpolations, load_images, to_float, upside_down
+from denoising_ebm.images import load_images, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.features import log_energies
+from denoising_ebm.ood.outliers import OUTLIERS
 from denoising_ebm.presets import preset
 from denoising_ebm.report import Table, write_report
 from denoising_ebm.training.monitor import read_metrics
@@ -160,12 +161,14 @@ def gather(
     trajectory.add(drawn.images, "end")
 
     new = load_images("fashion-mnist", split="test", limit=2 * sizes.scored, progress=False).pixels
+    # At random, since exchangeable images are what the promise on false alarms needs.
+    new = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(seed))]
     normal, calibration = new[: sizes.scored], new[sizes.scored :]
     log(f"fitting a detector to {min(sizes.fit, len(training_images)):,} training images")
     detector = OODDetector(model).fit(training_images[: sizes.fit], calibration=calibration, seed=seed)
     odd = {
-        "interpolations": interpolations(normal, torch.Generator().manual_seed(seed)),
-        "upside down": upside_down(normal),
+        "interpolations": OUTLIERS["interpolation"](normal, torch.Generator().manual_seed(seed)),
+        "upside down": OUTLIERS["upside-down"](normal, torch.Generator().manual_seed(seed)),
         "digits": load_images("digits", split="test", limit=sizes.scored, progress=False).pixels,
     }
     sets = {"test images": normal, **odd}

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-DensityName = Literal["single", "two-sided", "mahalanobis", "mixture", "neighbours", "conditional"]
+DensityName = Literal["single", "two-sided", "mahalanobis", "mixture", "neighbours", "conditional", "discriminants"]
 
 
 class Density(Protocol):
@@ -34,8 +34,8 @@ class Density(Protocol):
         ...
 
 
-class _Fitted:
-    """Checks, and the keeping of tensors."""
+class Fitted:
+    """Checks, and the keeping of tensors: what all of them share."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -50,6 +50,15 @@ class _Fitted:
         self._kept = {name: tensor.double() for name, tensor in tensors.items()}
         return self
 
+    def nested(self, prefix: str) -> dict[str, Tensor]:
+        """Return `tensors` under longer names, for one that this is part of."""
+        return {f"{prefix}{name}": tensor for name, tensor in self.tensors().items()}
+
+    def take(self, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take over those of `tensors` that are named `prefix`..., and return the others."""
+        self.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+
     def _require(self) -> None:
         if not self._kept:
             raise ValueError("the detector is not fitted: call fit first")
@@ -61,7 +70,7 @@ class _Fitted:
         return features
 
 
-class Single(_Fitted):
+class Single(Fitted):
     """The sum of the columns as it is: for one energy, the paper's score -log p up to a constant."""
 
     def fit(self, features: Tensor) -> Self:
@@ -75,7 +84,7 @@ class Single(_Fitted):
         return self._incoming(features, len(self._kept["mean"])).sum(1)
 
 
-class TwoSided(_Fitted):
+class TwoSided(Fitted):
     r"""Distance from the median in units of the spread on that side, the root mean square over columns.
 
     An image may be odd by an energy too low as well as too high (Nalisnick et al., 2019: typicality). The spread of a side
@@ -102,7 +111,7 @@ class TwoSided(_Fitted):
         return (offset / spread).square().mean(1).sqrt()
 
 
-class Mahalanobis(_Fitted):
+class Mahalanobis(Fitted):
     r"""Distance from the mean in units of the spread, $\sqrt{(f - \mu)^T \Sigma^{-1} (f - \mu)}$.
 
     On energies at several noise levels it notices what a single one cannot: energies too low, and levels that do not go
@@ -139,7 +148,7 @@ class Mahalanobis(_Fitted):
         return _distances(self._incoming(features, len(mean)) - mean, self._kept["factor"]).sqrt()
 
 
-class Mixture(_Fitted):
+class Mixture(Fitted):
     """Negative log density of a mixture of Gaussians, fitted by EM (scikit-learn).
 
     Args:
@@ -185,7 +194,7 @@ class Mixture(_Fitted):
         return -torch.logsumexp(torch.stack(logs), dim=0)
 
 
-class Neighbours(_Fitted):
+class Neighbours(Fitted):
     """Distance to the k-th nearest of the fitted rows (Sun et al., 2022; on norms of scores: MSMA).
 
     Args:
@@ -217,7 +226,7 @@ class Neighbours(_Fitted):
         return torch.cat(parts)
 
 
-class Principal(_Fitted):
+class Principal(Fitted):
     """Another density on the principal components of standardised columns, each scaled to unit variance.
 
     Args:
@@ -234,7 +243,7 @@ class Principal(_Fitted):
         """Find the components and fit the density in them."""
         features = checked(features)
         # Ten images for a direction, at least: with fewer its variance is a guess.
-        self._kept = _rotation(features, self._share, limit=max(1, len(features) // 10))
+        self._kept = rotation(features, self._share, limit=max(1, len(features) // 10))
         self._density.fit(self._project(features))
         return self
 
@@ -244,7 +253,7 @@ class Principal(_Fitted):
         return self._density.score(self._project(self._incoming(features, len(self._kept["mean"]))))
 
     def _project(self, features: Tensor) -> Tensor:
-        columns = _rotated(features, self._kept)
+        columns = rotated(features, self._kept)
         if not self._residual:
             return columns
         basis = self._kept["basis"]
@@ -264,70 +273,7 @@ class Principal(_Fitted):
         return super().load({name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)})
 
 
-class Conditional(_Fitted):
-    r"""Distance from what is usual for images of the same complexity: a Gaussian whose mean and spread depend on others.
-
-    The features are standardised and rotated to principal components y of unit variance. Mean and log variance of each are
-    quadratic functions of `given`, of which the first principal components c are taken:
-
-        score = log mean_j (y_j - m_j(c))^2 / v_j(c).
-
-    How far inner features of an image lie from their mean depends most of all on how much there is to see in it. Measured
-    against images of equal energies, what is left is how unusual it is.
-
-    Args:
-        share: Share of the variance that the kept components of the features have together, in (0, 1].
-        components: Principal components of `given`.
-        ridge: Penalty on the coefficients of both regressions, in images.
-    """
-
-    def __init__(self, share: float = 0.99, components: int = 5, ridge: float = 30.0) -> None:
-        super().__init__()
-        self._share, self._components, self._ridge = share, components, ridge
-
-    def fit(self, features: Tensor, given: Tensor) -> Self:
-        """Estimate both regressions.
-
-        Args:
-            features: What to judge, shape `(n, d)`.
-            given: What to judge it by, shape `(n, g)`.
-
-        Raises:
-            ValueError: If a value is not finite or the rows differ in number.
-        """
-        features, given = checked(features), checked(given)
-        if len(features) != len(given):
-            raise ValueError(f"{len(features)} rows of features, but {len(given)} of what they are judged by")
-        rotation = _rotation(features, self._share, limit=max(1, len(features) // 5))
-        condition = _rotation(given, 1.0, limit=self._components)
-        self._kept = {f"features.{name}": value for name, value in rotation.items() if name != "basis"}
-        self._kept |= {f"given.{name}": value for name, value in condition.items() if name != "basis"}
-        y, design = _rotated(features, rotation), _quadratic(_rotated(given, condition))
-        penalty = self._ridge * torch.eye(design.shape[1], dtype=torch.float64)
-        penalty[0, 0] = 0  # the intercept
-        gram = design.mT @ design + penalty
-        mean = torch.linalg.solve(gram, design.mT @ y)
-        logs = ((y - design @ mean).square() + 1e-3).log()
-        self._kept |= {"mean": mean, "log_variance": torch.linalg.solve(gram, design.mT @ logs), "centre": logs.mean(0)}
-        return self
-
-    def score(self, features: Tensor, given: Tensor) -> Tensor:
-        """Return the scores, float64 `(n,)`; arguments as for `fit`."""
-        self._require()
-        rotation, condition = (
-            {name: self._kept[f"{prefix}.{name}"] for name in ("mean", "spread", "components")}
-            for prefix in ("features", "given")
-        )
-        y = _rotated(self._incoming(features, len(rotation["mean"])), rotation)
-        design = _quadratic(_rotated(self._incoming(given, len(condition["mean"])), condition))
-        # Far outside of what was fitted the regressions may say anything.
-        centre = self._kept["centre"]
-        logs = (design @ self._kept["log_variance"]).clamp(centre - 3, centre + 3)
-        distance = ((y - design @ self._kept["mean"]).square() * (-logs).exp()).mean(1)
-        return distance.clamp_min(torch.finfo(torch.float64).tiny).log()
-
-
-def _rotation(features: Tensor, share: float, *, limit: int | None = None) -> dict[str, Tensor]:
+def rotation(features: Tensor, share: float, *, limit: int | None = None) -> dict[str, Tensor]:
     """Return mean and spread of the columns, and the directions of the first principal components, scaled to variance 1."""
     mean, spread = features.mean(0), features.std(0)
     # A column that never moves says nothing, unless it does move later: then by any amount at all.
@@ -342,15 +288,9 @@ def _rotation(features: Tensor, share: float, *, limit: int | None = None) -> di
     return {"mean": mean, "spread": spread, "components": basis * values[:kept].rsqrt(), "basis": basis}
 
 
-def _rotated(features: Tensor, rotation: dict[str, Tensor]) -> Tensor:
+def rotated(features: Tensor, rotation: dict[str, Tensor]) -> Tensor:
+    """Return the columns in the directions that `rotation` found, each of unit variance there."""
     return (features - rotation["mean"]) / rotation["spread"] @ rotation["components"]
-
-
-def _quadratic(c: Tensor) -> Tensor:
-    """Return one, every column and every product of two, of columns held within four standard deviations."""
-    c = c.clamp(-4, 4)
-    first, second = torch.triu_indices(c.shape[1], c.shape[1])
-    return torch.cat([torch.ones(len(c), 1, dtype=c.dtype), c, c[:, first] * c[:, second]], dim=1)
 
 
 def checked(features: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor
 from denoising_ebm.config import from_dict
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder, write_atomically
+from denoising_ebm.ood.alterations import alterations
+from denoising_ebm.ood.conditional import Conditional
 from denoising_ebm.ood.conformal import flagged, p_values
 from denoising_ebm.ood.densities import (
-    Conditional,
     Density,
     DensityName,
     Mahalanobis,
@@ -28,11 +29,12 @@ from denoising_ebm.ood.densities import (
     Single,
     TwoSided,
 )
+from denoising_ebm.ood.discriminants import Discriminants
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
 from denoising_ebm.ood.maps import MapConfig, OddMaps
 
 CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
-FORMAT = 1
+FORMAT = 2
 #: Images that the statistics of maps are taken from, at most.
 MAP_IMAGES = 1000
 
@@ -45,12 +47,14 @@ class Member:
 
     Attributes:
         families: The features it looks at.
-        density: `single`, `two-sided`, `mahalanobis`, `mixture`, `neighbours` or `conditional`.
-        given: Features by which a `conditional` density tells what is usual for such an image.
-        share: Share of the variance that the kept principal components have together (not for the first two).
+        density: `single`, `two-sided`, `mahalanobis`, `mixture`, `neighbours`, `conditional` or `discriminants`.
+        given: Features by which the last two tell what is usual for such an image.
+        share: Share of the variance that the kept principal components have together (not for the first two and the last).
         residual: Add what lies outside the kept components as one more column (`mahalanobis`, `mixture`, `neighbours`).
         components: Gaussians of a `mixture`.
         neighbour: Which neighbour `neighbours` measures the distance to.
+        ridge: Of `discriminants`: what is added to the covariance, in units of the features' variance.
+        shift: Of `discriminants`: size of the shifts expected of odd images, in standard deviations.
     """
 
     families: tuple[Family, ...]
@@ -60,19 +64,25 @@ class Member:
     residual: bool = False
     components: int = 8
     neighbour: int = 5
+    ridge: float = 5.0
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.families:
             raise ValueError("a member of a detector needs one or more families of features")
-        if bool(self.given) != (self.density == "conditional"):
+        if bool(self.given) != (self.density in ("conditional", "discriminants")):
             raise ValueError(f"density {self.density} " + ("takes no `given`" if self.given else "needs `given`"))
+        if not (self.ridge > 0 and self.shift > 0):
+            raise ValueError(f"ridge and shift of a member must be > 0, got {self.ridge:g} and {self.shift:g}")
 
     def build(self) -> _Opinion:
         """Return the opinion, not fitted yet."""
-        if self.density == "conditional":
-            return _Opinion(self, Conditional(self.share))
-        density: Density
-        if self.density == "single":
+        density: Density | Conditional | Discriminants
+        if self.density == "discriminants":
+            density = Discriminants(ridge=self.ridge, shift=self.shift)
+        elif self.density == "conditional":
+            density = Conditional(self.share)
+        elif self.density == "single":
             density = Single()
         elif self.density == "two-sided":
             density = TwoSided()
@@ -88,18 +98,25 @@ class Member:
 class _Opinion:
     """A member's density and the columns it is fitted on."""
 
-    def __init__(self, member: Member, density: Density | Conditional) -> None:
+    def __init__(self, member: Member, density: Density | Conditional | Discriminants) -> None:
         self.member, self.density = member, density
 
-    def fit(self, columns: Mapping[Family, Tensor]) -> _Opinion:
-        if isinstance(self.density, Conditional):
-            self.density.fit(_table(columns, self.member.families), _table(columns, self.member.given))
+    def fit(self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor]) -> _Opinion:
+        features, given = self.member.families, self.member.given
+        if isinstance(self.density, Discriminants):
+            if not altered:
+                raise ValueError("discriminants need features of altered images")
+            self.density.fit(
+                _table(columns, features), _table(columns, given), _table(altered, features), _table(altered, given)
+            )
+        elif isinstance(self.density, Conditional):
+            self.density.fit(_table(columns, features), _table(columns, given))
         else:
-            self.density.fit(_table(columns, self.member.families))
+            self.density.fit(_table(columns, features))
         return self
 
     def score(self, columns: Mapping[Family, Tensor]) -> Tensor:
-        if isinstance(self.density, Conditional):
+        if isinstance(self.density, Conditional | Discriminants):
             return self.density.score(_table(columns, self.member.families), _table(columns, self.member.given))
         scores = self.density.score(_table(columns, self.member.families))
         # A distance spreads by factors: its logarithm is nearly normal, and compares with other members'.
@@ -118,23 +135,25 @@ class DetectorConfig:
         features: The features and their noise levels.
         members: The densities. Each one's score is standardised on normal images.
         combine: `max`: an image is as odd as its oddest opinion; `mean`: the opinions' mean.
+        altered: Normal images that are altered in every way of `alterations.py` to find `discriminants`.
         maps: How maps of where an image is odd are made.
     """
 
     features: FeatureConfig = field(
-        default_factory=lambda: FeatureConfig(families=(*_SUMS, "latent", "pooled"), inner_sigmas=(0.05,))
+        default_factory=lambda: FeatureConfig(
+            sigmas=(0.02, 0.05, 0.1, 0.4), families=(*_SUMS, "latent", "pooled"), inner_sigmas=(0.05,)
+        )
     )
-    members: tuple[Member, ...] = (
-        Member(_SUMS),
-        Member(("latent",), "conditional", given=_ENERGIES),
-        Member(("pooled",), "conditional", given=_ENERGIES, share=0.99),
-    )
+    members: tuple[Member, ...] = (Member((*_SUMS, "latent", "pooled"), "discriminants", given=_ENERGIES),)
     combine: Literal["max", "mean"] = "max"
+    altered: int = 100
     maps: MapConfig = field(default_factory=MapConfig)
 
     def __post_init__(self) -> None:
         if not self.members:
             raise ValueError("detector.members needs at least one density")
+        if self.altered < 1:
+            raise ValueError(f"detector.altered must be >= 1, got {self.altered}")
         for member in self.members:
             missing = [name for name in (*member.families, *member.given) if name not in self.features.families]
             if missing:
@@ -142,6 +161,12 @@ class DetectorConfig:
                     f"detector.members: {', '.join(missing)} is not among the computed features "
                     f"({', '.join(self.features.families)})"
                 )
+
+    def num_altered(self, num: int, channels: int) -> int:
+        """Return how many altered images fitting to `num` normal ones looks at."""
+        if not any(member.density == "discriminants" for member in self.members):
+            return 0
+        return (1 + len(alterations(channels))) * min(self.altered, num)
 
 
 class OODDetector:
@@ -183,10 +208,10 @@ class OODDetector:
             images: Normal images, uint8, shape `(n, channels, height, width)`. They may be those the model was trained on.
             calibration: Normal images for the p-values, best not among those of training; if None a fifth of `images`, by
                 `seed`, which then takes no part in fitting.
-            seed: Of the split.
+            seed: Of the split and the alterations.
             batch_size: Images per forward pass.
-            progress: Called with the number of images after each batch; each image counts once for fitting and once for
-                the maps (`images` then up to `MAP_IMAGES`), those of calibration once.
+            progress: Called with the number of images after each batch: those of fitting, `DetectorConfig.num_altered`
+                altered ones, up to `MAP_IMAGES` of fitting again for the maps, those of calibration.
 
         Returns:
             Itself.
@@ -203,19 +228,52 @@ class OODDetector:
         columns = compute_features(
             self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
         )
-        self.fit_columns(columns)
+        altered = self.altered_columns(images[order], seed=seed, batch_size=batch_size, progress=progress)
+        self.fit_columns(columns, altered)
         self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
         self.calibrate(calibration, batch_size=batch_size, progress=progress)
         return self
 
-    def fit_columns(self, columns: Mapping[Family, Tensor]) -> OODDetector:
-        """Fit the members to features of normal images in random order, as from `compute_features`; no maps, no p-values."""
+    def altered_columns(
+        self, images: Tensor, *, seed: int = 0, batch_size: int = 256, progress: Progress | None = None
+    ) -> dict[Family, Tensor]:
+        """Return what `discriminants` learn from: features of the first images as they are, then of each alteration.
+
+        Args:
+            images: Normal images, uint8, shape `(n, channels, height, width)`; the first `DetectorConfig.altered` are used.
+            seed: Of the alterations.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Returns:
+            For each family float64, shape `(1 + kinds, images, columns)`; nothing if no member is `discriminants`.
+        """
+        config = self.config
+        if not config.num_altered(len(images), images.shape[1]):
+            return {}
+        originals, generator = images[: config.altered], torch.Generator().manual_seed(seed)
+        sets = [originals] + [alter(originals, generator) for alter in alterations(images.shape[1]).values()]
+        tables = [
+            compute_features(self.model, pixels, config.features, batch_size=batch_size, progress=progress)
+            for pixels in sets
+        ]
+        return {family: torch.stack([table[family] for table in tables]) for family in config.features.families}
+
+    def fit_columns(
+        self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor] | None = None
+    ) -> OODDetector:
+        """Fit the members to features of normal images, without maps or p-values.
+
+        Args:
+            columns: Features of normal images in random order, as from `compute_features`.
+            altered: As from `altered_columns`, where a member needs it.
+        """
         # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
         count = len(next(iter(columns.values())))
         num = max(2, count // 10)
         fitted = {family: table[num:] for family, table in columns.items()}
         fresh = {family: table[:num] for family, table in columns.items()}
-        table = torch.stack([opinion.fit(fitted).score(fresh) for opinion in self._opinions])
+        table = torch.stack([opinion.fit(fitted, altered or {}).score(fresh) for opinion in self._opinions])
         self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
         self.facts = {"fitted on": count - num}
         return self
@@ -347,4 +405,4 @@ class OODDetector:
 
 
 def _table(columns: Mapping[Family, Tensor], families: Sequence[Family]) -> Tensor:
-    return torch.cat([columns[family] for family in families], dim=1)
+    return torch.cat([columns[family] for family in families], dim=-1)

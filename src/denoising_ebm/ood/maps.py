@@ -1,8 +1,9 @@
 r"""Where an image is odd: the energy of every pixel over noise levels, against what it is in normal images.
 
-The energy per pixel of eq. 7 alone shows edges and textures, which are hard to restore in any image. So at each level its
-logarithm, smoothed, is standardised by mean and standard deviation at that pixel over normal images, and the levels are
-averaged: a map of z-scores, 0 for what is usual.
+The energy per pixel alone shows edges and textures, which are hard to restore in any image. So at each level the logarithm
+of the smoothed energy is standardised by mean and standard deviation at that pixel over normal images, and the levels are
+averaged: a map of z-scores, 0 for what is usual. Energies with the inner noise of eq. 7, which hides what a pixel is, and
+without it, which is sharper, are both used: each finds foreign parts that the other misses.
 """
 
 from __future__ import annotations
@@ -24,20 +25,26 @@ class MapConfig:
     """How maps are made.
 
     Attributes:
-        sigmas: Noise levels, each > 0.
+        sigmas: Noise levels of energies with inner noise (eq. 7), each > 0.
+        clean_sigmas: Noise levels of energies without it, each > 0; at least one of either kind.
         draws: Draws of eq. 7's noise to average over, >= 1.
         smooth: Standard deviation in pixels of the Gaussian that energies are smoothed with, >= 0.
         seed: Seed of the noise.
     """
 
-    sigmas: tuple[float, ...] = (0.1, 0.2, 0.4)
-    draws: int = 4
-    smooth: float = 1.0
+    sigmas: tuple[float, ...] = (0.2, 0.4, 0.8)
+    clean_sigmas: tuple[float, ...] = (0.1, 0.2, 0.4)
+    draws: int = 2
+    smooth: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.sigmas or not all(math.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
-            raise ValueError(f"maps.sigmas must be one or more noise levels > 0, got {list(self.sigmas)}")
+        levels = (*self.sigmas, *self.clean_sigmas)
+        if not levels or not all(math.isfinite(sigma) and sigma > 0 for sigma in levels):
+            raise ValueError(
+                "maps.sigmas and maps.clean_sigmas must be one or more noise levels > 0, "
+                f"got {list(self.sigmas)} and {list(self.clean_sigmas)}"
+            )
         if self.draws < 1:
             raise ValueError(f"maps.draws must be >= 1, got {self.draws}")
         if not (math.isfinite(self.smooth) and self.smooth >= 0):
@@ -127,7 +134,9 @@ class OddMaps:
         # A model trained by `score` has r for noisy images only: x is one already, and gets no more noise.
         by_output = self.model.config.energy.denoiser == "output"
         noise = self.model.scoring_noise(self.config.draws, self.config.seed) if by_output else None
-        maps = torch.stack([self.model.energy_map(x, sigma, noise) for sigma in self.config.sigmas], dim=1)
+        noised = [self.model.energy_map(x, sigma, noise) for sigma in self.config.sigmas]
+        clean = [self.model.energy_map(x, sigma) for sigma in self.config.clean_sigmas]
+        maps = torch.stack([*noised, *clean], dim=1)
         return smoothed(maps, self.config.smooth).clamp_min(1e-12).log()
 
     def _tiled(self, image: Tensor, size: int, batch_size: int) -> Tensor:

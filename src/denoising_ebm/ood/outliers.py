@@ -1,4 +1,4 @@
-"""Odd images made of normal ones: sets that come with `debm evaluate`, and those the default detector was chosen on.
+"""Odd images made of normal ones: sets that come with `debm evaluate`.
 
 Every function takes uint8 images, shape `(n, channels, height, width)`, and a generator, and returns as many odd ones.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -146,15 +145,6 @@ OUTLIERS: dict[str, Make] = {
     "spliced": spliced,
     "inverted": inverted,
     "swapped-channels": swapped_channels,
-}
-
-#: The sets that the default detector was chosen on. No averages of images: `interpolation` is a test set of the paper.
-DESIGN: dict[str, Make] = {
-    **{name: make for name, make in OUTLIERS.items() if name not in ("interpolation", "constant", "uniform-noise")},
-    "slight-blur": partial(blur, sigma=0.6),
-    "slight-noise": partial(gaussian_noise, sigma=0.08),
-    "slight-contrast": partial(contrast, factor=0.7),
-    "shuffled-4": partial(shuffled, parts=4),
 }
 
 
