@@ -60,17 +60,15 @@ def main() -> None:
         return smoothed(torch.cat(parts)[:, None], smooth)[:, 0].cpu()
 
     cases = {f"energy, sigma {sigma:g}, no inner noise": (lambda s=sigma: bare(s, 0, 1)) for sigma in (0.05, 0.2)}
-    cases |= {f"energy, sigma {sigma:g}, 4 draws": (lambda s=sigma: bare(s, 4, 1)) for sigma in (0.05, 0.1, 0.2, 0.4)}
-    levels = {
-        "z .1 .2 .4": (0.1, 0.2, 0.4),
-        "z .2": (0.2,),
-        "z .1": (0.1,),
-        "z .05 .1 .2": (0.05, 0.1, 0.2),
-        "z .1 .2": (0.1, 0.2),
+    cases |= {f"energy, sigma {sigma:g}, 4 draws": (lambda s=sigma: bare(s, 4, 1)) for sigma in (0.05, 0.2, 0.4)}
+    levels: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+        "**z .2 .4 .8 noised, .1 .2 .4 clean**": ((0.2, 0.4, 0.8), (0.1, 0.2, 0.4)),
+        "z .2 .4 .8 noised": ((0.2, 0.4, 0.8), ()),
+        "z .1 .2 .4 clean": ((), (0.1, 0.2, 0.4)),
     }
-    for label, sigmas in levels.items():
-        for smooth in (0.0, 1.0, 1.5, 2.0):
-            config = MapConfig(sigmas, 4, smooth)
+    for label, (noised, clean) in levels.items():
+        for smooth in (1.0, 2.0, 3.0, 4.0):
+            config = MapConfig(noised, clean, smooth=smooth)
             cases[f"{label}, smoothed {smooth:g}"] = lambda c=config: OddMaps(model, c).fit(train).maps(pasted)
     for label, compute in cases.items():
         if not args.only or label in args.only:

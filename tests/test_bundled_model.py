@@ -113,3 +113,5 @@ def test_coloured_models_detector_flags_what_is_odd() -> None:
     noise = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for odd in (gray, noise):
         assert bool(detector.flag(detector.score(odd), 0.01).double().mean() > 0.95)
+    looks = detector.looks(detector.columns(noise))
+    assert looks is not None and {"noise", "gray noise", "impulses"} >= set(looks)

@@ -339,7 +339,7 @@ def test_score_writes_energies_and_percentiles(debm: Any, folder: Path, run: Pat
     done = debm("score", run, folder, "--out", out, "--precision", "fp32", "--batch-size", 64)
     assert done.status == 0 and f"{out}: 300 images scored, 2 unreadable" in done.err
     rows = rows_of(out.read_text())
-    expected = ["name", "status", "score", "p_value", "flagged", "energy", "percentile", "sigma", "resize"]
+    expected = ["name", "status", "score", "p_value", "flagged", "looks", "energy", "percentile", "sigma", "resize"]
     assert list(rows[0]) == expected and len(rows) == 302
     # In the order of the source: the damaged files come last here by their names.
     assert [(row["name"], row["energy"], row["status"]) for row in rows[300:]] == [

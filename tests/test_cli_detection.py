@@ -16,6 +16,7 @@ from PIL import Image
 from command import rows_of
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.cli import main
+from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.metrics import auroc
 
@@ -63,6 +64,7 @@ def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: 
     readable = [row for row in rows if row["status"] == "ok"]
     assert sum(row["flagged"] == "true" for row in readable) == int(re.findall(r"(\d+) flagged", done.err)[0])
     assert all((float(row["p_value"]) <= 0.1) == (row["flagged"] == "true") for row in readable)
+    assert all((row["looks"] in alterations(1)) == (row["flagged"] == "true") for row in readable)
 
     detector = OODDetector.from_pretrained(fitted)
     images = load_images(mixed)

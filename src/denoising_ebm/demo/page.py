@@ -179,8 +179,9 @@ def _odd(evidence: Evidence) -> Section:
         + "; ".join(f"{name}, {value:.3f} at {level}" for name, (value, level) in best.items())
         + ". Which level that is depends on the odd set, which one does not know beforehand. An AUROC below 0.5 means that "
         "the odd images have the lower energies: smoother ones often do.\n\n"
-        "The last column is the detector's: densities of energies and spectra over all levels, and of codes and inner "
-        f"features among images of equal energies, fitted on {detector.facts['fitted on']:,} training images."
+        "The last column is the detector's. It learned in which directions images become odd from slight alterations of "
+        "training images (noise, blur, a turn, a pasted piece, ...), and how normal ones spread from "
+        f"{detector.facts['fitted on']:,} more; it saw no image of these sets."
     )
     if count >= 19:
         shares = {name: float(detector.flag(values, 0.05).double().mean()) for name, values in scores.items()}

@@ -19,7 +19,7 @@ from denoising_ebm.hardware import choose_device
 from denoising_ebm.images import load_images, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
-from denoising_ebm.ood.detectors import OODDetector
+from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.ood.outliers import OUTLIERS
 from denoising_ebm.presets import preset
@@ -165,7 +165,9 @@ def gather(
     new = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(seed))]
     normal, calibration = new[: sizes.scored], new[sizes.scored :]
     log(f"fitting a detector to {min(sizes.fit, len(training_images)):,} training images")
-    detector = OODDetector(model).fit(training_images[: sizes.fit], calibration=calibration, seed=seed)
+    # As many altered images as keep the demo short.
+    detector = OODDetector(model, DetectorConfig(altered=max(1, sizes.fit // 10)))
+    detector.fit(training_images[: sizes.fit], calibration=calibration, seed=seed)
     odd = {
         "interpolations": OUTLIERS["interpolation"](normal, torch.Generator().manual_seed(seed)),
         "upside down": OUTLIERS["upside-down"](normal, torch.Generator().manual_seed(seed)),

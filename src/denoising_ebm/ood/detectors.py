@@ -297,10 +297,15 @@ class OODDetector:
         Raises:
             ValueError: If the detector is not fitted or the images are of another shape.
         """
+        return self.combine(self.columns(images, batch_size=batch_size, progress=progress))
+
+    def columns(
+        self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None
+    ) -> dict[Family, Tensor]:
+        """Return the features that `combine` and `looks` take; arguments and errors as for `score`."""
         if self._scale is None:
             raise ValueError("the detector is not fitted: call fit first")
-        columns = compute_features(self.model, images, self.config.features, batch_size=batch_size, progress=progress)
-        return self.combine(columns)
+        return compute_features(self.model, images, self.config.features, batch_size=batch_size, progress=progress)
 
     def combine(self, columns: Mapping[Family, Tensor]) -> Tensor:
         """Return the scores of images whose features are `columns`, as from `compute_features`."""
@@ -310,6 +315,24 @@ class OODDetector:
         scores = (torch.stack([opinion.score(columns) for opinion in self._opinions], dim=1) - mean) / std
         combined: Tensor = scores.mean(1) if self.config.combine == "mean" else scores.max(1).values
         return combined
+
+    def looks(self, columns: Mapping[Family, Tensor]) -> list[str] | None:
+        """Return for each image the alteration that it resembles most, as a hint at why it is odd.
+
+        Args:
+            columns: Features of images, as from `columns`.
+
+        Returns:
+            Names of `alterations.py`; None if the detector has no `discriminants`.
+        """
+        for opinion in self._opinions:
+            if isinstance(opinion.density, Discriminants):
+                heads = opinion.density.heads(
+                    _table(columns, opinion.member.families), _table(columns, opinion.member.given)
+                )
+                names = list(alterations(self.model.config.network.channels))
+                return [names[i] for i in heads.argmax(1).tolist()]
+        return None
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Return the conformal p-value of each score: at most alpha for at most a share alpha of normal images."""

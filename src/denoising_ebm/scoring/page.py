@@ -55,14 +55,20 @@ def score_sections(
         "the usual; it stays dark where an image is odd as a whole, or by being smoother than normal ones.",
         "images above maps that are bright where the image is odd",
     )
-    columns = ["name", "score", "p-value", "flagged", "energy"] if detector else ["name", "energy", "percentile"]
+    columns = (
+        ["name", "score", "p-value", "flagged", "looks", "energy"] if detector else ["name", "energy", "percentile"]
+    )
     cells: list[list[Cell]] = [
-        [row.name, row.score, row.p_value, _yes(row.flagged), row.energy]
+        [row.name, row.score, row.p_value, _yes(row.flagged), row.looks, row.energy]
         if detector
         else [row.name, row.energy, row.percentile]
         for row in (readable[i] for i in oddest(rows, LISTED))
     ]
     caption = f"The oddest {len(cells)} of {len(readable):,} images."
+    if detector:
+        caption += (
+            " Looks: the slight alteration of a normal image that an odd one resembles most, a hint at why it is odd."
+        )
     sections.append(Section("The oddest images", table=Table(columns, cells, caption), pictures=[picture]))
     if images.unreadable:
         table = Table(

@@ -21,6 +21,8 @@ from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.conformal import benjamini_hochberg
 from denoising_ebm.ood.detectors import OODDetector
 
+#: Largest p-value of an image of which the table says what it looks like.
+LOOKS_BELOW = 0.1
 TABLE_FORMATS = (".csv", ".parquet", ".jsonl")
 
 #: Told the number of images or steps done since it was called last.
@@ -37,6 +39,7 @@ class Score:
         score: How odd the detector finds it; 0 is usual, larger is more odd.
         p_value: Share of normal images at least as odd (conformal), in (0, 1].
         flagged: Whether it is called odd at the rate asked for.
+        looks: The slight alteration of a normal image that it resembles most, if its p-value is at most `LOOKS_BELOW`.
         energy: Texture energy at `sigma`, low = likely.
         percentile: Share of the model's reference images with a lower energy, 0..100.
         sigma: Noise level of the energy.
@@ -48,6 +51,7 @@ class Score:
     score: float | None = None
     p_value: float | None = None
     flagged: bool | None = None
+    looks: str | None = None
     energy: float | None = None
     percentile: float | None = None
     sigma: float | None = None
@@ -107,10 +111,13 @@ def score_images(
         ],
     }
     if detector is not None:
-        scores = detector.score(images.pixels, batch_size=batch_size, progress=advance)
+        features = detector.columns(images.pixels, batch_size=batch_size, progress=advance)
+        scores, looks = detector.combine(features), detector.looks(features)
         p = detector.p_values(scores)
         columns["score"] = [round(score, 4) for score in scores.tolist()]
         columns["p_value"] = [float(f"{value:.4g}") for value in p.tolist()]
+        if looks is not None:
+            columns["looks"] = [name if value <= LOOKS_BELOW else None for name, value in zip(looks, p, strict=True)]
         if fpr is not None:
             columns["flagged"] = detector.flag(scores, fpr).tolist()
         elif fdr is not None:
@@ -146,7 +153,8 @@ def write_table(rows: Sequence[Score], path: Path) -> None:
         import pyarrow.parquet
 
         text, number = pa.string(), pa.float64()
-        kinds = {"name": text, "status": text, "flagged": pa.bool_(), "energy": pa.float32(), "resize": text}
+        kinds = {name: text for name in ("name", "status", "looks", "resize")}
+        kinds |= {"flagged": pa.bool_(), "energy": pa.float32()}
         schema = pa.schema([(field.name, kinds.get(field.name, number)) for field in fields(Score)])
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
         write_atomically(path, lambda temporary: pyarrow.parquet.write_table(table, str(temporary)))
