@@ -27,9 +27,10 @@ from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.hardware import describe
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal, TwoSided
-from denoising_ebm.ood.detectors import DetectorConfig, Member, OODDetector
+from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.discriminants import Discriminants
 from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
+from denoising_ebm.ood.members import Member
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import OUTLIERS
 

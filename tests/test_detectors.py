@@ -13,9 +13,10 @@ from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.config import from_dict, to_dict
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.conformal import alarm_range
-from denoising_ebm.ood.detectors import DetectorConfig, Member, OODDetector
+from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.features import FeatureConfig, compute_features
 from denoising_ebm.ood.maps import MapConfig
+from denoising_ebm.ood.members import Member
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import OUTLIERS
 from support import randomise, tiny_config

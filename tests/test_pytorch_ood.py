@@ -18,9 +18,10 @@ from pytorch_ood.benchmark import Benchmark
 from pytorch_ood.metrics import OODMetrics
 
 from denoising_ebm import DenoisingEBM, load_images
-from denoising_ebm.ood.detectors import DetectorConfig, Member, OODDetector
+from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.features import FeatureConfig
 from denoising_ebm.ood.maps import MapConfig
+from denoising_ebm.ood.members import Member
 from denoising_ebm.ood.metrics import aupr, auroc
 from denoising_ebm.ood.outliers import OUTLIERS
 from denoising_ebm.ood.pytorch_ood import DenoisingEBMDetector

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +17,11 @@ from denoising_ebm.config import from_dict
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder, write_atomically
 from denoising_ebm.ood.alterations import alterations
-from denoising_ebm.ood.conditional import Conditional
 from denoising_ebm.ood.conformal import flagged, p_values
-from denoising_ebm.ood.densities import (
-    Density,
-    DensityName,
-    Mahalanobis,
-    Mixture,
-    Neighbours,
-    Principal,
-    Single,
-    TwoSided,
-)
 from denoising_ebm.ood.discriminants import Discriminants
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
 from denoising_ebm.ood.maps import MapConfig, OddMaps
+from denoising_ebm.ood.members import Member, table_of
 
 CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
 FORMAT = 2
@@ -39,88 +29,6 @@ FORMAT = 2
 MAP_IMAGES = 1000
 
 Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One opinion within a detector: a density on some of the features.
-
-    Attributes:
-        families: The features it looks at.
-        density: `single`, `two-sided`, `mahalanobis`, `mixture`, `neighbours`, `conditional` or `discriminants`.
-        given: Features by which the last two tell what is usual for such an image.
-        share: Share of the variance that the kept principal components have together (not for the first two and the last).
-        residual: Add what lies outside the kept components as one more column (`mahalanobis`, `mixture`, `neighbours`).
-        components: Gaussians of a `mixture`.
-        neighbour: Which neighbour `neighbours` measures the distance to.
-        ridge: Of `discriminants`: what is added to the covariance, in units of the features' variance.
-        shift: Of `discriminants`: size of the shifts expected of odd images, in standard deviations.
-    """
-
-    families: tuple[Family, ...]
-    density: DensityName = "mahalanobis"
-    given: tuple[Family, ...] = ()
-    share: float = 0.999
-    residual: bool = False
-    components: int = 8
-    neighbour: int = 5
-    ridge: float = 5.0
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.families:
-            raise ValueError("a member of a detector needs one or more families of features")
-        if bool(self.given) != (self.density in ("conditional", "discriminants")):
-            raise ValueError(f"density {self.density} " + ("takes no `given`" if self.given else "needs `given`"))
-        if not (self.ridge > 0 and self.shift > 0):
-            raise ValueError(f"ridge and shift of a member must be > 0, got {self.ridge:g} and {self.shift:g}")
-
-    def build(self) -> _Opinion:
-        """Return the opinion, not fitted yet."""
-        density: Density | Conditional | Discriminants
-        if self.density == "discriminants":
-            density = Discriminants(ridge=self.ridge, shift=self.shift)
-        elif self.density == "conditional":
-            density = Conditional(self.share)
-        elif self.density == "single":
-            density = Single()
-        elif self.density == "two-sided":
-            density = TwoSided()
-        elif self.density == "mahalanobis":
-            density = Principal(Mahalanobis(), self.share, self.residual)
-        elif self.density == "mixture":
-            density = Principal(Mixture(self.components), self.share, self.residual)
-        else:
-            density = Principal(Neighbours(self.neighbour), self.share, self.residual)
-        return _Opinion(self, density)
-
-
-class _Opinion:
-    """A member's density and the columns it is fitted on."""
-
-    def __init__(self, member: Member, density: Density | Conditional | Discriminants) -> None:
-        self.member, self.density = member, density
-
-    def fit(self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor]) -> _Opinion:
-        features, given = self.member.families, self.member.given
-        if isinstance(self.density, Discriminants):
-            if not altered:
-                raise ValueError("discriminants need features of altered images")
-            self.density.fit(
-                _table(columns, features), _table(columns, given), _table(altered, features), _table(altered, given)
-            )
-        elif isinstance(self.density, Conditional):
-            self.density.fit(_table(columns, features), _table(columns, given))
-        else:
-            self.density.fit(_table(columns, features))
-        return self
-
-    def score(self, columns: Mapping[Family, Tensor]) -> Tensor:
-        if isinstance(self.density, Conditional | Discriminants):
-            return self.density.score(_table(columns, self.member.families), _table(columns, self.member.given))
-        scores = self.density.score(_table(columns, self.member.families))
-        # A distance spreads by factors: its logarithm is nearly normal, and compares with other members'.
-        return scores.clamp_min(1e-12).log() if self.member.density in ("mahalanobis", "neighbours") else scores
 
 
 _ENERGIES: tuple[Family, ...] = ("energy", "noised-energy")
@@ -328,7 +236,7 @@ class OODDetector:
         for opinion in self._opinions:
             if isinstance(opinion.density, Discriminants):
                 heads = opinion.density.heads(
-                    _table(columns, opinion.member.families), _table(columns, opinion.member.given)
+                    table_of(columns, opinion.member.families), table_of(columns, opinion.member.given)
                 )
                 names = list(alterations(self.model.config.network.channels))
                 return [names[i] for i in heads.argmax(1).tolist()]
@@ -425,7 +333,3 @@ class OODDetector:
         """Load a model with the detector that its folder holds; arguments and errors as for `DenoisingEBM`."""
         folder = find_model_folder(str(name), revision)
         return cls.load(folder, DenoisingEBM.from_pretrained(folder, device=device))
-
-
-def _table(columns: Mapping[Family, Tensor], families: Sequence[Family]) -> Tensor:
-    return torch.cat([columns[family] for family in families], dim=-1)

@@ -1,0 +1,115 @@
+"""One opinion within a detector: a density, of any kind, on some of the features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.ood.conditional import Conditional
+from denoising_ebm.ood.densities import (
+    Density,
+    DensityName,
+    Mahalanobis,
+    Mixture,
+    Neighbours,
+    Principal,
+    Single,
+    TwoSided,
+)
+from denoising_ebm.ood.discriminants import Discriminants
+from denoising_ebm.ood.features import Family
+
+
+@dataclass(frozen=True)
+class Member:
+    """One opinion within a detector: a density on some of the features.
+
+    Attributes:
+        families: The features it looks at.
+        density: `single`, `two-sided`, `mahalanobis`, `mixture`, `neighbours`, `conditional` or `discriminants`.
+        given: Features by which the last two tell what is usual for such an image.
+        share: Share of the variance that the kept principal components have together (not for the first two and the last).
+        residual: Add what lies outside the kept components as one more column (`mahalanobis`, `mixture`, `neighbours`).
+        components: Gaussians of a `mixture`.
+        neighbour: Which neighbour `neighbours` measures the distance to.
+        ridge: Of `discriminants`: what is added to the covariance, in units of the features' variance.
+        shift: Of `discriminants`: size of the shifts expected of odd images, in standard deviations.
+    """
+
+    families: tuple[Family, ...]
+    density: DensityName = "mahalanobis"
+    given: tuple[Family, ...] = ()
+    share: float = 0.999
+    residual: bool = False
+    components: int = 8
+    neighbour: int = 5
+    ridge: float = 5.0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.families:
+            raise ValueError("a member of a detector needs one or more families of features")
+        if bool(self.given) != (self.density in ("conditional", "discriminants")):
+            raise ValueError(f"density {self.density} " + ("takes no `given`" if self.given else "needs `given`"))
+        if not (self.ridge > 0 and self.shift > 0):
+            raise ValueError(f"ridge and shift of a member must be > 0, got {self.ridge:g} and {self.shift:g}")
+
+    def build(self) -> Opinion:
+        """Return the opinion, not fitted yet."""
+        density: Density | Conditional | Discriminants
+        if self.density == "discriminants":
+            density = Discriminants(ridge=self.ridge, shift=self.shift)
+        elif self.density == "conditional":
+            density = Conditional(self.share)
+        elif self.density == "single":
+            density = Single()
+        elif self.density == "two-sided":
+            density = TwoSided()
+        elif self.density == "mahalanobis":
+            density = Principal(Mahalanobis(), self.share, self.residual)
+        elif self.density == "mixture":
+            density = Principal(Mixture(self.components), self.share, self.residual)
+        else:
+            density = Principal(Neighbours(self.neighbour), self.share, self.residual)
+        return Opinion(self, density)
+
+
+class Opinion:
+    """A member's density and the columns it is fitted on."""
+
+    def __init__(self, member: Member, density: Density | Conditional | Discriminants) -> None:
+        self.member, self.density = member, density
+
+    def fit(self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor]) -> Opinion:
+        """Fit to features of normal images, and of altered ones where the density is `discriminants`."""
+        features, given = self.member.families, self.member.given
+        if isinstance(self.density, Discriminants):
+            if not altered:
+                raise ValueError("discriminants need features of altered images")
+            self.density.fit(
+                table_of(columns, features),
+                table_of(columns, given),
+                table_of(altered, features),
+                table_of(altered, given),
+            )
+        elif isinstance(self.density, Conditional):
+            self.density.fit(table_of(columns, features), table_of(columns, given))
+        else:
+            self.density.fit(table_of(columns, features))
+        return self
+
+    def score(self, columns: Mapping[Family, Tensor]) -> Tensor:
+        """Return how odd images with these features are, float64 `(n,)`."""
+        if isinstance(self.density, Conditional | Discriminants):
+            return self.density.score(table_of(columns, self.member.families), table_of(columns, self.member.given))
+        scores = self.density.score(table_of(columns, self.member.families))
+        # A distance spreads by factors: its logarithm is nearly normal, and compares with other members'.
+        return scores.clamp_min(1e-12).log() if self.member.density in ("mahalanobis", "neighbours") else scores
+
+
+def table_of(columns: Mapping[Family, Tensor], families: Sequence[Family]) -> Tensor:
+    """Return the columns of some families side by side."""
+    return torch.cat([columns[family] for family in families], dim=-1)
