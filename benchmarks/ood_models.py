@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--fit", type=int, default=1500)
     parser.add_argument("--altered", type=int, default=50)
+    parser.add_argument("--flip", action="store_true", help="average features over images and their mirror images")
     args = parser.parse_args()
     sets = image_sets(args.data, args.num, args.fit)
-    config = replace(DetectorConfig(), altered=args.altered)
+    default = DetectorConfig()
+    config = replace(default, altered=args.altered, features=replace(default.features, flip=args.flip))
     first, second = [], []
     for name in args.models:
         model = load(name)

@@ -99,6 +99,9 @@ def test_heat_overlay_colours_and_limit():
     np.testing.assert_array_equal(pixels[:8, :, 0], expected_pixels(image, 2))
     shares = np.minimum(values.numpy().astype(np.float64), 1).repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(pixels[10:], colormaps["inferno"](shares, bytes=True)[..., :3])
+    signed = np.asarray(heat_overlay(image, values - 1, limit=1.0, signed=True, scale=2))
+    shares = (values.numpy().astype(np.float64) / 2).repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(signed[10:], colormaps["RdBu_r"](shares, bytes=True)[..., :3])
     with pytest.raises(ValueError, match="limit must be finite and > 0"):
         heat_overlay(image, values, limit=0.0)
     with pytest.raises(ValueError, match="do not fit"):

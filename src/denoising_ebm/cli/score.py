@@ -190,14 +190,14 @@ def _write_maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | No
                     maps = detector.maps(pixels[None], batch_size=args.batch_size)
                 except ValueError as error:
                     raise ValueError(f"{args.images}/{name}: {error}") from None
-                write_maps(pixels[None], maps, [name], folder, limit)
+                write_maps(pixels[None], maps, [name], folder, limit, signed=True)
                 count += 1
                 advance(1)
     else:
         maps, limit = _maps(args, model, detector, images.pixels)
-        write_maps(images.pixels, maps, images.names, folder, limit)
+        write_maps(images.pixels, maps, images.names, folder, limit, signed=detector is not None)
         count = len(images)
-    note(f"{args.maps}: {count} maps, brightest at {unit} of {limit:.3g} per pixel")
+    note(f"{args.maps}: {count} maps, strongest colours at {unit} of {limit:.3g} per pixel")
 
 
 def _write_report(

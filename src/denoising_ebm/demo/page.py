@@ -28,6 +28,7 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.report import Picture, Section, Table
+from denoising_ebm.scoring.maps import Z_LIMIT
 
 NORMAL = "test images"
 #: Noise levels of the AUROC table and of the histograms.
@@ -215,7 +216,7 @@ def _where(evidence: Evidence) -> Section:
     inside = evidence.maps[:, rows, columns].flatten(1).mean(1)
     before, after = float(inside[:count].mean()), float(inside[count:].mean())
     labels = [f"max {float(pixel_map.max()):.1f}" for pixel_map in evidence.maps]
-    sheet = heat_map_sheet(evidence.shown, evidence.maps, labels, columns=count, limit=5.0)
+    sheet = heat_map_sheet(evidence.shown, evidence.maps, labels, columns=count, limit=Z_LIMIT, signed=True)
     return Section(
         "Where an image is odd",
         "The energy of an image is a sum over its pixels. A map shows how far the energy of each pixel lies above that of "
@@ -224,8 +225,8 @@ def _where(evidence: Evidence) -> Section:
         pictures=[
             Picture(
                 png_bytes(sheet),
-                "Test images and how odd their pixels are (z-scores); above as they are, below with a foreign square.",
-                "images above heat maps; the squares of the second row are bright",
+                "Test images as they are, then with a foreign square, above their z-scores: red above the usual, blue below.",
+                "images above maps; the squares of the second row are red",
             )
         ],
     )

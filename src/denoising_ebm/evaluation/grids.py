@@ -102,13 +102,16 @@ def trajectory_grid(
     return sheet
 
 
-def heat_overlay(image: Tensor, pixel_map: Tensor, *, limit: float, scale: int = 2) -> Image.Image:
-    """An image with its map of energies below, in the colour map inferno from 0 (black) to `limit` (yellow).
+def heat_overlay(
+    image: Tensor, pixel_map: Tensor, *, limit: float, signed: bool = False, scale: int = 2
+) -> Image.Image:
+    """An image with its map below: energies from 0 (black) to `limit` (yellow), or signed values around 0 (white).
 
     Args:
         image: Floats in [-1, 1], shape `(1 or 3, h, w)`.
-        pixel_map: Value of each pixel, >= 0, shape `(h, w)`; values above `limit` are drawn as `limit`.
-        limit: Value of the brightest colour, > 0. Maps are comparable only under the same limit.
+        pixel_map: Value of each pixel, shape `(h, w)`; values above `limit` are drawn as `limit`.
+        limit: Value of the strongest colour, > 0. Maps are comparable only under the same limit.
+        signed: Draw values from -`limit` (blue) over 0 (white) to `limit` (red), instead of none below 0.
         scale: Edge of a drawn pixel, >= 1.
 
     Returns:
@@ -124,8 +127,8 @@ def heat_overlay(image: Tensor, pixel_map: Tensor, *, limit: float, scale: int =
     if not bool(torch.isfinite(pixel_map).all()):
         raise ValueError("pixel_map contains values that are not finite")
     pixels = np.broadcast_to(_to_uint8(image[None])[0].transpose(1, 2, 0), (*image.shape[1:], 3))
-    shares = (pixel_map.detach().double().cpu().numpy() / limit).clip(0, 1)
-    colours = colormaps["inferno"](shares, bytes=True)[..., :3]
+    shares = (pixel_map.detach().double().cpu().numpy() / limit).clip(-1 if signed else 0, 1)
+    colours = _coloured(shares, signed)
     line = np.full((1, image.shape[2], 3), PAPER, dtype=np.uint8)
     return _to_picture(_enlarge(np.concatenate([pixels, line, colours]), scale))
 
@@ -136,6 +139,7 @@ def heat_map_sheet(
     labels: Sequence[str],
     *,
     limit: float | None = None,
+    signed: bool = False,
     columns: int = 8,
     scale: int = 3,
 ) -> Image.Image:
@@ -143,9 +147,10 @@ def heat_map_sheet(
 
     Args:
         images: Floats in [-1, 1], shape `(n, 1 or 3, h, w)`.
-        maps: Value of each pixel, >= 0, shape `(n, h, w)`.
+        maps: Value of each pixel, shape `(n, h, w)`.
         labels: One for each image.
-        limit: Value of the brightest colour; the 99.5 % quantile of all values if None.
+        limit: Value of the strongest colour; the 99.5 % quantile of all values if None.
+        signed: As for `heat_overlay`.
         columns: Images in a row, >= 1.
         scale: Edge of a drawn pixel, >= 1.
 
@@ -161,7 +166,10 @@ def heat_map_sheet(
         raise ValueError(f"columns must be >= 1, got {columns}")
     if limit is None:
         limit = float(np.quantile(maps.detach().double().cpu().numpy(), 0.995))
-    tiles = [heat_overlay(image, values, limit=limit, scale=scale) for image, values in zip(images, maps, strict=True)]
+    tiles = [
+        heat_overlay(image, values, limit=limit, signed=signed, scale=scale)
+        for image, values in zip(images, maps, strict=True)
+    ]
     columns = min(columns, len(tiles))
     gap = 8
     cell_width, cell_height = tiles[0].width + gap, tiles[0].height + LABEL_HEIGHT + gap
@@ -172,7 +180,9 @@ def heat_map_sheet(
         left, top = (i % columns) * cell_width, (i // columns) * cell_height
         _draw_label(sheet, label, centre=left + tile.width / 2, top=top, width=tile.width)
         sheet.paste(tile, (left, top + LABEL_HEIGHT))
-    _draw_colour_bar(sheet, left=columns * cell_width, top=LABEL_HEIGHT, height=tiles[0].height, limit=limit)
+    _draw_colour_bar(
+        sheet, left=columns * cell_width, top=LABEL_HEIGHT, height=tiles[0].height, limit=limit, signed=signed
+    )
     return sheet
 
 
@@ -199,9 +209,16 @@ def _draw_label(sheet: Image.Image, text: str, *, centre: float, top: float, wid
     ImageDraw.Draw(sheet).text((centre, top + LABEL_HEIGHT / 2), text, fill=INK, font=font, anchor="mm")
 
 
-def _draw_colour_bar(sheet: Image.Image, *, left: int, top: int, height: int, limit: float) -> None:
-    levels = np.linspace(1, 0, height)[:, None].repeat(10, axis=1)
-    sheet.paste(Image.fromarray(colormaps["inferno"](levels, bytes=True)[..., :3]), (left, top))
+def _draw_colour_bar(sheet: Image.Image, *, left: int, top: int, height: int, limit: float, signed: bool) -> None:
+    levels = np.linspace(1, -1 if signed else 0, height)[:, None].repeat(10, axis=1)
+    sheet.paste(Image.fromarray(_coloured(levels, signed)), (left, top))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     draw.text((left + 14, top), f"{limit:.3g}", fill=INK, font=font, anchor="lt")
-    draw.text((left + 14, top + height), "0", fill=INK, font=font, anchor="ls")
+    draw.text((left + 14, top + height), f"{-limit:.3g}" if signed else "0", fill=INK, font=font, anchor="ls")
+
+
+def _coloured(shares: npt.NDArray[np.float64], signed: bool) -> npt.NDArray[np.uint8]:
+    """Return RGB of values in [0, 1], or in [-1, 1] if signed."""
+    colours = colormaps["RdBu_r"]((shares + 1) / 2, bytes=True) if signed else colormaps["inferno"](shares, bytes=True)
+    rgb: npt.NDArray[np.uint8] = colours[..., :3]
+    return rgb

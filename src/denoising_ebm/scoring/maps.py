@@ -15,8 +15,8 @@ from denoising_ebm.images import to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
 
-#: z-score of the brightest colour in maps of a detector.
-Z_LIMIT = 5.0
+#: z-score of the strongest colours in maps of a detector.
+Z_LIMIT = 3.0
 
 
 @torch.no_grad()
@@ -43,18 +43,19 @@ def brightest(maps: Tensor) -> float:
     return max(float(np.quantile(maps.numpy(), 0.995)), 1e-12)
 
 
-def write_maps(pixels: Tensor, maps: Tensor, names: Sequence[str], folder: Path, limit: float) -> None:
+def write_maps(pixels: Tensor, maps: Tensor, names: Sequence[str], folder: Path, limit: float, signed: bool) -> None:
     """Write for each image a PNG with the image above its map, all on one scale.
 
     Args:
         pixels: The images, uint8 `(n, channels, height, width)`.
-        maps: Their maps, `(n, height, width)`; below zero is drawn as zero.
+        maps: Their maps, `(n, height, width)`.
         names: The files keep these names and folders, `#` in them becomes `-`.
         folder: Where to.
-        limit: Value of the brightest colour.
+        limit: Value of the strongest colour.
+        signed: Whether values below zero get colours of their own.
     """
     for image, pixel_map, name in zip(pixels, maps, names, strict=True):
-        picture = heat_overlay(to_float(image), pixel_map, limit=limit)
+        picture = heat_overlay(to_float(image), pixel_map, limit=limit, signed=signed)
         plain = name.replace("#", "-").lstrip("/")
         path = folder / (plain if plain.lower().endswith(".png") else f"{plain}.png")
         write_atomically(path, partial(picture.save, format="PNG"))

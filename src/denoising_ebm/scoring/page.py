@@ -39,7 +39,7 @@ def score_sections(
         images: The scored images.
         rows: Their table.
         maps: Maps of the `oddest` images, in that order, shape (up to `SHOWN`, height, width).
-        limit: Value of the brightest colour of maps.
+        limit: Value of the strongest colour of maps.
         detector: What scored them; None if only energies were computed.
         rate: What was asked for when flagging, in words; empty if nothing was.
     """
@@ -48,12 +48,17 @@ def score_sections(
     sections = [_overview(readable, detector, rate)]
     pixels = to_float(images.pixels[torch.tensor(chosen)])
     labels = [_label(readable[i]) for i in chosen]
-    what = "z-score per pixel (0: as in normal images)" if detector else "energy per pixel"
+    if detector:
+        what = (
+            "z-scores of the energy per pixel. White is usual; red is harder to restore than in normal images, as foreign "
+            "things are; blue is easier, as in images that are odd by being smooth."
+        )
+    else:
+        what = "energies per pixel."
     picture = Picture(
-        png_bytes(heat_map_sheet(pixels, maps, labels, limit=limit)),
-        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}. A map shows energies above "
-        "the usual; it stays dark where an image is odd as a whole, or by being smoother than normal ones.",
-        "images above maps that are bright where the image is odd",
+        png_bytes(heat_map_sheet(pixels, maps, labels, limit=limit, signed=detector is not None)),
+        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}",
+        "images above maps of where they are odd",
     )
     columns = (
         ["name", "score", "p-value", "flagged", "looks", "energy"] if detector else ["name", "energy", "percentile"]
