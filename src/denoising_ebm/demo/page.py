@@ -225,7 +225,7 @@ def _where(evidence: Evidence) -> Section:
         pictures=[
             Picture(
                 png_bytes(sheet),
-                "Test images as they are, then with a foreign square, above their z-scores: red above the usual, blue below.",
+                "Test images as they are, then with a foreign square, above z-scores: red above the usual, blue below.",
                 "images above maps; the squares of the second row are red",
             )
         ],
