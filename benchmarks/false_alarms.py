@@ -32,9 +32,8 @@ def main() -> None:
         args.data, split="test", limit=args.num, image_size=network.image_size, channels=network.channels
     ).pixels
     scores, half = detector.score(pixels), len(pixels) // 2
-    print(
-        f"{describe(detector.model.device)}; {half} calibration and {len(pixels) - half} other images, seeds 0 to ...\n"
-    )
+    counts = f"{half} calibration and {len(pixels) - half} other images, seeds 0 to {args.splits - 1}"
+    print(f"{describe(detector.model.device)}; {counts}\n")
     print(
         "| nominal | mean observed | least | most | 95 % interval of a split | splits inside |\n|---|---|---|---|---|---|"
     )

@@ -21,7 +21,7 @@ from denoising_ebm.ood.metrics import auroc
 
 
 def paste(pixels: Tensor, side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return images with a square of the next image, and a mask of where it is."""
+    """Return images with a square of the image before, and a mask of where it is."""
     count, size = len(pixels), pixels.shape[-1]
     corners = torch.randint(0, size - side + 1, (count, 2), generator=torch.Generator().manual_seed(seed))
     place = torch.arange(size)
@@ -62,14 +62,15 @@ def main() -> None:
     cases = {f"energy, sigma {sigma:g}, no inner noise": (lambda s=sigma: bare(s, 0, 1)) for sigma in (0.05, 0.2)}
     cases |= {f"energy, sigma {sigma:g}, 4 draws": (lambda s=sigma: bare(s, 4, 1)) for sigma in (0.05, 0.2, 0.4)}
     levels: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-        "**z .2 .4 .8 noised, .1 .2 .4 clean**": ((0.2, 0.4, 0.8), (0.1, 0.2, 0.4)),
+        "z .2 .4 .8 noised, .1 .2 .4 clean": ((0.2, 0.4, 0.8), (0.1, 0.2, 0.4)),
         "z .2 .4 .8 noised": ((0.2, 0.4, 0.8), ()),
         "z .1 .2 .4 clean": ((), (0.1, 0.2, 0.4)),
     }
     for label, (noised, clean) in levels.items():
         for smooth in (1.0, 2.0, 3.0, 4.0):
             config = MapConfig(noised, clean, smooth=smooth)
-            cases[f"{label}, smoothed {smooth:g}"] = lambda c=config: OddMaps(model, c).fit(train).maps(pasted)
+            named = f"{label}, smoothed {smooth:g}" + (" (default)" if config == MapConfig() else "")
+            cases[named] = lambda c=config: OddMaps(model, c).fit(train).maps(pasted)
     for label, compute in cases.items():
         if not args.only or label in args.only:
             show(label, compute())

@@ -4,7 +4,8 @@
 
 DATA holds the folders cifar10, svhn, celeba64 and cifar100 of Parquet files. Features of every set are kept in --out, so an
 interrupted run continues; the tables are printed as Markdown. The last column is what the default detector's settings were
-chosen by: alterations of training images, scored by discriminants of the other groups of alterations only, mean over groups.
+chosen by: alterations of training images that take no part in fitting, against the same as they are, scored by discriminants
+of the other groups of alterations only; mean AUROC over groups.
 The last table knows the odd images: it says what the features hold, not what a detector can find.
 """
 
@@ -68,6 +69,7 @@ class Sets:
     pixels: dict[str, Tensor]
     features: dict[str, Table]  #: At all of SIGMAS.
     altered: Table  #: At the default detector's levels, shape (1 + kinds, images, columns).
+    probe: Table  #: The same of training images that take no part in fitting.
 
 
 def main() -> None:
@@ -160,10 +162,10 @@ def detectors(sets: Sets) -> None:
 def held_out(member: Member, tables: dict[str, Table], sets: Sets) -> float:
     """Return the mean AUROC of altered images, each group of alterations judged by discriminants of the others."""
     found = Discriminants(ridge=member.ridge, shift=member.shift)
-    altered = table(sets.altered, member.families), table(sets.altered, member.given)
-    found.fit(table(tables["train"], member.families), table(tables["train"], member.given), *altered)
-    normal = found.heads(table(tables["test"], member.families), table(tables["test"], member.given))
-    heads = [found.heads(features, given) for features, given in zip(*altered, strict=True)][1:]
+    pairs = [(table(each, member.families), table(each, member.given)) for each in (tables["train"], sets.altered)]
+    found.fit(*pairs[0], *pairs[1])
+    probe = zip(table(sets.probe, member.families), table(sets.probe, member.given), strict=True)
+    normal, *heads = (found.heads(features, given) for features, given in probe)
     kinds = list(alterations(sets.model.config.network.channels).values())
     means = []
     for group in dict.fromkeys(kind.group for kind in kinds):
@@ -213,22 +215,27 @@ def read_sets(model: DenoisingEBM, args: argparse.Namespace) -> Sets:
     detector = OODDetector(model)
     features = {}
     for name, images in pixels.items():
-        key = [model.fingerprint(), len(images), list(families)]
+        if name == "more train":
+            continue
+        key = [model.fingerprint(), model.precision, str(config), len(images)]
         compute = partial(compute_features, model, images, config)
         features[name] = kept(args.out / f"{name}.pt", key, compute)
     altered: Table = {}
+    probe: Table = {}
     if args.only != "energies":
-        key = [model.fingerprint(), detector.config.altered]
+        kinds = [(name, kind.low, kind.high) for name, kind in alterations(model.config.network.channels).items()]
+        key = [model.fingerprint(), model.precision, str(detector.config), str(kinds), args.fit]
         altered = kept(args.out / "altered.pt", key, partial(detector.altered_columns, pixels["train"]))
-    return Sets(model, pixels, features, altered)
+        probe = kept(args.out / "probe.pt", key, partial(detector.altered_columns, pixels["more train"], seed=1))
+    return Sets(model, pixels, features, altered, probe)
 
 
 def image_sets(data: Path, num: int, fit: int) -> dict[str, Tensor]:
     def read(name: str, split: str, limit: int, resize: str | None = None) -> Tensor:
         return load_images(data / name, split=split, limit=limit, image_size=32, resize=resize, progress=False).pixels
 
-    test = read("cifar10", "test", 2 * num)
-    sets = {"train": read("cifar10", "train", fit), "test": test[:num], "svhn": read("svhn", "train", num)}
+    train, test = read("cifar10", "train", fit + 100), read("cifar10", "test", 2 * num)
+    sets = {"train": train[:fit], "more train": train[fit:], "test": test[:num], "svhn": read("svhn", "train", num)}
     sets["celeba"] = read("celeba64", "train", num, "bilinear")
     sets["cifar100"] = read("cifar100", "test", num)
     for name in ("interpolation", "constant", "uniform-noise"):

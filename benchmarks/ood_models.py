@@ -2,7 +2,8 @@
 
     python benchmarks/ood_models.py runs/a runs/b cifar10-small --data DATA [--num 500] [--fit 1500]
 
-DATA as for `ood_grid.py`. First table: AUROC of the default detector, fitted anew for each model. Second table: AUROC of
+DATA as for `ood_grid.py`. First table: AUROC of the default detector (but for the
+number of altered images), fitted anew for each model. Second table: AUROC of
 the energy alone at single noise levels, with and without the inner noise of eq. 7. `untrained` stands for random weights.
 """
 
@@ -16,12 +17,12 @@ import torch
 from ood_grid import ODD, image_sets
 
 from denoising_ebm import DenoisingEBM, preset
-from denoising_ebm.hardware import describe
+from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.features import Family, compute_features
 from denoising_ebm.ood.metrics import auroc
 
-#: The paper's energy, and the same without inner noise.
+#: The energy without inner noise, and the paper's.
 ENERGIES: dict[Family, str] = {"energy": "clean", "noised-energy": "eq. 7"}
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--flip", action="store_true", help="average features over images and their mirror images")
     args = parser.parse_args()
     sets = image_sets(args.data, args.num, args.fit)
+    del sets["more train"]
     default = DetectorConfig()
     config = replace(default, altered=args.altered, features=replace(default.features, flip=args.flip))
     first, second = [], []
@@ -53,7 +55,7 @@ def main() -> None:
                 second.append([name, f"U^c {what}, sigma {sigma:g}", *cells])
         print(first[-1], flush=True)
     print(
-        f"\n{describe(torch.device('cpu'))}; {args.num} images a set, {args.fit} to fit, {args.altered} altered; seed 0\n"
+        f"\n{describe(choose_device('auto'))}; {args.num} images a set, {args.fit} to fit, {args.altered} altered; seed 0\n"
     )
     for head, rows in ((["model", "images seen", "held-out loss"], first), (["model", "score"], second)):
         print("| " + " | ".join([*head, *ODD]) + " |\n|" + "---|" * (len(head) + len(ODD)))
@@ -66,7 +68,7 @@ def load(name: str) -> DenoisingEBM:
     if name != "untrained":
         return DenoisingEBM.from_pretrained(name, device="auto").set_precision("auto")
     torch.manual_seed(0)
-    return DenoisingEBM(preset("cifar10-small")).eval().set_precision("auto")
+    return DenoisingEBM(preset("cifar10-small")).eval().to(choose_device("auto")).set_precision("auto")
 
 
 if __name__ == "__main__":

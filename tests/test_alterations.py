@@ -59,8 +59,8 @@ def test_strengths_are_drawn_between_their_bounds() -> None:
     for logarithmic, median in ((False, 5.05), (True, 1.0)):
         Alteration("tone", watch, 0.1, 10.0, logarithmic)(pixels, torch.Generator().manual_seed(0))
         assert 0.1 <= float(seen[-1].min()) < 0.2 and 9.5 < float(seen[-1].max()) <= 10.0
-        # Of 4,000 draws the median's standard error is 1.6 % of the range (in logs, of its logarithm).
-        assert float(seen[-1].median()) == pytest.approx(median, rel=0.17)
+        # Of 4,000 draws the median's standard error is 0.8 % of the range: 0.08, or 3.6 % in logs.
+        assert float(seen[-1].median()) == pytest.approx(median, rel=0.15 if logarithmic else 0.07)
 
 
 def test_contrast_scales_every_deviation_from_the_mean(colours: Tensor) -> None:
@@ -111,7 +111,10 @@ def test_fog_of_black_images_is_a_cloud_of_falling_spectrum() -> None:
     cloud = to_float(alter("fog", half, low=1.0, high=1.0))
     power = torch.fft.rfft2(cloud - cloud.mean((2, 3), keepdim=True)).abs().square().mean((0, 1))
     # Amplitude 1 / f: power falls by four from one octave to the next.
-    assert float(power[0, 4] / power[0, 8]) == pytest.approx(4, rel=0.6)
+    rows, columns = torch.fft.fftfreq(32)[:, None] * 32, torch.arange(17.0)
+    radius = (rows.square() + columns.square()).sqrt()
+    low, high = (float(power[(radius > r - 0.5) & (radius < r + 0.5)].mean()) for r in (4, 8))
+    assert low / high == pytest.approx(4, rel=0.2)
 
 
 def test_turns_and_mirrors() -> None:

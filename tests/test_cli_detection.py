@@ -39,8 +39,11 @@ def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
     assert done.status == 0 and "detector fitted on 72 images, calibrated on 20 images" in done.err
     assert "false-alarm rates down to 0.048 can be promised" in done.err
     options = ["--images", 50, "--calibration", "fashion-mnist", "--calibration-split", "test"]
-    done = debm("fit-detector", run, folder, *options, "--out", tmp_path / "b", *FAST)
-    assert "detector fitted on 45 images, calibrated on 2,000 images" in done.err
+    few = ["--calibration-images", 60]
+    done = debm("fit-detector", run, folder, *options, *few, "--out", tmp_path / "b", *FAST)
+    assert "detector fitted on 45 images, calibrated on 60 images" in done.err
+    done = debm("fit-detector", run, folder, *options, "--calibration-images", 0, "--out", tmp_path / "b", *FAST)
+    assert "--calibration-images must be >= 1, got 0" in done.error
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["detector.json", "detector.safetensors"]
 
 

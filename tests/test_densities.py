@@ -10,7 +10,6 @@ from scipy.spatial.distance import mahalanobis
 
 from denoising_ebm import PRESETS, DenoisingEBM
 from denoising_ebm.images import load_images, to_float
-from denoising_ebm.ood.conditional import Conditional
 from denoising_ebm.ood.densities import (
     Density,
     Mahalanobis,
@@ -21,7 +20,6 @@ from denoising_ebm.ood.densities import (
     TwoSided,
 )
 from denoising_ebm.ood.features import log_energies
-from denoising_ebm.ood.metrics import auroc
 
 
 @pytest.fixture
@@ -201,50 +199,3 @@ def test_log_energies_refuses_bad_levels_and_floats(model: DenoisingEBM) -> None
         log_energies(model, pixels, [0.1, -0.1])
     with pytest.raises(ValueError, match="uint8"):
         log_energies(model, to_float(pixels), [0.1])
-
-
-# -- conditional --------------------------------------------------------------------------------------------------------
-
-
-def conditioned(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw c ~ N(0, 1) and y_j ~ N(c + c^2 / 2, exp(c)), j < 20: mean and log variance are quadratic in c."""
-    generator = torch.Generator().manual_seed(seed)
-    c = torch.randn(count, 1, generator=generator, dtype=torch.float64)
-    noise = torch.randn(count, 20, generator=generator, dtype=torch.float64)
-    return c + c.square() / 2 + (c / 2).exp() * noise, c
-
-
-def test_conditional_density_against_the_distances_it_estimates() -> None:
-    y, c = conditioned(4000, 0)
-    density = Conditional(share=1.0, components=1).fit(y, c)
-    fresh, given = conditioned(500, 1)
-    exact = ((fresh - given - given.square() / 2).square() * (-given).exp()).mean(1).log()
-    score = density.score(fresh, given)
-    # Up to an offset: E[log chi^2_1] = -1.27, and the rotation to unit variance leaves the ratios.
-    difference = score - exact
-    assert float(difference.std()) < 0.25 and float(score.std()) > 0.25
-    assert np.corrcoef(score.numpy(), exact.numpy())[0, 1] > 0.8
-
-
-def test_conditional_density_finds_what_a_marginal_one_misses() -> None:
-    y, c = conditioned(4000, 0)
-    fresh, given = conditioned(1000, 1)
-    # Values that are usual, but not beside their c.
-    others = fresh[given[:, 0].argsort(descending=True)]
-    matched = given[given[:, 0].argsort()]
-    conditional, marginal = Conditional(share=1.0, components=1).fit(y, c), Principal(Mahalanobis()).fit(y)
-    assert auroc(marginal.score(fresh), marginal.score(others)) == pytest.approx(0.5, abs=1e-9)
-    assert auroc(conditional.score(fresh, given), conditional.score(others, matched)) > 0.75
-
-
-def test_conditional_density_far_outside_and_saved() -> None:
-    y, c = conditioned(500, 0)
-    density = Conditional(components=1).fit(y, c)
-    far = density.score(y + 100, c)
-    assert bool(far.isfinite().all()) and float(far.min()) > float(density.score(y, c).max())
-    assert bool(density.score(y, 1e6 * c).isfinite().all())
-    torch.testing.assert_close(Conditional().load(density.tensors()).score(y, c), density.score(y, c))
-    with pytest.raises(ValueError, match="500 rows of features, but 3 of what they are judged by"):
-        density.fit(y, c[:3])
-    with pytest.raises(ValueError, match="not fitted"):
-        Conditional().score(y, c)

@@ -111,6 +111,11 @@ def test_discriminants_learn_from_altered_images(model: DenoisingEBM, pixels: Te
     model.save_pretrained(tmp_path)
     detector.save(tmp_path)
     loaded = OODDetector.from_pretrained(tmp_path)
+    for name in ("negative", "noise"):
+        columns = loaded.columns(alterations(1)[name](pixels[200:], torch.Generator().manual_seed(1)))
+        looks, others = loaded.looks(columns), loaded.looks(loaded.columns(pixels[200:]))
+        assert looks is not None and others is not None and looks.count(name) > 3 * others.count(name) + 5
+    assert OODDetector(model, SMALL).fit(pixels[:60]).looks(columns) is None
     torch.testing.assert_close(loaded.score(pixels[200:]), detector.score(pixels[200:]), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="discriminants need features of altered images"):
         OODDetector(model, DISCRIMINANTS).fit_columns(compute_features(model, pixels[:50], DISCRIMINANTS.features))
@@ -223,7 +228,11 @@ def test_unfitted_and_too_few(model: DenoisingEBM, pixels: Tensor, tmp_path: Pat
             call()
     with pytest.raises(ValueError, match="needs at least 20 normal images, got 5"):
         fresh.fit(pixels[:5])
-    with pytest.raises(ValueError, match="at least one density"):
+    with pytest.raises(ValueError, match="needs at least 20 normal images, got 5"):
+        fresh.fit(pixels[:5], calibration=pixels[:5])
+    with pytest.raises(ValueError, match="no calibration images"):
+        fresh.fit(pixels[:30], calibration=pixels[:0])
+    with pytest.raises(ValueError, match="at least one member"):
         DetectorConfig(members=())
     with pytest.raises(ValueError, match="density conditional needs `given`"):
         Member(("energy",), "conditional")

@@ -117,6 +117,17 @@ def test_heat_map_sheet_contains_every_overlay():
         np.testing.assert_array_equal(sheet[top : top + 66, left : left + 32], tile)
 
 
+def test_signed_sheets_take_their_limit_from_sizes():
+    images, maps = random_images(2, channels=3, height=16, width=16), -torch.rand(2, 16, 16)
+    sheet = np.asarray(heat_map_sheet(images, maps, ["a", "b"], signed=True, scale=2))
+    limit = float(np.quantile(-maps.double().numpy(), 0.995))
+    tile = np.asarray(heat_overlay(images[0], maps[0], limit=limit, signed=True, scale=2))
+    np.testing.assert_array_equal(sheet[20 : 20 + tile.shape[0], : tile.shape[1]], tile)
+    # The colour bar goes from red above to blue below.
+    bar = sheet[20 : 20 + tile.shape[0], 2 * (32 + 8) + 2].astype(int)
+    assert bar[0, 0] > bar[0, 2] + 50 and bar[-1, 2] > bar[-1, 0] + 50
+
+
 def test_curves_draw_only_what_was_recorded():
     records = [
         {"images_seen": 100 * step, "phase": "denoising", "loss": 1.0 / (step + 1), "grad_norm": 2.0}

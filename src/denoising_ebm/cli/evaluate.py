@@ -37,7 +37,8 @@ detector (`debm fit-detector`) and for its energy at one noise level, the paper'
 
 Odd sets are images (NAME=DATA, NAME=DATA@SPLIT) or made of the normal ones: interpolation (means of two, as in the paper),
 constant, uniform-noise, gaussian-noise, impulse-noise, blur, contrast, brightness, pixelate, jpeg, zoom, upside-down,
-shuffled, spliced, inverted, swapped-channels; `all` stands for all of these.
+shuffled, spliced, inverted, swapped-channels; `all` stands for all of these. But for the first three they are relatives of
+the alterations that a detector learns from.
 
 With --out: index.html (tables, ROC curves, histograms), results.csv, and the scores of every image in scores.parquet."""
 EPILOG = """\

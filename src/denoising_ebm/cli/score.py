@@ -37,9 +37,9 @@ Score images. With a detector (`debm fit-detector` puts one beside the model): a
 p-value (share of normal images at least as odd) and, with --fpr or --fdr, a flag. Always: the energy (low = normal) and its
 percentile among the model's own held-out images. A detector's scores are computed in the precision it was fitted in.
 
-Columns: name, status (ok or unreadable), score, p_value, flagged, looks (of odd images: which slight alteration of a normal
-image they resemble most, a hint at why), energy, percentile, sigma, resize; a row for each file, in the order of the
-source."""
+Columns: name, status (ok or unreadable), score, p_value, flagged, looks (if p_value <= .1: which alteration of a normal
+image it resembles most, a hint at why it is odd), energy, percentile, sigma, resize; a row for each file, in the order of
+the source."""
 EPILOG = """\
 Examples:
   debm score runs/mine new-images/ --fpr 0.05 --out scores.csv      at most 5 % of normal images are flagged
@@ -157,7 +157,7 @@ def _check(args: Namespace) -> None:
 
 
 def _maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | None, pixels: Tensor) -> tuple[Tensor, float]:
-    """Return the maps of images of the model's size, and the value of the brightest colour."""
+    """Return the maps of images of the model's size, and the value of the strongest colour."""
     import torch
 
     from denoising_ebm.images import to_float

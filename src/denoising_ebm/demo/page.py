@@ -219,14 +219,14 @@ def _where(evidence: Evidence) -> Section:
     sheet = heat_map_sheet(evidence.shown, evidence.maps, labels, columns=count, limit=Z_LIMIT, signed=True)
     return Section(
         "Where an image is odd",
-        "The energy of an image is a sum over its pixels. A map shows how far the energy of each pixel lies above that of "
-        "normal images at the same place, in standard deviations. In the second row the central 8 x 8 pixels come from "
-        f"another test image: there the mean is {after:.2f}, against {before:.2f} at the same place before.",
+        "The energy of an image is a sum over its pixels. A map shows how far the energy of each pixel lies from what it "
+        "is in normal images at the same place, in standard deviations. In the second row the central 8 x 8 pixels come "
+        f"from another test image: there the mean is {after:.2f}, against {before:.2f} at the same place before.",
         pictures=[
             Picture(
                 png_bytes(sheet),
                 "Test images as they are, then with a foreign square, above z-scores: red above the usual, blue below.",
-                "images above maps; the squares of the second row are red",
+                "images above maps of where they are odd",
             )
         ],
     )

@@ -149,7 +149,7 @@ def heat_map_sheet(
         images: Floats in [-1, 1], shape `(n, 1 or 3, h, w)`.
         maps: Value of each pixel, shape `(n, h, w)`.
         labels: One for each image.
-        limit: Value of the strongest colour; the 99.5 % quantile of all values if None.
+        limit: Value of the strongest colour; the 99.5 % quantile of all values (of their sizes if signed) if None.
         signed: As for `heat_overlay`.
         columns: Images in a row, >= 1.
         scale: Edge of a drawn pixel, >= 1.
@@ -165,7 +165,8 @@ def heat_map_sheet(
     if columns < 1:
         raise ValueError(f"columns must be >= 1, got {columns}")
     if limit is None:
-        limit = float(np.quantile(maps.detach().double().cpu().numpy(), 0.995))
+        values = maps.detach().double().cpu().numpy()
+        limit = float(np.quantile(np.abs(values) if signed else values, 0.995))
     tiles = [
         heat_overlay(image, values, limit=limit, signed=signed, scale=scale)
         for image, values in zip(images, maps, strict=True)

@@ -55,8 +55,14 @@ class Expectation(Fitted):
         return self
 
     def standardise(self, y: Tensor, given: Tensor) -> Tensor:
-        """Return (y - m) / sqrt(v), float64, shape of `y`."""
+        """Return (y - m) / sqrt(v), float64, shape of `y`.
+
+        Raises:
+            ValueError: If `fit` was not called, or the rows of `y` and `given` differ in number.
+        """
         self._require()
+        if len(y) != len(given):
+            raise ValueError(f"{len(y)} rows of features, but {len(given)} of what they are judged by")
         condition = {name: self._kept[f"given.{name}"] for name in ("mean", "spread", "components")}
         design = _quadratic(rotated(self._incoming(given, len(condition["mean"])), condition))
         # Far outside of what was fitted the regressions may say anything.

@@ -1,4 +1,4 @@
-"""A detector of odd images: features of a model, densities on them, a false-alarm rate that is kept, maps of where."""
+"""A detector of odd images: opinions on features of a model, a false-alarm rate that is kept, maps of where."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DetectorConfig:
 
     Attributes:
         features: The features and their noise levels.
-        members: The densities. Each one's score is standardised on normal images.
+        members: The opinions. Each one's score is standardised on normal images.
         combine: `max`: an image is as odd as its oddest opinion; `mean`: the opinions' mean.
         altered: Normal images that are altered in every way of `alterations.py` to find `discriminants`.
         maps: How maps of where an image is odd are made.
@@ -59,7 +59,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise ValueError("detector.members needs at least one density")
+            raise ValueError("detector.members needs at least one member")
         if self.altered < 1:
             raise ValueError(f"detector.altered must be >= 1, got {self.altered}")
         for member in self.members:
@@ -71,7 +71,7 @@ class DetectorConfig:
                 )
 
     def num_altered(self, num: int, channels: int) -> int:
-        """Return how many altered images fitting to `num` normal ones looks at."""
+        """Return how many images `OODDetector.altered_columns` looks at, given `num` normal ones."""
         if not any(member.density == "discriminants" for member in self.members):
             return 0
         return (1 + len(alterations(channels))) * min(self.altered, num)
@@ -82,7 +82,7 @@ class OODDetector:
 
     Args:
         model: The model whose features are used.
-        config: Features and densities; the default of the package if None.
+        config: Features and opinions; the default of the package if None.
     """
 
     def __init__(self, model: DenoisingEBM, config: DetectorConfig | None = None) -> None:
@@ -91,6 +91,7 @@ class OODDetector:
         self.facts: dict[str, Any] = {}
         self._opinions = [member.build() for member in self.config.members]
         self._scale: Tensor | None = None
+        self._kinds: tuple[str, ...] = ()
         self._maps = OddMaps(model, self.config.maps)
         self.calibration = torch.empty(0, dtype=torch.float64)  #: Scores of the calibration images, for p-values.
 
@@ -125,12 +126,14 @@ class OODDetector:
             Itself.
 
         Raises:
-            ValueError: If there are too few images, or of another shape.
+            ValueError: If there are fewer than 20 images or no calibration images, or images are of another shape.
         """
+        if len(images) < 20:
+            raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(images)}")
+        if calibration is not None and len(calibration) == 0:
+            raise ValueError("there are no calibration images")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         if calibration is None:
-            if len(images) < 20:
-                raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(images)}")
             num = len(images) // 5
             calibration, order = images[order[:num]], order[num:]
         columns = compute_features(
@@ -159,7 +162,7 @@ class OODDetector:
         config = self.config
         if not config.num_altered(len(images), images.shape[1]):
             return {}
-        originals, generator = images[: config.altered], torch.Generator().manual_seed(seed)
+        originals, generator = images[: config.altered].cpu(), torch.Generator().manual_seed(seed)
         sets = [originals] + [alter(originals, generator) for alter in alterations(images.shape[1]).values()]
         tables = [
             compute_features(self.model, pixels, config.features, batch_size=batch_size, progress=progress)
@@ -175,6 +178,9 @@ class OODDetector:
         Args:
             columns: Features of normal images in random order, as from `compute_features`.
             altered: As from `altered_columns`, where a member needs it.
+
+        Raises:
+            ValueError: If a member needs `altered` and it is missing, or features do not fit each other.
         """
         # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
         count = len(next(iter(columns.values())))
@@ -183,6 +189,7 @@ class OODDetector:
         fresh = {family: table[:num] for family, table in columns.items()}
         table = torch.stack([opinion.fit(fitted, altered or {}).score(fresh) for opinion in self._opinions])
         self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
+        self._kinds = tuple(alterations(self.model.config.network.channels)) if altered else ()
         self.facts = {"fitted on": count - num}
         return self
 
@@ -238,8 +245,7 @@ class OODDetector:
                 heads = opinion.density.heads(
                     table_of(columns, opinion.member.families), table_of(columns, opinion.member.given)
                 )
-                names = list(alterations(self.model.config.network.channels))
-                return [names[i] for i in heads.argmax(1).tolist()]
+                return [self._kinds[i] for i in heads.argmax(1).tolist()]
         return None
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -275,6 +281,7 @@ class OODDetector:
             "model": self.model.fingerprint(),
             "precision": self.model.precision,
             "config": asdict(self.config),
+            "alterations": self._kinds,
             "facts": self.facts,
         }
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -306,8 +313,8 @@ class OODDetector:
         except SafetensorError as error:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a detector of format {FORMAT}")
-        lacking = [name for name in ("model", "precision", "config") if name not in values]
+            raise ValueError(f"{path}: not a detector of format {FORMAT}; fit it again with `debm fit-detector`")
+        lacking = [name for name in ("model", "precision", "config", "alterations") if name not in values]
         if lacking:
             raise ValueError(f"{path}: {lacking[0]!r} is missing")
         if values["model"] != model.fingerprint():
@@ -317,6 +324,7 @@ class OODDetector:
             )
         detector = cls(model, from_dict(DetectorConfig, values["config"], where=f"{path}: config"))
         detector.facts = dict(values.get("facts", {}))
+        detector._kinds = tuple(values["alterations"])
         try:
             detector._scale, detector.calibration = tensors["scale"], tensors["calibration"]
             for i, opinion in enumerate(detector._opinions):

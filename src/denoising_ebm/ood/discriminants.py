@@ -54,10 +54,19 @@ class Discriminants(Fitted):
         features = checked(features)
         if len(features) < 5:
             raise ValueError(f"discriminants need at least 5 normal images, got {len(features)}")
-        num = max(2, len(features) // 5)
+        if len(given) != len(features):
+            raise ValueError(f"{len(features)} rows of features, but {len(given)} of what they are judged by")
+        if altered.ndim != 3 or altered.shape[2] != features.shape[1] or altered_given.shape[:2] != altered.shape[:2]:
+            raise ValueError(
+                f"altered must have shape (1 + kinds, m, {features.shape[1]}) and altered_given (1 + kinds, m, g), "
+                f"got {tuple(altered.shape)} and {tuple(altered_given.shape)}"
+            )
+        # A spread of few images is a guess, and the head with the least would decide alone.
+        num = max(len(features) // 5, min(len(features) // 2, 30))
         kept, fresh = features[num:], features[:num]
         mean, spread = kept.mean(0), kept.std(0)
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        # What varies by rounding alone is constant.
+        spread = torch.where(spread > 1e-6 * mean.abs(), spread, torch.ones_like(spread))
         self._expectation.fit((kept - mean) / spread, given[num:])
         self._kept = {"mean": mean, "spread": spread, "centre": torch.zeros_like(mean), "unit": torch.ones_like(mean)}
         usual = self._standard(kept, given[num:])

@@ -25,7 +25,7 @@ class MapConfig:
     """How maps are made.
 
     Attributes:
-        sigmas: Noise levels of energies with inner noise (eq. 7), each > 0.
+        sigmas: Noise levels of energies with inner noise (eq. 7), each > 0 (a model trained by `score` gets none).
         clean_sigmas: Noise levels of energies without it, each > 0; at least one of either kind.
         draws: Draws of eq. 7's noise to average over, >= 1.
         smooth: Standard deviation in pixels of the Gaussian that energies are smoothed with, >= 0.
@@ -131,12 +131,13 @@ class OddMaps:
 
     def _log_energies(self, x: Tensor) -> Tensor:
         """Return the smoothed log energies per pixel, shape (batch, levels, height, width)."""
-        # A model trained by `score` has r for noisy images only: x is one already, and gets no more noise.
-        by_output = self.model.config.energy.denoiser == "output"
-        noise = self.model.scoring_noise(self.config.draws, self.config.seed) if by_output else None
-        noised = [self.model.energy_map(x, sigma, noise) for sigma in self.config.sigmas]
-        clean = [self.model.energy_map(x, sigma) for sigma in self.config.clean_sigmas]
-        maps = torch.stack([*noised, *clean], dim=1)
+        noised, clean = self.config.sigmas, self.config.clean_sigmas
+        if self.model.config.energy.denoiser != "output":
+            # A model trained by `score` has r for noisy images only: x is one already, and gets no more noise.
+            noised, clean = (), tuple(dict.fromkeys((*noised, *clean)))
+        noise = self.model.scoring_noise(self.config.draws, self.config.seed) if noised else None
+        levels = [self.model.energy_map(x, sigma, noise) for sigma in noised]
+        maps = torch.stack([*levels, *(self.model.energy_map(x, sigma) for sigma in clean)], dim=1)
         return smoothed(maps, self.config.smooth).clamp_min(1e-12).log()
 
     def _tiled(self, image: Tensor, size: int, batch_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One opinion within a detector: a density, of any kind, on some of the features."""
+"""One opinion within a detector: a density on some of the features, or discriminants between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from denoising_ebm.ood.features import Family
 
 @dataclass(frozen=True)
 class Member:
-    """One opinion within a detector: a density on some of the features.
+    """One opinion within a detector: a density on some of the features, or discriminants between them.
 
     Attributes:
         families: The features it looks at.
@@ -78,17 +78,25 @@ class Member:
 
 
 class Opinion:
-    """A member's density and the columns it is fitted on."""
+    """What a member says of images, once it is fitted."""
 
     def __init__(self, member: Member, density: Density | Conditional | Discriminants) -> None:
         self.member, self.density = member, density
 
     def fit(self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor]) -> Opinion:
-        """Fit to features of normal images, and of altered ones where the density is `discriminants`."""
+        """Fit to features.
+
+        Args:
+            columns: Of normal images, for each family shape `(n, columns)`.
+            altered: For `discriminants`: of m images as they are, then of each alteration, shape `(1 + kinds, m, columns)`.
+
+        Raises:
+            ValueError: If altered images are needed and missing, or features do not fit each other.
+        """
         features, given = self.member.families, self.member.given
         if isinstance(self.density, Discriminants):
             if not altered:
-                raise ValueError("discriminants need features of altered images")
+                raise ValueError("discriminants need features of altered images, as from `altered_columns`")
             self.density.fit(
                 table_of(columns, features),
                 table_of(columns, given),

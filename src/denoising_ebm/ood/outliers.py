@@ -1,5 +1,8 @@
 """Odd images made of normal ones: sets that come with `debm evaluate`.
 
+Most are plainer relatives of what discriminants learn from (`alterations.py`), so they say how well a detector does what
+it was taught; `interpolation`, `constant` and `uniform-noise` are not.
+
 Every function takes uint8 images, shape `(n, channels, height, width)`, and a generator, and returns as many odd ones.
 """
 

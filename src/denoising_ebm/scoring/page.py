@@ -60,17 +60,18 @@ def score_sections(
         f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}",
         "images above maps of where they are odd",
     )
-    columns = (
-        ["name", "score", "p-value", "flagged", "looks", "energy"] if detector else ["name", "energy", "percentile"]
-    )
+    hints = any(row.looks is not None for row in readable)
+    columns = ["name", "energy", "percentile"]
+    if detector:
+        columns = ["name", "score", "p-value", "flagged", *(["looks"] if hints else []), "energy"]
     cells: list[list[Cell]] = [
-        [row.name, row.score, row.p_value, _yes(row.flagged), row.looks, row.energy]
+        [row.name, row.score, row.p_value, _yes(row.flagged), *([row.looks] if hints else []), row.energy]
         if detector
         else [row.name, row.energy, row.percentile]
         for row in (readable[i] for i in oddest(rows, LISTED))
     ]
     caption = f"The oddest {len(cells)} of {len(readable):,} images."
-    if detector:
+    if hints:
         caption += (
             " Looks: the slight alteration of a normal image that an odd one resembles most, a hint at why it is odd."
         )

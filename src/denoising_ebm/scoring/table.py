@@ -22,7 +22,7 @@ from denoising_ebm.ood.conformal import benjamini_hochberg
 from denoising_ebm.ood.detectors import OODDetector
 
 #: Largest p-value of an image of which the table says what it looks like.
-LOOKS_BELOW = 0.1
+LOOKS_AT_MOST = 0.1
 TABLE_FORMATS = (".csv", ".parquet", ".jsonl")
 
 #: Told the number of images or steps done since it was called last.
@@ -39,7 +39,7 @@ class Score:
         score: How odd the detector finds it; 0 is usual, larger is more odd.
         p_value: Share of normal images at least as odd (conformal), in (0, 1].
         flagged: Whether it is called odd at the rate asked for.
-        looks: The slight alteration of a normal image that it resembles most, if its p-value is at most `LOOKS_BELOW`.
+        looks: The slight alteration of a normal image that it resembles most, if its p-value is at most `LOOKS_AT_MOST`.
         energy: Texture energy at `sigma`, low = likely.
         percentile: Share of the model's reference images with a lower energy, 0..100.
         sigma: Noise level of the energy.
@@ -117,7 +117,7 @@ def score_images(
         columns["score"] = [round(score, 4) for score in scores.tolist()]
         columns["p_value"] = [float(f"{value:.4g}") for value in p.tolist()]
         if looks is not None:
-            columns["looks"] = [name if value <= LOOKS_BELOW else None for name, value in zip(looks, p, strict=True)]
+            columns["looks"] = [name if value <= LOOKS_AT_MOST else None for name, value in zip(looks, p, strict=True)]
         if fpr is not None:
             columns["flagged"] = detector.flag(scores, fpr).tolist()
         elif fdr is not None:
