@@ -31,7 +31,7 @@ from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbour
 from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.discriminants import Discriminants
 from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
-from denoising_ebm.ood.members import Member
+from denoising_ebm.ood.members import Member, Opinion
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import OUTLIERS
 
@@ -126,9 +126,11 @@ def detectors(sets: Sets) -> None:
     inner = Member(("pooled",), "conditional", given=ENERGIES, share=0.99)
     cases: dict[str, tuple[Member, ...]] = {
         "**default: discriminants**": (default,),
-        "the same of sums alone": (replace(default, families=sums),),
-        "the same without sums": (replace(default, families=("latent", "pooled")),),
-        "the same without inner features": (replace(default, families=(*sums, "latent")),),
+        "in one block": (replace(default, blocks=()),),
+        "in two blocks": (replace(default, blocks=default.blocks[1:]),),
+        "of sums alone": (replace(default, families=sums, blocks=()),),
+        "of sums and code": (replace(default, families=(*sums, "latent"), blocks=()),),
+        "of code and inner features": (replace(default, families=("latent", "pooled"), blocks=()),),
         "ridge 1": (replace(default, ridge=1.0),),
         "ridge 20": (replace(default, ridge=20.0),),
         "shift 0.5": (replace(default, shift=0.5),),
@@ -161,11 +163,11 @@ def detectors(sets: Sets) -> None:
 
 def held_out(member: Member, tables: dict[str, Table], sets: Sets) -> float:
     """Return the mean AUROC of altered images, each group of alterations judged by discriminants of the others."""
-    found = Discriminants(ridge=member.ridge, shift=member.shift)
-    pairs = [(table(each, member.families), table(each, member.given)) for each in (tables["train"], sets.altered)]
-    found.fit(*pairs[0], *pairs[1])
+    found = Opinion(member, Discriminants(ridge=member.ridge, shift=member.shift))
+    found.fit(tables["train"], sets.altered)
+    assert isinstance(found.density, Discriminants)
     probe = zip(table(sets.probe, member.families), table(sets.probe, member.given), strict=True)
-    normal, *heads = (found.heads(features, given) for features, given in probe)
+    normal, *heads = (found.density.heads(features, given) for features, given in probe)
     kinds = list(alterations(sets.model.config.network.channels).values())
     means = []
     for group in dict.fromkeys(kind.group for kind in kinds):

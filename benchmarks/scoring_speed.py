@@ -21,19 +21,28 @@ from torch import Tensor
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.hardware import describe
 from denoising_ebm.ood.detectors import DetectorConfig
-from denoising_ebm.ood.features import FeatureConfig, compute_features
+from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
+
+
+def at(config: FeatureConfig, sigma: float, families: tuple[Family, ...]) -> FeatureConfig | None:
+    """Return what of some families is computed at one level."""
+    inner: tuple[Family, ...] = ("latent", "pooled")
+    chosen = tuple(f for f in families if f not in inner or sigma in (config.inner_sigmas or config.sigmas))
+    return replace(config, sigmas=(sigma,), families=chosen, inner_sigmas=()) if chosen else None
 
 
 def loop(model: DenoisingEBM, pixels: Tensor, config: FeatureConfig, batch: int) -> None:
     for family in config.families:
         for sigma in config.sigmas:
             # Two passes of `batch` images each where a family needs both kinds.
-            compute_features(model, pixels, replace(config, families=(family,), sigmas=(sigma,)), batch_size=2 * batch)
+            if single := at(config, sigma, (family,)):
+                compute_features(model, pixels, single, batch_size=2 * batch)
 
 
 def shared(model: DenoisingEBM, pixels: Tensor, config: FeatureConfig, batch: int) -> None:
     for sigma in config.sigmas:
-        compute_features(model, pixels, replace(config, sigmas=(sigma,)), batch_size=2 * batch)
+        if single := at(config, sigma, config.families):
+            compute_features(model, pixels, single, batch_size=2 * batch)
 
 
 def main() -> None:

@@ -80,6 +80,23 @@ def test_features_are_judged_by_images_of_equal_energies() -> None:
     assert auroc(alone.score(fresh, c), alone.score(fresh + 0.6, c)) < 0.6
 
 
+def test_blocks_are_standardised_and_averaged(shift: Tensor) -> None:
+    rows, given = draw(3000, 0)
+    some, by = draw(50, 1)
+    tables, by = shifted(some, [shift]), by.expand(2, -1, -1)
+    halves = [list(range(20)), list(range(20, 40))]
+    together = Discriminants().fit(rows, given, tables, by, halves)
+    fresh, fresh_given = rows[:600], given[:600]  # what heads are standardised on
+    alone = [
+        Discriminants().fit(rows[:, half], given, tables[..., half], by).heads(fresh[:, half], fresh_given)
+        for half in halves
+    ]
+    mean = alone[0] + alone[1]
+    torch.testing.assert_close(together.heads(fresh, fresh_given), (mean - mean.mean(0)) / mean.std(0))
+    whole = Discriminants().fit(rows, given, tables, by, [list(range(40))]).score(fresh, fresh_given)
+    torch.testing.assert_close(Discriminants().fit(rows, given, tables, by).score(fresh, fresh_given), whole)
+
+
 def test_kept_tensors_give_the_same_scores(shift: Tensor) -> None:
     rows, given = draw(200, 0)
     some, by = draw(20, 1)

@@ -33,6 +33,8 @@ Progress = Callable[[int], object]
 
 _ENERGIES: tuple[Family, ...] = ("energy", "noised-energy")
 _SUMS: tuple[Family, ...] = (*_ENERGIES, "score", "curvature", "spectrum", "channels")
+_ALL: tuple[Family, ...] = (*_SUMS, "latent", "pooled")
+_DEFAULT = Member(_ALL, "discriminants", given=_ENERGIES, blocks=(_ALL, (*_SUMS, "latent"), ("latent", "pooled")))
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,9 @@ class DetectorConfig:
     """
 
     features: FeatureConfig = field(
-        default_factory=lambda: FeatureConfig(
-            sigmas=(0.02, 0.05, 0.1, 0.4), families=(*_SUMS, "latent", "pooled"), inner_sigmas=(0.05,)
-        )
+        default_factory=lambda: FeatureConfig(sigmas=(0.02, 0.05, 0.1, 0.4), families=_ALL, inner_sigmas=(0.05,))
     )
-    members: tuple[Member, ...] = (Member((*_SUMS, "latent", "pooled"), "discriminants", given=_ENERGIES),)
+    members: tuple[Member, ...] = (_DEFAULT,)
     combine: Literal["max", "mean"] = "max"
     altered: int = 100
     maps: MapConfig = field(default_factory=MapConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -24,8 +25,9 @@ class Discriminants(Fitted):
 
         h_k(f) = w_k^T f,    w_k = (S + ridge I)^{-1} d_k,
 
-    are scaled to mean 0 and spread 1 on normal images that S was not estimated on. Had an odd image each of these shifted by
-    `shift` with equal chance, its likelihood ratio to a normal one would be, up to a constant,
+    are scaled to mean 0 and spread 1 on normal images that S was not estimated on. S of thousands of columns is known poorly
+    from thousands of images, so h_k may be the mean of several discriminants, each on a block of columns. Had an odd image
+    each of these shifted by `shift` with equal chance, its likelihood ratio to a normal one would be, up to a constant,
 
         score = log mean_k exp(shift h_k) / shift.
 
@@ -39,7 +41,14 @@ class Discriminants(Fitted):
         super().__init__()
         self._expectation, self._ridge, self._shift = Expectation(components), ridge, shift
 
-    def fit(self, features: Tensor, given: Tensor, altered: Tensor, altered_given: Tensor) -> Self:
+    def fit(
+        self,
+        features: Tensor,
+        given: Tensor,
+        altered: Tensor,
+        altered_given: Tensor,
+        blocks: Sequence[Sequence[int]] = (),
+    ) -> Self:
         """Find the discriminants.
 
         Args:
@@ -47,6 +56,7 @@ class Discriminants(Fitted):
             given: What to judge them by, shape `(n, g)`.
             altered: Features of m images as they are, then of the same altered in each way, shape `(1 + kinds, m, d)`.
             altered_given: What to judge these by, shape `(1 + kinds, m, g)`.
+            blocks: Columns of each block; one of all columns if there are none.
 
         Raises:
             ValueError: If a value is not finite, rows differ in number, or there are fewer than 5 normal images.
@@ -71,18 +81,21 @@ class Discriminants(Fitted):
         self._kept = {"mean": mean, "spread": spread, "centre": torch.zeros_like(mean), "unit": torch.ones_like(mean)}
         usual = self._standard(kept, given[num:])
         unit = usual.std(0)
-        self._kept |= {"centre": usual.mean(0), "unit": torch.where(unit > 0, unit, torch.ones_like(unit))}
+        self._kept |= {"centre": usual.mean(0), "unit": torch.where(unit > 1e-6, unit, torch.ones_like(unit))}
 
         usual = self._standard(kept, given[num:])
         pairs = zip(altered, altered_given, strict=True)
         moved = torch.stack([self._standard(checked(table), by).mean(0) for table, by in pairs])
         covariance = torch.cov(usual.mT).reshape(len(mean), len(mean))
-        directions = torch.linalg.solve(
-            covariance + self._ridge * torch.eye(len(mean), dtype=torch.float64), (moved[1:] - moved[0]).mT
-        )
-        heads = self._standard(fresh, given[:num]) @ directions
-        scale = heads.std(0).clamp_min(torch.finfo(torch.float64).tiny)
-        self._kept |= {"directions": directions / scale, "offset": -heads.mean(0) / scale}
+        change, fresh = (moved[1:] - moved[0]).mT, self._standard(fresh, given[:num])
+        directions = torch.zeros_like(change)
+        for block in blocks or [range(len(mean))]:
+            columns = torch.tensor(block)
+            ridge = self._ridge * torch.eye(len(columns), dtype=torch.float64)
+            found = torch.linalg.solve(covariance[columns][:, columns] + ridge, change[columns])
+            directions[columns] += found / _spread(fresh[:, columns] @ found)
+        scale, offset = _spread(fresh @ directions), -(fresh @ directions).mean(0)
+        self._kept |= {"directions": directions / scale, "offset": offset / scale}
         return self
 
     def heads(self, features: Tensor, given: Tensor) -> Tensor:
@@ -109,3 +122,7 @@ class Discriminants(Fitted):
     def load(self, tensors: dict[str, Tensor]) -> Self:
         """Take over what `tensors` returned."""
         return super().load(self._expectation.take("expectation.", tensors))
+
+
+def _spread(heads: Tensor) -> Tensor:
+    return heads.std(0).clamp_min(torch.finfo(torch.float64).tiny)

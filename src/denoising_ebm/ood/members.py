@@ -35,6 +35,7 @@ class Member:
         residual: Add what lies outside the kept components as one more column (`mahalanobis`, `mixture`, `neighbours`).
         components: Gaussians of a `mixture`.
         neighbour: Which neighbour `neighbours` measures the distance to.
+        blocks: Of `discriminants`: families whose columns make a block each; all together if there are none.
         ridge: Of `discriminants`: what is added to the covariance, in units of the features' variance.
         shift: Of `discriminants`: size of the shifts expected of odd images, in standard deviations.
     """
@@ -46,6 +47,7 @@ class Member:
     residual: bool = False
     components: int = 8
     neighbour: int = 5
+    blocks: tuple[tuple[Family, ...], ...] = ()
     ridge: float = 5.0
     shift: float = 1.0
 
@@ -54,6 +56,8 @@ class Member:
             raise ValueError("a member of a detector needs one or more families of features")
         if bool(self.given) != (self.density in ("conditional", "discriminants")):
             raise ValueError(f"density {self.density} " + ("takes no `given`" if self.given else "needs `given`"))
+        if not set().union(*self.blocks) <= set(self.families):
+            raise ValueError(f"blocks of a member must be made of its families ({', '.join(self.families)})")
         if not (self.ridge > 0 and self.shift > 0):
             raise ValueError(f"ridge and shift of a member must be > 0, got {self.ridge:g} and {self.shift:g}")
 
@@ -97,17 +101,22 @@ class Opinion:
         if isinstance(self.density, Discriminants):
             if not altered:
                 raise ValueError("discriminants need features of altered images, as from `altered_columns`")
-            self.density.fit(
-                table_of(columns, features),
-                table_of(columns, given),
-                table_of(altered, features),
-                table_of(altered, given),
-            )
+            normal = table_of(columns, features), table_of(columns, given)
+            changed = table_of(altered, features), table_of(altered, given)
+            self.density.fit(*normal, *changed, self._blocks(columns))
         elif isinstance(self.density, Conditional):
             self.density.fit(table_of(columns, features), table_of(columns, given))
         else:
             self.density.fit(table_of(columns, features))
         return self
+
+    def _blocks(self, columns: Mapping[Family, Tensor]) -> list[list[int]]:
+        """Return where the columns of each block stand in the table of all."""
+        places: dict[Family, range] = {}
+        for family in self.member.families:
+            start = places[next(reversed(places))].stop if places else 0
+            places[family] = range(start, start + columns[family].shape[1])
+        return [[i for family in block for i in places[family]] for block in self.member.blocks]
 
     def score(self, columns: Mapping[Family, Tensor]) -> Tensor:
         """Return how odd images with these features are, float64 `(n,)`."""
