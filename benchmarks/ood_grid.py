@@ -79,13 +79,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=1000, help="images of each test set")
     parser.add_argument("--fit", type=int, default=4000, help="training images to fit on")
+    parser.add_argument("--altered", type=int, default=100, help="of these, images to alter in every way")
     parser.add_argument("--only", choices=("energies", "detectors"), help="leave out the rest")
     parser.add_argument("--precision", default="auto")
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device="auto").set_precision(args.precision)
     sets = read_sets(model, args)
     facts = {name: model.facts.get(name) for name in ("images seen", "held-out denoising loss")}
-    print(f"{describe(model.device)}; {facts}; {args.num} images a set, {args.fit} to fit; seed 0\n")
+    counts = f"{args.num} images a set, {args.fit} to fit, {args.altered} of them altered"
+    print(f"{describe(model.device)}; {facts}; {counts}; seed 0\n")
     print("| score | " + " | ".join(ODD) + " | held-out alterations |\n|---|" + "---|" * (len(ODD) + 1))
     if args.only != "detectors":
         energies(sets)
@@ -214,7 +216,7 @@ def read_sets(model: DenoisingEBM, args: argparse.Namespace) -> Sets:
     pixels = image_sets(args.data, args.num, args.fit)
     families = ENERGIES if args.only == "energies" else tuple(family for family in FAMILIES if family != "gradient")
     config = FeatureConfig(SIGMAS, families, inner_sigmas=(0.05,) if "latent" in families else ())
-    detector = OODDetector(model)
+    detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered))
     features = {}
     for name, images in pixels.items():
         if name == "more train":

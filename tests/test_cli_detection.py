@@ -28,22 +28,40 @@ def fitted(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The model of `run` with a detector, calibrated on 99 test images."""
     model = tmp_path_factory.mktemp("fitted") / "model"
     shutil.copytree(run / "model", model)
-    assert main(["fit-detector", str(model), str(folder), "--images", "200", "--limit", "201", *FAST]) == 0
+    assert (
+        main(
+            [
+                "fit-detector",
+                str(model),
+                str(folder),
+                "--images",
+                "200",
+                "--limit",
+                "201",
+                "--altered-images",
+                "20",
+                *FAST,
+            ]
+        )
+        == 0
+    )
     return model
 
 
 def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
     debm: Any, run: Path, folder: Path, tmp_path: Path
 ) -> None:
-    done = debm("fit-detector", run, folder, "--images", 100, "--out", tmp_path / "a", *FAST)
+    done = debm("fit-detector", run, folder, "--images", 100, "--altered-images", 5, "--out", tmp_path / "a", *FAST)
     assert done.status == 0 and "detector fitted on 72 images, calibrated on 20 images" in done.err
     assert "false-alarm rates down to 0.048 can be promised" in done.err
     options = ["--images", 50, "--calibration", "fashion-mnist", "--calibration-split", "test"]
-    few = ["--calibration-images", 60]
+    few = ["--calibration-images", 60, "--altered-images", 5]
     done = debm("fit-detector", run, folder, *options, *few, "--out", tmp_path / "b", *FAST)
     assert "detector fitted on 45 images, calibrated on 60 images" in done.err
     done = debm("fit-detector", run, folder, *options, "--calibration-images", 0, "--out", tmp_path / "b", *FAST)
     assert "--calibration-images must be >= 1, got 0" in done.error
+    done = debm("fit-detector", run, folder, *options, "--altered-images", 0, "--out", tmp_path / "b", *FAST)
+    assert "--altered-images must be >= 1, got 0" in done.error
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["detector.json", "detector.safetensors"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -22,7 +23,7 @@ USAGE = "debm fit-detector MODEL DATA [--calibration DATA] [--out DIR] [options]
 DESCRIPTION = """\
 Fit a detector to normal images: how what the model computes for them spreads, and what slight alterations of some of them
 (noise, blur, a turn, ...) do to it; statistics of the energy per pixel; and scores of calibration images, which `debm score`
-needs for p-values and a false-alarm rate that is kept. Some thousand images are best; with few hundred it sees less.
+needs for p-values and a false-alarm rate that is kept. More images see more: thousands are best, and a few hundred work.
 
 Writes detector.json and detector.safetensors into the model's folder (or --out); `debm score MODEL IMAGES` then uses them.
 
@@ -48,6 +49,13 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         "--images", type=int, default=5000, metavar="N", help="fit on so many of the images, drawn at random"
     )
     group.add_argument(
+        "--altered-images",
+        type=int,
+        default=100,
+        metavar="N",
+        help="alter so many of them in every way, to learn in which directions images become odd",
+    )
+    group.add_argument(
         "--calibration-images",
         type=int,
         default=2000,
@@ -64,12 +72,13 @@ def run(args: Namespace) -> int:
     """Fit and write."""
     if args.images < 20:
         raise ValueError(f"--images must be >= 20, got {args.images}")
-    if args.calibration_images < 1:
-        raise ValueError(f"--calibration-images must be >= 1, got {args.calibration_images}")
+    for name in ("calibration_images", "altered_images"):
+        if args[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {args[name]}")
     import torch
 
     from denoising_ebm.model_folder import bundled_models, find_model_folder
-    from denoising_ebm.ood.detectors import MAP_IMAGES, OODDetector
+    from denoising_ebm.ood.detectors import MAP_IMAGES, DetectorConfig, OODDetector
 
     if args.out is None and args.model in bundled_models() and not Path(args.model).is_dir():
         raise ValueError(f"{args.model}: is part of the package; say with --out where the detector goes")
@@ -84,7 +93,7 @@ def run(args: Namespace) -> int:
         options.split, options.limit = args.calibration_split, None
         held = read_images(args.calibration, options, network.image_size, network.channels).pixels
         held = held[torch.randperm(len(held), generator=draws)[: args.calibration_images]]
-    detector = OODDetector(model)
+    detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered_images))
     num = len(chosen) if held is not None else len(chosen) - len(chosen) // 5
     altered = detector.config.num_altered(num, network.channels)
     total = len(chosen) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
