@@ -179,7 +179,8 @@ def test_evaluate(debm: Any, fitted: Path, tmp_path: Path) -> None:
         values = {key: part[part["set"] == key]["value"].to_numpy() for key in ("normal", name)}
         assert float(row["auroc"]) == pytest.approx(auroc(values["normal"], values[name]), abs=1e-5)
         assert float(row["auroc_low"]) <= float(row["auroc"]) <= float(row["auroc_high"])
-    assert float(rows["detector", "uniform-noise"]["auroc"]) > 0.99
+    # A network of 640 training images, and a detector of 144.
+    assert float(rows["detector", "uniform-noise"]["auroc"]) > 0.9
     # Scores of the command are those of the detector, energies those of the model.
     normal = load_images("fashion-mnist", split="test", limit=60).pixels
     found = table[(table["score"] == "detector") & (table["set"] == "normal")]["value"].to_numpy()
