@@ -32,6 +32,7 @@ from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.discriminants import Discriminants
 from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
 from denoising_ebm.ood.members import Member, Opinion
+from denoising_ebm.ood.members import table_of as table
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.outliers import OUTLIERS
 
@@ -95,6 +96,7 @@ def main() -> None:
         baselines(sets)
     if args.only != "energies":
         detectors(sets)
+        discriminants_alone(sets)
     if args.only is None:
         densities(sets)
         ceiling(sets)
@@ -145,7 +147,7 @@ def detectors(sets: Sets) -> None:
         "densities: code and inner features, given nothing": (Member(("latent",)), Member(("pooled",))),
     }
     config = DetectorConfig()
-    tables = {name: narrowed(table, config.features.sigmas) for name, table in sets.features.items()}
+    tables = {name: narrowed(each, config.features.sigmas) for name, each in sets.features.items()}
     for label, members in cases.items():
         detector = OODDetector(sets.model, replace(config, members=members)).fit_columns(tables["train"], sets.altered)
         held = None
@@ -163,13 +165,26 @@ def detectors(sets: Sets) -> None:
     )
 
 
+def discriminants_alone(sets: Sets) -> None:
+    """What each alteration's discriminant sees by itself."""
+    member, sigmas = DetectorConfig().members[0], DetectorConfig().features.sigmas
+    tables = {name: narrowed(each, sigmas) for name, each in sets.features.items()}
+    density = Discriminants(ridge=member.ridge, shift=member.shift)
+    Opinion(member, density).fit(tables["train"], sets.altered)
+    heads = {
+        name: density.heads(table(tables[name], member.families), table(tables[name], member.given))
+        for name in ("test", *ODD)
+    }
+    for i, kind in enumerate(alterations(sets.model.config.network.channels)):
+        show(f"discriminant of: {kind}", lambda name, i=i: heads[name][:, i])
+
+
 def held_out(member: Member, tables: dict[str, Table], sets: Sets) -> float:
     """Return the mean AUROC of altered images, each group of alterations judged by discriminants of the others."""
-    found = Opinion(member, Discriminants(ridge=member.ridge, shift=member.shift))
-    found.fit(tables["train"], sets.altered)
-    assert isinstance(found.density, Discriminants)
+    density = Discriminants(ridge=member.ridge, shift=member.shift)
+    Opinion(member, density).fit(tables["train"], sets.altered)
     probe = zip(table(sets.probe, member.families), table(sets.probe, member.given), strict=True)
-    normal, *heads = (found.density.heads(features, given) for features, given in probe)
+    normal, *heads = (density.heads(features, given) for features, given in probe)
     kinds = list(alterations(sets.model.config.network.channels).values())
     means = []
     for group in dict.fromkeys(kind.group for kind in kinds):
@@ -268,10 +283,6 @@ def narrowed(features: Table, sigmas: Sequence[float]) -> Table:
         else values.unflatten(1, (len(SIGMAS), -1))[:, chosen].flatten(1)
         for family, values in features.items()
     }
-
-
-def table(features: Table, families: Sequence[Family]) -> Tensor:
-    return torch.cat([features[family] for family in families], dim=-1)
 
 
 # -- baselines in pixels ------------------------------------------------------------------------------------------------
