@@ -8,7 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoising_ebm.config import NoiseConfig
-from denoising_ebm.noise import draw_sigmas, expand_sigma, geometric_sigmas, karras_sigmas, loss_weights, over
+from denoising_ebm.noise import (
+    draw_sigmas,
+    expand_sigma,
+    falling_sigmas,
+    geometric_sigmas,
+    karras_sigmas,
+    loss_weights,
+    over,
+)
+
+
+def test_falling_levels_by_name() -> None:
+    assert torch.equal(falling_sigmas("geometric", 4.0, 0.1, 7), geometric_sigmas(4.0, 0.1, 7))
+    assert torch.equal(falling_sigmas("karras", 4.0, 0.1, 7), karras_sigmas(4.0, 0.1, 7))
+    for kind in ("geometric", "karras"):
+        assert falling_sigmas(kind, 4.0, 0.1, 1).tolist() == pytest.approx([0.1])  # type: ignore[arg-type]
 
 
 def test_papers_grid() -> None:

@@ -19,7 +19,7 @@ from denoising_ebm.analytic import Gaussian, GaussianMixture
 from denoising_ebm.config import Phase, SamplingConfig
 from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, value_and_gradient
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.noise import geometric_sigmas
+from denoising_ebm.noise import geometric_sigmas, karras_sigmas
 from denoising_ebm.sampling import ChainState, ReplayBuffer, annealed, heun, mala, two_stage, ula
 from support import tiny_config
 
@@ -137,6 +137,43 @@ def test_consistent_noise_around_thin_data(generator: torch.Generator) -> None:
     x = annealed(thin.energy, x, levels, step_size=0.5, consistent=True, generator=generator)
     assert float(x.var()) == pytest.approx(0.05**2, rel=4.5 * ERROR + 1e-5)
     assert float(x.mean()) == pytest.approx(0.7, abs=5 * 0.05 / math.sqrt(NUM) + 0.5**12 * 5 / math.sqrt(NUM))
+
+
+def wide(x: Tensor, sigma: Tensor) -> Tensor:
+    """The energy whose gradient is (x - D(x)) / sigma^2 for the denoiser D of N(0, TAU^2)."""
+    return x.square().flatten(1).sum(1) / (2 * (TAU**2 + sigma**2))
+
+
+def test_step_size_zero_takes_the_steps_of_the_reverse_diffusion(generator: torch.Generator) -> None:
+    levels = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2, 0.1], dtype=torch.float64)
+    x = torch.randn(NUM, 1, generator=generator, dtype=torch.float64) * (TAU**2 + 9) ** 0.5
+    # One step by the textbook: x' = x + (s^2 - s'^2) score + s' / s sqrt(s^2 - s'^2) e.
+    e = torch.randn(NUM, 1, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    expected = x - (9 - 4) * x / (TAU**2 + 9) + 2 / 3 * 5**0.5 * e
+    options = {"step_size": 0.0, "consistent": True}
+    moved: list[Tensor] = []
+    twin = torch.Generator().manual_seed(8)
+    end = annealed(wide, x, levels, generator=twin, callback=lambda s: moved.append(s.x.clone()), **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(moved[0], expected)
+    # The last step, which no level follows, is the one before again: the noise of 0.1 stays.
+    eta = 1 - (0.1 / 0.2) ** 2
+    a = 1 - eta * 0.1**2 / (TAU**2 + 0.1**2)
+    variance = a**2 * float(moved[-2].var()) + 0.1**2 * (1 - (1 - eta) ** 2)
+    assert float(end.var()) == pytest.approx(variance, rel=4.5 * ERROR)
+
+
+def test_steps_of_the_reverse_diffusion_keep_wide_data(generator: torch.Generator) -> None:
+    """On N(0, TAU^2) its bias vanishes with the number of steps; one fixed large step smooths the data away."""
+    x = torch.randn(NUM, 1, generator=generator, dtype=torch.float64) * (TAU**2 + 16) ** 0.5
+    spread = {}
+    for num in (20, 80):
+        levels = karras_sigmas(4.0, 0.05, num).double()
+        spread[num] = float(annealed(wide, x, levels, step_size=0.0, consistent=True, generator=generator).std())
+    target = (TAU**2 + 0.05**2) ** 0.5
+    assert abs(spread[80] / target - 1) < 0.4 * abs(spread[20] / target - 1) < 0.1
+    levels = karras_sigmas(4.0, 0.05, 80).double()
+    smoothed = float(annealed(wide, x, levels, step_size=0.7, consistent=True, generator=generator).std())
+    assert smoothed < 0.85 * target < 0.9 * spread[80]
 
 
 def test_temperature_zero_descends() -> None:
@@ -390,6 +427,8 @@ def test_bad_options_are_refused(options: dict[str, float], field: str) -> None:
     for run in (annealed, mala):
         with pytest.raises(ValueError, match=f"{field} must be"):
             run(DATA.energy, x, levels, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"step_size must be > 0, got -0\.1"):
+        annealed(DATA.energy, x, levels, step_size=-0.1, consistent=True)
     with pytest.raises(ValueError, match=f"{field} must be"):
         ula(DATA.energy, x, 1.0, num_steps=1, **options)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ Weighting = Literal["edm", "energy", "uniform"]
 SigmaDraw = Literal["grid", "lognormal"]
 Positives = Literal["clean", "noisy"]
 ChainKind = Literal["short", "persistent"]
+Levels = Literal["geometric", "karras"]
 
 T = TypeVar("T")
 
@@ -148,9 +149,10 @@ class SamplingConfig:
         semantic_sigma_min: Last noise level of the latent chain.
         semantic_prior: Weight of |z|^2 / 2 beside the semantic energy; 0 is the paper's.
         texture_steps: T, Langevin steps in pixels at generation.
-        texture_step_size: eta_2.
+        texture_step_size: eta_2; 0 takes the steps of the reverse diffusion between the levels (with consistent).
         texture_sigma_max: First noise level of the pixel chain.
         texture_sigma_min: Last noise level of the pixel chain.
+        texture_levels: Between them: a geometric sequence (paper), or EDM's, with more levels at the upper end.
         renoise: Start the pixel chain at h(z) + sigma noise instead of h(z).
         direction: Drift of the pixel chain: eq. 21, or its first term alone.
         consistent: Noise that keeps the level's variance exactly (Jolicoeur-Martineau et al., 2020).
@@ -167,6 +169,7 @@ class SamplingConfig:
     texture_step_size: float = 0.01
     texture_sigma_max: float = 1.0
     texture_sigma_min: float = 0.01
+    texture_levels: Levels = "geometric"
     renoise: bool = False
     direction: Direction = "exact"
     consistent: bool = False
@@ -176,8 +179,12 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("semantic_steps", "texture_steps"):
             _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("semantic_step_size", "texture_step_size", "semantic_sigma_min", "texture_sigma_min"):
+        for name in ("semantic_step_size", "semantic_sigma_min", "texture_sigma_min"):
             _require(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
+        _require(
+            self.texture_step_size > 0 or (self.texture_step_size == 0 and self.consistent),
+            f"sampling.texture_step_size must be > 0 (or 0 with sampling.consistent), got {self.texture_step_size}",
+        )
         for stage in ("semantic", "texture"):
             low, high = getattr(self, f"{stage}_sigma_min"), getattr(self, f"{stage}_sigma_max")
             _require(

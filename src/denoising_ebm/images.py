@@ -66,6 +66,12 @@ class ImageSet:
         return ImageSet(self.pixels[chosen], tuple(self.names[i] for i in chosen.tolist()))
 
 
+def png_name(name: str) -> str:
+    """Return the relative path of a picture made of the image `name` of an `ImageSet`: a `.png` is kept, `#` becomes `-`."""
+    plain = name.replace("#", "-").lstrip("/")
+    return plain if plain.lower().endswith(".png") else f"{plain}.png"
+
+
 def to_float(pixels: Tensor) -> Tensor:
     """Map uint8 0..255 to float32 in [-1, 1]: `x / 127.5 - 1`."""
     return pixels.to(torch.float32) / 127.5 - 1

@@ -25,7 +25,7 @@ from denoising_ebm.model_folder import (
 )
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.noise import expand_sigma, geometric_sigmas, karras_sigmas, over
+from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, over
 from denoising_ebm.sampling import TwoStageSample, annealed, heun, mala, two_stage
 from denoising_ebm.sampling.langevin import Callback
 
@@ -265,7 +265,8 @@ class DenoisingEBM(nn.Module):
             sigmas = karras_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 20)
             return heun(self.denoise, x, sigmas, callback=callback)
         if sampler == "annealed":
-            sigmas = geometric_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or sampling.texture_steps)
+            high, low = noise_config.sigma_max, noise_config.sigma_min
+            sigmas = falling_sigmas(sampling.texture_levels, high, low, steps or sampling.texture_steps)
             x = annealed(
                 self.texture(),
                 x,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import NoiseConfig, Weighting
+from denoising_ebm.config import Levels, NoiseConfig, Weighting
 
 
 def expand_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
@@ -63,6 +63,15 @@ def karras_sigmas(sigma_max: float, sigma_min: float, num: int, rho: float = 7.0
     ramp = torch.linspace(0, 1, num, dtype=torch.float64)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.as_tensor((high + ramp * (low - high)) ** rho).float()
+
+
+def falling_sigmas(kind: Levels, sigma_max: float, sigma_min: float, num: int) -> Tensor:
+    """Return `num` levels from `sigma_max` to `sigma_min`, shape (num,), by `geometric_sigmas` or `karras_sigmas`.
+
+    A single one is `sigma_min`, the level at which a chain ends.
+    """
+    levels = karras_sigmas if kind == "karras" and num > 1 else geometric_sigmas
+    return levels(sigma_max, sigma_min, num)
 
 
 def draw_sigmas(config: NoiseConfig, num: int, generator: torch.Generator | None = None) -> Tensor:

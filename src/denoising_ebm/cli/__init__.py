@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from denoising_ebm.cli import demo, evaluate, fit_detector, info, sample, score, train
+from denoising_ebm.cli import demo, evaluate, fit_detector, info, restore, sample, score, train
 from denoising_ebm.cli.common import HelpFormatter
 
 COMMANDS = {
@@ -21,12 +21,13 @@ COMMANDS = {
     "fit-detector": fit_detector,
     "score": score,
     "evaluate": evaluate,
+    "restore": restore,
     "info": info,
 }
 
 DESCRIPTION = """\
 Denoising-EBM: one energy-based model of images, trained without labels.
-It generates images, scores how normal an image is, and shows where it is odd."""
+It generates images, scores how normal an image is, shows where it is odd, and restores it."""
 EPILOG = """\
 Examples:
   debm demo                                       train, sample and score in ten minutes; ends with a report

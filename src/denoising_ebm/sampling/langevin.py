@@ -111,7 +111,10 @@ def annealed(
         energy: `(x, sigma) -> (batch,)`.
         x: Start of the chains, shape (batch, ...). Not modified.
         sigmas: Noise level of every step, shape (steps,) or (steps, batch).
-        step_size: eta > 0, dimensionless.
+        step_size: eta, dimensionless, > 0; or 0 with `consistent`: eta = 1 - (l_{i+1} / l_i)^2, the step of the reverse
+            diffusion from one level to the next (Song et al., 2021, ancestral sampling). A larger one moves further to
+            the denoiser's mean than the fall of the noise warrants, which smooths; 1 - l_{i+1} / l_i, the smallest that
+            is consistent, adds no noise.
         temperature: Factor >= 0 on the noise variance.
         consistent: Inject noise of variance l_{i+1}^2 - (1 - eta)^2 l_i^2 instead of 2 eta l_i^2. A step shrinks the
             noise in x by 1 - eta; this brings it to exactly the next level, without the bias of a finite step
@@ -124,19 +127,20 @@ def annealed(
         The last states, shape of `x`, detached. They carry the last level's noise.
 
     Raises:
-        ValueError: If `step_size` <= 0 or `temperature` < 0.
+        ValueError: If `step_size` or `temperature` is out of range.
     """
-    _check(step_size, temperature)
+    _check(step_size if step_size or not consistent else 1.0, temperature)
     energy, grid = as_energy(energy), _grid(sigmas, x)
+    eta = x.new_full((len(x),), step_size) if step_size else x.new_ones(len(x))
     for i, sigma in enumerate(grid):
-        length = energy.length(sigma)
+        length, target = energy.length(sigma), energy.length(grid[min(i + 1, len(grid) - 1)])
         value, gradient = energy.redraw(x, generator).gradient(x, sigma)
-        variance = 2 * step_size * length**2
-        if consistent:
-            target = energy.length(grid[min(i + 1, len(grid) - 1)])
-            variance = (target**2 - (1 - step_size) ** 2 * length**2).clamp_min(0)
+        if not step_size and i + 1 < len(grid):
+            # At the last level, which nothing follows, the step before is taken once more.
+            eta = 1 - (target / length) ** 2
+        variance = (target**2 - (1 - eta) ** 2 * length**2).clamp_min(0) if consistent else 2 * eta * length**2
         noise = draw_noise(tuple(x.shape), generator, x)
-        x = x - over(step_size * length**2, x) * gradient + over((temperature * variance).sqrt(), x) * noise
+        x = x - over(eta * length**2, x) * gradient + over((temperature * variance).sqrt(), x) * noise
         if callback is not None:
             callback(ChainState(stage, i + 1, len(grid), float(sigma.mean()), x, value))
     return x.detach().clone() if len(grid) == 0 else x

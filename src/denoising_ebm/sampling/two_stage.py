@@ -9,7 +9,7 @@ from torch import Tensor
 
 from denoising_ebm.config import SamplingConfig
 from denoising_ebm.energies import Decode, Energy, Reconstruct, draw_noise
-from denoising_ebm.noise import expand_sigma, geometric_sigmas
+from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas
 from denoising_ebm.sampling.langevin import Callback, annealed
 
 
@@ -60,7 +60,8 @@ def two_stage(
         )
     semantic_images = x = decode(z)
     if config.texture_steps:
-        sigmas = geometric_sigmas(config.texture_sigma_max, config.texture_sigma_min, config.texture_steps)
+        high, low = config.texture_sigma_max, config.texture_sigma_min
+        sigmas = falling_sigmas(config.texture_levels, high, low, config.texture_steps)
         if config.renoise:
             # The energy at sigma describes images with noise of that level; h(z) has none.
             x = x + float(sigmas[0]) * draw_noise(tuple(x.shape), generator, x)

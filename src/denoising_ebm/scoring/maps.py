@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.evaluation.grids import heat_overlay
-from denoising_ebm.images import to_float
+from denoising_ebm.images import png_name, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
 
@@ -56,6 +56,4 @@ def write_maps(pixels: Tensor, maps: Tensor, names: Sequence[str], folder: Path,
     """
     for image, pixel_map, name in zip(pixels, maps, names, strict=True):
         picture = heat_overlay(to_float(image), pixel_map, limit=limit, signed=signed)
-        plain = name.replace("#", "-").lstrip("/")
-        path = folder / (plain if plain.lower().endswith(".png") else f"{plain}.png")
-        write_atomically(path, partial(picture.save, format="PNG"))
+        write_atomically(folder / png_name(name), partial(picture.save, format="PNG"))

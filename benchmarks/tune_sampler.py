@@ -1,0 +1,143 @@
+"""Which settings of stage two: the same ends of latent chains, made into images in many ways.
+
+    python benchmarks/tune_sampler.py cifar10-small --data CIFAR10 --samples 1000 --out runs/tune-sampler
+
+The Fréchet distance (EfficientNet-lite0) is that to *training* images, so that test images are not used to choose. Every row
+starts from the same semantic images (per K) and has about 40 network evaluations in stage two. A finished row is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoising_ebm import DenoisingEBM, load_images, to_uint8
+from denoising_ebm.config import SamplingConfig
+from denoising_ebm.energies import draw_noise
+from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
+from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
+from denoising_ebm.evaluation.figures import save_grid
+from denoising_ebm.hardware import describe
+from denoising_ebm.noise import expand_sigma, falling_sigmas, karras_sigmas
+from denoising_ebm.sampling import annealed, heun, two_stage
+
+BATCH = 128
+#: What rows start from: Langevin steps of one size, on geometric levels.
+BASE: dict[str, Any] = {"texture_step_size": 0.4, "texture_sigma_max": 2.0, "texture_levels": "geometric"}
+#: What each row changes; `heun` replaces the Langevin chain by the probability-flow ODE with as many evaluations.
+ROWS: dict[str, dict[str, Any]] = {
+    "step size 0.4, sigma from 2": {},
+    "step size 0.2": {"texture_step_size": 0.2},
+    "step size 0.7": {"texture_step_size": 0.7},
+    "step size 1": {"texture_step_size": 1.0},
+    "heun from 2": {"heun": True},
+    "heun from 4": {"heun": True, "texture_sigma_max": 4.0},
+    "sigma from 1": {"texture_sigma_max": 1.0},
+    "sigma from 4": {"texture_sigma_max": 4.0},
+    "step size 0.2, sigma from 4": {"texture_sigma_max": 4.0, "texture_step_size": 0.2},
+    "steps of the reverse diffusion": {"texture_step_size": 0.0},
+    "steps of the reverse diffusion, Karras levels": {"texture_step_size": 0.0, "texture_levels": "karras"},
+    "steps of the reverse diffusion, Karras levels from 4": {
+        "texture_step_size": 0.0,
+        "texture_levels": "karras",
+        "texture_sigma_max": 4.0,
+    },
+    "steps of the reverse diffusion, Karras levels from 10": {
+        "texture_step_size": 0.0,
+        "texture_levels": "karras",
+        "texture_sigma_max": 10.0,
+    },
+    "heun from 10": {"heun": True, "texture_sigma_max": 10.0},
+    "temperature 0.9": {"temperature": 0.9},
+    "no latent steps": {"semantic_steps": 0},
+    "no latent steps, heun from 2": {"semantic_steps": 0, "heun": True},
+}
+
+
+@torch.no_grad()
+def semantic_images(model: DenoisingEBM, steps: int, num: int, seed: int) -> Tensor:
+    """Return h(z^K) of `num` latent chains."""
+    sampling = dataclasses.replace(model.config.sampling, semantic_steps=steps, texture_steps=0)
+    parts = []
+    for i, start in enumerate(range(0, num, BATCH)):
+        generator = torch.Generator().manual_seed(seed + i)
+        z = torch.randn(min(BATCH, num - start), model.config.network.latent_dim, generator=generator)
+        energies = model.semantic(), model.decode, model.texture(), model.denoise
+        parts.append(two_stage(*energies, z, sampling, generator=generator).semantic)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def stage_two(model: DenoisingEBM, start: Tensor, sampling: SamplingConfig, by_heun: bool, seed: int) -> Tensor:
+    """Return the images that stage two makes of semantic images."""
+    parts, high, low = [], sampling.texture_sigma_max, sampling.texture_sigma_min
+    for i, x in enumerate(start.split(BATCH)):
+        generator = torch.Generator().manual_seed(seed + 1000 + i)
+        x = x + high * draw_noise(tuple(x.shape), generator, x)
+        if by_heun:
+            parts.append(heun(model.denoise, x, karras_sigmas(high, low, sampling.texture_steps // 2)))
+            continue
+        x = annealed(
+            model.texture(),
+            x,
+            falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps),
+            step_size=sampling.texture_step_size,
+            temperature=sampling.temperature,
+            consistent=True,
+            generator=generator,
+        )
+        parts.append(model.denoise(x, expand_sigma(low, x)))
+    return torch.cat(parts)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="names of rows")
+    parser.add_argument("--out", type=Path, default=Path("runs/tune-sampler"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
+    network = model.config.network
+    sizes = {"image_size": network.image_size, "channels": network.channels}
+    train = load_images(args.data, split="train", limit=4 * args.samples, **sizes).pixels
+    extractor = EfficientNetLite0Features()
+    reference = feature_statistics(train[: 2 * args.samples], extractor)
+
+    def distance(pixels: Tensor) -> float:
+        return frechet_distance(feature_statistics(pixels, extractor), reference)
+
+    print(f"{args.model}: {model.facts.get('images seen'):,} images; {describe(model.device)}; {extractor.name}")
+    floor = distance(train[2 * args.samples : 3 * args.samples])
+    print(f"{args.samples} samples, {2 * args.samples} training images; floor {floor:.1f}; seed {args.seed}\n")
+    print("| stage two | distance |\n|---|---|", flush=True)
+    starts: dict[int, Tensor] = {}
+    for name, changes in ROWS.items():
+        if args.only and name not in args.only:
+            continue
+        path = args.out / f"{name.replace(' ', '-').replace(',', '')}.json"
+        if not path.exists():
+            options = {key: value for key, value in changes.items() if key != "heun"}
+            sampling = dataclasses.replace(model.config.sampling, **(BASE | options))
+            steps = sampling.semantic_steps
+            if steps not in starts:
+                starts[steps] = semantic_images(model, steps, args.samples, args.seed)
+                print(f"| h(z), {steps} latent steps | {distance(to_uint8(starts[steps])):.1f} |", flush=True)
+            images = stage_two(model, starts[steps], sampling, "heun" in changes, args.seed)
+            save_grid(images[:64], path.with_suffix(".png"), columns=16)
+            path.write_text(json.dumps(distance(to_uint8(images))))
+        print(f"| {name} | {json.loads(path.read_text()):.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

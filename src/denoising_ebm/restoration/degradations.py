@@ -1,0 +1,107 @@
+r"""Degradations y = A x0 + s n, n ~ N(0, I), whose A is known with its eigenvectors: what restoring needs of them.
+
+All three are symmetric, A = V diag(a) V^T with V orthogonal, so that any function of A costs two changes of basis: for
+noise and missing pixels V is the identity, for blur a product of two one-dimensional bases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A linear degradation with noise.
+
+    Attributes:
+        gains: Eigenvalues a of A, broadcastable to images `(channels, height, width)`.
+        noise: s, the standard deviation of the noise in data units ([-1, 1]), >= 0.
+        basis: Orthogonal matrix `(size, size)` of the eigenvectors along each axis, in columns; the identity if None.
+    """
+
+    gains: Tensor
+    noise: float
+    basis: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise < 0:
+            raise ValueError(f"the noise's standard deviation must be >= 0, got {self.noise}")
+
+    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Degrade images `(batch, channels, height, width)`; without noise if there is no generator."""
+        y = self._back(self.gains.to(x) * self._forth(x))
+        if generator is None or self.noise == 0:
+            return y
+        draws = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        return y + self.noise * draws.to(x.device)
+
+    def correct(self, x0: Tensor, y: Tensor, spread: Tensor) -> Tensor:
+        r"""Return the mean of N(x0, spread^2 I) given y: x0 + spread^2 A (spread^2 A^2 + s^2)^{-1} (y - A x0).
+
+        Where neither the image nor the noise is uncertain (both 0) an observed direction takes the value of y.
+
+        Args:
+            x0: Estimates, shape `(batch, channels, height, width)`.
+            y: Degraded images, same shape.
+            spread: How far each estimate may be off, in data units, shape `(batch,)`.
+        """
+        variance = spread.to(x0)[:, None, None, None] ** 2
+        gains = self.gains.to(x0)
+        weight = variance * gains / (variance * gains**2 + self.noise**2).clamp_min(1e-12)
+        return x0 + self._back(weight * (self._forth(y) - gains * self._forth(x0)))
+
+    def _forth(self, x: Tensor) -> Tensor:
+        return x if self.basis is None else self.basis.to(x).mT @ x @ self.basis.to(x)
+
+    def _back(self, x: Tensor) -> Tensor:
+        return x if self.basis is None else self.basis.to(x) @ x @ self.basis.to(x).mT
+
+
+def noisy(sigma: float) -> Degradation:
+    """Noise of standard deviation `sigma`, in data units, added to whole images."""
+    if sigma <= 0:
+        raise ValueError(f"sigma must be > 0, got {sigma}")
+    return Degradation(torch.ones(1, 1, 1), sigma)
+
+
+def masked(known: Tensor, noise: float = 0.0) -> Degradation:
+    """Missing pixels.
+
+    Args:
+        known: bool, True where pixels are known, shape `(height, width)`.
+        noise: Of the known pixels.
+
+    Raises:
+        ValueError: If no pixel is missing or none is known.
+    """
+    if bool(known.all()) or not bool(known.any()):
+        raise ValueError("the mask must mark some pixels as missing and leave some known")
+    return Degradation(known.float()[None], noise)
+
+
+def blurred(width: float, size: int, noise: float = 0.0) -> Degradation:
+    """Gaussian blur with mirrored borders.
+
+    With mirrored borders (each border pixel repeated) a symmetric kernel is a symmetric matrix, whose eigenvectors are
+    the cosines of the discrete cosine transform (DCT-II).
+
+    Args:
+        width: Standard deviation of the kernel, in pixels, > 0; cut off at 4 of them.
+        size: Height and width of the images in pixels.
+        noise: Added after the blur.
+    """
+    if width <= 0:
+        raise ValueError(f"the blur's width must be > 0, got {width}")
+    radius = max(1, round(4 * width))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (offsets / width) ** 2)
+    kernel = kernel / kernel.sum()
+    frequencies = torch.arange(size, dtype=torch.float64) * torch.pi / size
+    along = (kernel * torch.cos(frequencies[:, None] * offsets)).sum(1)
+    places = torch.arange(size, dtype=torch.float64) + 0.5
+    basis = torch.cos(places[:, None] * frequencies) * (2 / size) ** 0.5
+    basis[:, 0] /= 2**0.5
+    return Degradation((along[:, None] * along)[None], noise, basis)

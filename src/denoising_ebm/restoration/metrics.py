@@ -1,0 +1,52 @@
+"""How near restored images are to the originals, image by image."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE), shape `(n,)`; infinite for equal images.
+
+    Args:
+        images: uint8, shape `(n, c, h, w)`.
+        reference: The originals, same shape.
+    """
+    _check(images, reference)
+    error = (images.double() - reference.double()).square().flatten(1).mean(1)
+    return 10 * (255.0**2 / error).log10()
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the structural similarity (Wang et al., 2004), shape `(n,)`: scikit-image's, with Wang's Gaussian window.
+
+    Args:
+        images: uint8, shape `(n, c, h, w)`, sides >= 11 pixels.
+        reference: The originals, same shape.
+
+    Raises:
+        ValueError: If shapes differ or scikit-image is not installed.
+    """
+    _check(images, reference)
+    try:
+        metrics: Any = import_module("skimage.metrics")
+    except ImportError as error:
+        raise ValueError("SSIM needs scikit-image: pip install 'denoising-ebm[eval]'") from error
+    options = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    values = [
+        float(metrics.structural_similarity(a.numpy(), b.numpy(), data_range=255, **options))
+        for a, b in zip(images, reference, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _check(images: Tensor, reference: Tensor) -> None:
+    if images.shape != reference.shape or images.dtype != torch.uint8 or reference.dtype != torch.uint8:
+        raise ValueError(
+            f"need uint8 images of one shape, got {images.dtype} {tuple(images.shape)} and {reference.dtype} "
+            f"{tuple(reference.shape)}"
+        )

@@ -1,0 +1,109 @@
+r"""Posterior sampling: annealed Langevin on the texture energy plus a data term, for any `Degradation`.
+
+At level sigma the model's denoiser D estimates x0 with an error of about $r^2 = \sigma^2 s^2 / (\sigma^2 + s^2)$, s the
+standard deviation of the data. The observation adds the data term $|y - A D(x)|^2 / 2 (r^2 A^2 + s_y^2)$; its gradient
+in D, times $r^2$, corrects D to the mean of x0 given both (Song et al., 2023, without the Jacobian of D, as chains of
+the first term leave that of r out). A corrected denoiser is a denoiser, so the chains are those of sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.energies import TextureEnergy, draw_noise
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.noise import expand_sigma, karras_sigmas
+from denoising_ebm.restoration.degradations import Degradation
+from denoising_ebm.sampling import annealed
+from denoising_ebm.sampling.langevin import ChainState
+
+Estimate = Literal["mean", "sample"]
+
+
+@torch.no_grad()
+def restore(
+    model: DenoisingEBM,
+    y: Tensor,
+    degradation: Degradation,
+    *,
+    estimate: Estimate = "mean",
+    draws: int = 8,
+    steps: int = 100,
+    step_size: float = 0.0,
+    seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Restore degraded images.
+
+    Args:
+        model: The model of clean images.
+        y: Degraded images in data units, shape `(batch, channels, height, width)`.
+        degradation: What made them.
+        estimate: `mean` averages `draws` chains: the smaller error, the smoother image. `sample` is one chain: one of the
+            images that may have been. Where the degradation is noise alone the mean is D(y, s), one pass of the network.
+        draws: Chains to average, >= 1.
+        steps: Langevin steps of a chain, >= 2.
+        step_size: eta of `sampling.annealed`, within [0, 1]; 0 takes the steps of the reverse diffusion.
+        seed: Of all draws.
+        advance: Called with the number of images after every step of a chain.
+
+    Returns:
+        Restored images, shape of `y`, about in [-1, 1].
+
+    Raises:
+        ValueError: If a number is out of range or the images have another shape than the model's.
+    """
+    if tuple(y.shape[1:]) != model.image_shape:
+        raise ValueError(f"images must have shape {model.image_shape}, got {tuple(y.shape[1:])}")
+    if draws < 1 or steps < 2:
+        raise ValueError(f"draws must be >= 1 and steps >= 2, got {draws} and {steps}")
+    if not 0 <= step_size <= 1:
+        raise ValueError(f"step_size must be within [0, 1], got {step_size}")
+    y = y.to(model.device)
+    noise = model.config.noise
+    only_noise = degradation.basis is None and bool((degradation.gains == 1).all())
+    if only_noise and not noise.sigma_min <= degradation.noise <= noise.sigma_max:
+        raise ValueError(
+            f"sigma must be within the model's noise levels, {noise.sigma_min:g} to {noise.sigma_max:g}, got "
+            f"{degradation.noise:g}"
+        )
+    if only_noise and estimate == "mean":
+        return model.denoise(y, degradation.noise)
+
+    data_spread = model.config.network.sigma_data
+
+    def corrected(x: Tensor, sigma: Tensor | float) -> Tensor:
+        sigma = expand_sigma(sigma, x)
+        spread = sigma * data_spread / (sigma**2 + data_spread**2).sqrt()
+        return degradation.correct(model.denoise(x, sigma), y, spread)
+
+    def callback(state: ChainState) -> None:
+        if advance is not None:
+            advance(len(y))
+
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros_like(y)
+    num = draws if estimate == "mean" else 1
+    for _ in range(num):
+        if only_noise:
+            # y is already at its level of noise: the chain goes on from there, on the energy alone.
+            sigmas, x, denoise = karras_sigmas(degradation.noise, noise.sigma_min, steps), y, model.denoise
+        else:
+            sigmas, denoise = karras_sigmas(noise.sigma_max, noise.sigma_min, steps), corrected
+            start = (noise.sigma_max**2 + data_spread**2) ** 0.5
+            x = start * draw_noise(tuple(y.shape), generator, y)
+        x = annealed(
+            TextureEnergy(denoise, inner_noise=False, direction="first-term"),
+            x,
+            sigmas,
+            step_size=step_size,
+            consistent=True,
+            generator=generator,
+            callback=callback,
+        )
+        total += denoise(x, expand_sigma(noise.sigma_min, x))
+    return total / num

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from denoising_ebm import load_images, to_uint8
+from denoising_ebm.config import Phase
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.restoration.degradations import Degradation, blurred, masked, noisy
+from denoising_ebm.restoration.metrics import psnr, ssim
+from denoising_ebm.restoration.posterior import restore
+from support import tiny_config
+
+TAU = 0.5
+
+
+@pytest.fixture
+def gaussian_model() -> DenoisingEBM:
+    """An untrained network with energy preconditioning is the exact model of N(0, sigma_data^2 = 0.25)."""
+    config = tiny_config(Phase("score"))
+    return DenoisingEBM(replace(config, noise=replace(config.noise, sigma_max=5.0, sigma_min=0.01)))
+
+
+def dense(degradation: Degradation, size: int) -> Tensor:
+    """The matrix of a degradation of `size` x `size` images, column by column."""
+    pictures = torch.eye(size * size, dtype=torch.float64).reshape(-1, 1, size, size)
+    return degradation.apply(pictures).flatten(1).mT
+
+
+# -- degradations ---------------------------------------------------------------------------------------------------
+
+
+def test_blur_is_a_gaussian_filter_with_mirrored_borders(generator: torch.Generator) -> None:
+    x = torch.randn(2, 3, 12, 12, generator=generator, dtype=torch.float64)
+    blur = blurred(1.3, 12)
+    # SciPy's kernel reaches to the same radius and its `reflect` repeats the border pixel.
+    expected = gaussian_filter1d(gaussian_filter1d(x.numpy(), 1.3, axis=2, radius=5), 1.3, axis=3, radius=5)
+    np.testing.assert_allclose(blur.apply(x).numpy(), expected, atol=1e-12)
+    matrix = dense(blur, 12)
+    torch.testing.assert_close(matrix, matrix.mT)
+    torch.testing.assert_close(matrix.sum(1), torch.ones(144, dtype=torch.float64))  # constants stay
+
+
+@pytest.mark.parametrize("kind", ["noise", "mask", "blur"])
+def test_correction_is_the_posterior_mean(kind: str, generator: torch.Generator) -> None:
+    """Against the textbook formula with dense matrices."""
+    known = torch.rand(6, 6, generator=generator) > 0.4
+    cases = {"noise": noisy(0.3), "mask": masked(known, 0.2), "blur": blurred(0.8, 6, 0.1)}
+    degradation = cases[kind]
+    x0 = torch.randn(2, 1, 6, 6, generator=generator, dtype=torch.float64)
+    y = torch.randn(2, 1, 6, 6, generator=generator, dtype=torch.float64)
+    spread = torch.tensor([0.4, 1.5], dtype=torch.float64)
+    corrected = degradation.correct(x0, y, spread)
+    matrix = dense(degradation, 6)
+    for i in range(2):
+        v = float(spread[i]) ** 2
+        covariance = v * matrix @ matrix.mT + degradation.noise**2 * torch.eye(36, dtype=torch.float64)
+        residual = y[i].flatten() - matrix @ x0[i].flatten()
+        expected = x0[i].flatten() + v * matrix.mT @ torch.linalg.solve(covariance, residual)
+        torch.testing.assert_close(corrected[i].flatten(), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_noise_has_its_deviation(generator: torch.Generator) -> None:
+    y = noisy(0.3).apply(torch.zeros(4, 1, 64, 64), generator)
+    assert float(y.std()) == pytest.approx(0.3, rel=4.5 / math.sqrt(2 * y.numel()))
+    known = torch.ones(4, 4, dtype=torch.bool)
+    known[0] = False
+    assert torch.equal(masked(known).apply(torch.ones(1, 1, 4, 4), generator)[0, 0], known.float())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: noisy(0.0), "sigma must be > 0"),
+        (lambda: blurred(-1.0, 8), "width must be > 0"),
+        (lambda: blurred(1.0, 8, -0.1), "must be >= 0"),
+        (lambda: masked(torch.ones(3, 3, dtype=torch.bool)), "some pixels as missing"),
+        (lambda: masked(torch.zeros(3, 3, dtype=torch.bool)), "leave some known"),
+    ],
+)
+def test_degradations_refuse(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- posterior ------------------------------------------------------------------------------------------------------
+
+
+def test_noise_alone_is_removed_by_the_denoiser(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
+    y = 0.6 * torch.randn(3, 1, 16, 16, generator=generator)
+    restored = restore(gaussian_model, y, noisy(0.3))
+    torch.testing.assert_close(restored, y * TAU**2 / (TAU**2 + 0.3**2))  # Wiener's shrinkage
+
+
+def test_samples_of_the_posterior_have_its_moments(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
+    """Denoising: x0 given y is N(c y, c s^2) with c = tau^2 / (tau^2 + s^2)."""
+    y = 0.6 * torch.randn(64, 1, 16, 16, generator=generator)
+    c = TAU**2 / (TAU**2 + 0.3**2)
+    x = restore(gaussian_model, y, noisy(0.3), estimate="sample", steps=200)
+    error = x - c * y
+    assert float(error.mean()) == pytest.approx(0.0, abs=4.5 * 0.26 / math.sqrt(y.numel()))
+    assert float(error.var()) == pytest.approx(c * 0.3**2, rel=0.05)
+    assert float((error * y).mean()) == pytest.approx(0.0, abs=0.003)
+
+
+def test_missing_pixels(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
+    """Independent pixels: known ones are y, missing ones are drawn from the prior."""
+    x0 = TAU * torch.randn(32, 1, 16, 16, generator=generator)
+    known = torch.rand(16, 16, generator=generator) > 0.5
+    hole = masked(known)
+    x = restore(gaussian_model, hole.apply(x0), hole, estimate="sample", steps=200)
+    torch.testing.assert_close(x[..., known], x0[..., known], atol=1e-3, rtol=0)
+    missing = x[..., ~known]
+    assert float(missing.var()) == pytest.approx(TAU**2, rel=0.06)
+    mean = restore(gaussian_model, hole.apply(x0), hole, steps=50, draws=16)[..., ~known]
+    assert float(mean.var()) == pytest.approx(TAU**2 / 16, rel=0.2)  # the average of 16 draws around 0
+
+
+def test_blur_is_undone_as_by_wiener(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
+    x0 = TAU * torch.randn(8, 1, 16, 16, generator=generator)
+    blur = blurred(1.0, 16, noise=0.05)
+    y = blur.apply(x0, generator)
+    matrix = dense(blur, 16).float()
+    gain = TAU**2 * matrix @ torch.linalg.inv(TAU**2 * matrix @ matrix + 0.05**2 * torch.eye(256))
+    wiener = (y.flatten(1) @ gain.mT).reshape(y.shape)
+    restored = restore(gaussian_model, y, blur, steps=100, draws=24)
+    # What remains is the scatter of 24 draws from the posterior, whose covariance is tau^2 (1 - gain A).
+    scatter = TAU**2 * float((torch.eye(256) - gain @ matrix).trace()) / 256 / 24
+    assert float((restored - wiener).square().mean()) == pytest.approx(scatter, rel=0.3)
+    assert scatter < 0.25 * float((y - wiener).square().mean())
+
+
+def test_restore_refuses(gaussian_model: DenoisingEBM) -> None:
+    y = torch.zeros(1, 1, 16, 16)
+    cases: list[tuple[Tensor, Degradation, dict[str, Any], str]] = [
+        (torch.zeros(1, 1, 8, 8), noisy(0.1), {}, r"images must have shape \(1, 16, 16\)"),
+        (y, noisy(9.0), {}, "within the model's noise levels, 0.01 to 5, got 9"),
+        (y, blurred(1.0, 16), {"draws": 0}, "draws must be >= 1"),
+        (y, blurred(1.0, 16), {"steps": 1}, "steps >= 2"),
+        (y, blurred(1.0, 16), {"step_size": 2.0}, "step_size must be within"),
+    ]
+    for images, degradation, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            restore(gaussian_model, images, degradation, **options)
+
+
+# -- measures -------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim() -> None:
+    clean = load_images("fashion-mnist", split="test", limit=3).pixels
+    off = (clean.int() + 10).clamp(0, 255).to(torch.uint8)
+    shift = (off.double() - clean.double()).square().mean((1, 2, 3))
+    torch.testing.assert_close(psnr(off, clean), 20 * math.log10(255) - 10 * shift.log10())
+    assert psnr(torch.full_like(clean, 7), torch.full_like(clean, 17))[0] == pytest.approx(28.1308, abs=1e-4)
+    assert bool(psnr(clean, clean).isinf().all())
+    torch.testing.assert_close(ssim(clean, clean), torch.ones(3, dtype=torch.float64))
+    # Constant images: only the luminance term is left, (2 a b + c) / (a^2 + b^2 + c) with c = (0.01 * 255)^2.
+    a, b, c = 50.0, 200.0, 2.55**2
+    flat = [torch.full((1, 1, 16, 16), int(value), dtype=torch.uint8) for value in (a, b)]
+    assert float(ssim(*flat)[0]) == pytest.approx((2 * a * b + c) / (a * a + b * b + c), abs=1e-9)
+    with pytest.raises(ValueError, match="uint8 images of one shape"):
+        psnr(clean, clean[:2])
+
+
+# -- command --------------------------------------------------------------------------------------------------------
+
+
+def test_command_restores_real_images(debm: Any, tmp_path: Path) -> None:
+    common = ["fashion-mnist", "fashion-mnist", "--limit", 8, "--degrade", "--precision", "fp32"]
+    result = debm(
+        "restore", *common, "--task", "denoise", "--sigma", 0.5, "--out", tmp_path / "out", "--grid", tmp_path / "g.png"
+    )
+    assert result.status == 0, result.err
+    degraded, restored = (float(line.split("PSNR")[1].split("dB")[0]) for line in result.out.splitlines()[1:])
+    # Clipped to the range of pixels, noise of .5 leaves 12 to 15 dB; the bundled model brings back more than 6 dB.
+    assert 12 < degraded < 15.5 and restored > degraded + 6
+    files = sorted((tmp_path / "out").glob("*.png"))
+    assert len(files) == 8
+    for path, size in ((files[0], (32, 32)), (tmp_path / "g.png", (2 * (8 * 33 + 1), 2 * (3 * 33 + 1)))):
+        with Image.open(path) as picture:
+            assert picture.size == size
+
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[12:20, 12:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--steps", 20, "--draws", 2, "--out", tmp_path / "filled"]
+    result = debm("restore", *common, "--task", "inpaint", "--mask", tmp_path / "mask.png", *options)
+    assert result.status == 0, result.err
+    clean = load_images("fashion-mnist", split="test", limit=8).pixels
+    filled = load_images(tmp_path / "filled").pixels
+    hole = torch.from_numpy(mask > 0)
+    assert torch.equal(filled[..., ~hole], clean[..., ~hole])
+    black = (clean[..., hole].double() - 127.5).square().mean()  # a hole is 0 in data units: middle gray
+    assert float((filled[..., hole].double() - clean[..., hole].double()).square().mean()) < 0.5 * float(black)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "denoise"], "--task denoise needs --sigma"),
+        (["--task", "inpaint"], "--task inpaint needs --mask"),
+        (["--task", "deblur", "--sigma", "0.1"], "--task deblur needs --blur"),
+        (["--task", "denoise", "--sigma", "0.1", "--blur", "2"], "--blur is for --task deblur"),
+        (["--task", "denoise", "--sigma", "50"], "within the model's noise levels"),
+        (["--task", "inpaint", "--mask", "nowhere.png"], "nowhere.png: no such file"),
+        (["--task", "denoise", "--sigma", "0.1", "--batch-size", "0"], "--batch-size must be >= 1"),
+        (["--task", "denoise", "--sigma", "0.1", "--out", ""], "nothing to write"),
+    ],
+)
+def test_command_refuses(
+    options: list[str], message: str, debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = debm("restore", "fashion-mnist", "fashion-mnist", "--limit", 2, *options)
+    assert message in result.error
+
+
+def test_a_mask_of_another_size_is_refused(debm: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "mask.png")
+    inpaint = ["fashion-mnist", "fashion-mnist", "--limit", 1, "--task", "inpaint", "--mask", tmp_path / "mask.png"]
+    assert "the mask is 8x8, the images are 32x32" in debm("restore", *inpaint).error
+    Image.fromarray(to_uint8(-torch.ones(32, 32)).numpy()).save(tmp_path / "mask.png")
+    assert "mask.png: the mask must mark some pixels" in debm("restore", *inpaint).error
