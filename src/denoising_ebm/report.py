@@ -127,6 +127,29 @@ def render_report(
     )
 
 
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, its floats as on the page."""
+    cells = [_format_column([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in zip(*cells, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_page(sections: Sequence[Section], *, title: str, facts: Mapping[str, str], pictures: str = "") -> str:
+    """Return a page as Markdown; a section's pictures are links to `pictures` and their number, `1.png` and so on."""
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    number = 0
+    for section in sections:
+        lines += [""] * (lines[-1] != "") + [f"## {section.title}", ""]
+        lines += [text for part in _paragraphs(section.text) for text in (part, "")]
+        if section.table is not None:
+            lines += [f"*{section.table.caption}*", "", markdown(section.table).rstrip(), ""]
+        for picture in section.pictures:
+            number += 1
+            lines += [f"![{picture.alt}]({pictures}{number}.png)", "", f"*{picture.caption}*", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
 

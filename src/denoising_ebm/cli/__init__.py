@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from denoising_ebm.cli import demo, evaluate, fit_detector, info, restore, sample, score, train
+from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train
 from denoising_ebm.cli.common import HelpFormatter
 
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "score": score,
     "evaluate": evaluate,
     "restore": restore,
+    "reproduce": reproduce,
     "info": info,
 }
 

@@ -7,13 +7,15 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from denoising_ebm.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detectors import OODDetector
@@ -82,6 +84,38 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int) ->
         first = images.unreadable[0]
         note(f"{source}: {len(images.unreadable)} unreadable image(s) left out, first {first.name}: {first.reason}")
     return images
+
+
+def read_odd_sets(wanted: Sequence[str], normal: Tensor, args: Namespace) -> dict[str, Tensor]:
+    """Load or make the odd sets that `--ood` names, of the size of the normal images.
+
+    Args:
+        wanted: NAME=DATA, NAME=DATA@SPLIT, the name of a made set, or `all` for every made set.
+        normal: The normal images, uint8, of which sets are made.
+        args: The options of `add_source_options`, and `seed`.
+
+    Raises:
+        ValueError: If a name is unknown or given twice.
+    """
+    import torch
+
+    from denoising_ebm.ood.outliers import OUTLIERS
+
+    sets: dict[str, Tensor] = {}
+    for item in [name for each in wanted for name in (OUTLIERS if each == "all" else [each])]:
+        name, named, source = item.partition("=")
+        if name in sets or name == "normal":
+            raise ValueError(f"--ood: {name} is given twice")
+        if not named:
+            if name not in OUTLIERS:
+                raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(OUTLIERS)}")
+            sets[name] = OUTLIERS[name](normal, torch.Generator().manual_seed(args.seed))
+            continue
+        options = args.clone()
+        if not Path(source).exists() and "@" in source:
+            source, _, options.split = source.rpartition("@")
+        sets[name] = read_images(source, options, normal.shape[-1], normal.shape[1]).pixels
+    return sets
 
 
 def read_model(args: Namespace) -> DenoisingEBM:

@@ -20,6 +20,7 @@ from denoising_ebm.cli.common import (
     read_detector,
     read_images,
     read_model,
+    read_odd_sets,
 )
 
 if TYPE_CHECKING:
@@ -72,13 +73,17 @@ def run(args: Namespace) -> int:
 
     from denoising_ebm.ood.evaluation import evaluate
     from denoising_ebm.ood.features import log_energies
-    from denoising_ebm.scoring.evaluation import markdown, results_table
+    from denoising_ebm.report import markdown
+    from denoising_ebm.scoring.evaluation import results_table
 
     if args.sigma <= 0:
         raise ValueError(f"--sigma must be > 0, got {args.sigma:g}")
     model = read_model(args)
     detector = read_detector(args, model)
-    sets = _read_sets(args, model.config.network.image_size, model.config.network.channels)
+    # A set that is not there stops before any work is done.
+    network = model.config.network
+    normal_images = read_images(args["in"], args, network.image_size, network.channels).pixels
+    sets = {"normal": normal_images, **read_odd_sets(args.ood, normal_images, args)}
     if detector is None:
         note(f"{args.model}: has no detector (`debm fit-detector` makes one), so only the energy is measured")
     noise = model.scoring_noise(seed=args.seed) if model.config.energy.inner_noise else None
@@ -110,31 +115,6 @@ def run(args: Namespace) -> int:
     if args.out is not None:
         _write(args, scores, results, alarms)
     return 0
-
-
-def _read_sets(args: Namespace, image_size: int, channels: int) -> dict[str, Tensor]:
-    """Return the images of every set, the normal one first; a set that is not there stops before any work is done."""
-    import torch
-
-    from denoising_ebm.ood.outliers import OUTLIERS
-
-    normal = read_images(args["in"], args, image_size, channels).pixels
-    sets = {"normal": normal}
-    wanted = [name for item in args.ood for name in (OUTLIERS if item == "all" else [item])]
-    for item in wanted:
-        name, named, source = item.partition("=")
-        if name in sets:
-            raise ValueError(f"--ood: {name} is given twice")
-        if not named:
-            if name not in OUTLIERS:
-                raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(OUTLIERS)}")
-            sets[name] = OUTLIERS[name](normal, torch.Generator().manual_seed(args.seed))
-            continue
-        options = args.clone()
-        if not Path(source).exists() and "@" in source:
-            source, _, options.split = source.rpartition("@")
-        sets[name] = read_images(source, options, image_size, channels).pixels
-    return sets
 
 
 def _alarms(detector: OODDetector, scores: Tensor) -> Table:

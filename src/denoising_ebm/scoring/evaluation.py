@@ -40,13 +40,6 @@ def results_table(results: Mapping[str, Sequence[SetResult]], num_normal: int) -
     return Table(_COLUMNS, rows, caption)
 
 
-def markdown(table: Table) -> str:
-    """Return a table as Markdown."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join("-" if cell is None else str(cell) for cell in row) + " |" for row in table.rows]
-    return "\n".join(lines) + "\n"
-
-
 def write_results(results: Mapping[str, Sequence[SetResult]], path: Path) -> None:
     """Write the results as CSV: a row for each score and set, intervals in columns of their own."""
     buffer = io.StringIO()

@@ -199,7 +199,9 @@ class _Run:
         for group in self.state.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         share = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-        batches = draw_batch(pixels, self.config, clock.step, clock.phase_step, **share)
+        # A run that goes on from another model goes on with its draws too: with one seed they would be the same again.
+        before = self.state.past.get("images seen", 0) // training.batch_size
+        batches = draw_batch(pixels, self.config, before + clock.step, clock.phase_step, **share)
         figures: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with fabric.no_backward_sync(self.wrapped, enabled=i < len(batches) - 1):

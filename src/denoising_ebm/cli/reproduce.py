@@ -1,0 +1,139 @@
+"""`debm reproduce`: the paper's tables and figures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from denoising_ebm.cli.common import DATA_HELP, MODEL_HELP, Resize, note, read_odd_sets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HELP = "run the paper's tables and figures, row by row, beside the paper's figures"
+USAGE = "debm reproduce TARGET [--scale tiny|small|full] [--data DATA] [--out DIR] [options]"
+DESCRIPTION = """\
+Train, sample and measure what the paper's tables and figures show, and write DIR/index.html and DIR/results.md.
+
+Targets: table1 (samples by objective and sampler), table2 (the same on --second), table3 (noise levels), table4 (odd
+images), figure4 (samples), figure5 (chains with and without the semantic start), speed (beside NCSN's protocol), all.
+
+Every row is kept: after Ctrl-C the same command goes on at the row it was on. `tiny` shows in minutes that all of it runs,
+`small` is for two cores (hours), `full` is the paper's scale, for a GPU.
+
+FID and IS need Inception's weights (--inception); without them the Fréchet distance of EfficientNet-lite0 features is
+given, which works offline and is no FID."""
+EPILOG = """\
+Examples:
+  debm reproduce all --scale tiny --out runs/tiny
+  debm reproduce table1 --scale small --data cifar10/ --out runs/cifar10
+  debm reproduce figure5 --scale small --data cifar10/ --model cifar10-small --out runs/chains
+  debm reproduce table4 --scale small --data cifar10/ --model cifar10-small --ood svhn=svhn/@train --out runs/odd
+  debm reproduce all --scale full --data cifar10/ --second celeba/ --second-size 64 --inception auto --out runs/full"""
+
+Target = Literal["table1", "table2", "table3", "table4", "figure4", "figure5", "speed", "all"]
+Scale = Literal["tiny", "small", "full"]
+
+
+def add(parser: ArgumentParser, argv: list[str]) -> None:
+    """Add the options."""
+    parser.add_argument("target", type=Target, metavar="TARGET", help="one of the targets above")
+    parser.add_argument("--scale", type=Scale, default="tiny", help="how large")
+    parser.add_argument("--out", default="runs/reproduce", metavar="DIR", help="folder for rows, models and the page")
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--data", default="fashion-mnist", metavar="DATA", help=f"{DATA_HELP}; with splits train and test"
+    )
+    group.add_argument("--second", metavar="DATA", help="the set of table 2")
+    group.add_argument("--second-size", type=int | None, metavar="N", help="bring its images to this size (lanczos)")
+    group.add_argument(
+        "--ood",
+        action="append",
+        metavar="SET",
+        help="odd set of table 4, as for `debm evaluate`; may be repeated; interpolation alone by default",
+    )
+    group.add_argument(
+        "--resize",
+        type=Resize | None,
+        metavar="FILTER",
+        help="bring odd sets to the images' size: bilinear, bicubic, lanczos or box",
+    )
+    group = parser.add_argument_group("models and figures")
+    group.add_argument("--model", metavar="MODEL", help=f"instead of training by denoising: {MODEL_HELP}")
+    group.add_argument(
+        "--minutes", type=float, default=0.0, metavar="M", help="of each training; 0 for the scale's own"
+    )
+    group.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="also FID and IS: the file with Inception's weights, or auto for torch's cache",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="of weights, batches and samples")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda; auto takes a GPU if any")
+
+
+def run(args: Namespace) -> int:
+    """Run and say where the page is."""
+    if args.minutes < 0:
+        raise ValueError(f"--minutes must be >= 0, got {args.minutes:g}")
+    from denoising_ebm.evaluation.inception import find_weights
+    from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.reproduce.run import Images, reproduce
+    from denoising_ebm.reproduce.settings import SIZES, TARGETS
+
+    inception: bool | str = False
+    if args.inception:
+        # Before hours of work that would end without them.
+        inception = str(find_weights(None if args.inception == "auto" else args.inception))
+    targets = list(TARGETS) if args.target == "all" else [args.target]
+    limit = SIZES[args.scale].train_images
+    train, test = (_read(args.data, split, limit) for split in ("train", "test"))
+    odd: dict[str, Tensor] = {}
+    if "table4" in targets:
+        options = args.clone()
+        options.split, options.limit, options.center_crop, options.strict = "test", None, None, False
+        odd = read_odd_sets(args.ood or ["interpolation"], test, options)
+    images = Images(args.data, train, test, odd)
+    second = None
+    if args.second and "table2" in targets:
+        size = args.second_size
+        second = Images(
+            args.second,
+            _read(args.second, "train", limit, size),
+            _read(args.second, "test", limit, size),
+        )
+    trained = None
+    if args.model:
+        trained = DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision("auto")
+    try:
+        page = reproduce(
+            targets,
+            args.scale,
+            Path(args.out),
+            images,
+            second=second,
+            minutes=args.minutes,
+            seed=args.seed,
+            device=args.device,
+            trained=trained,
+            trained_name=args.model or "",
+            inception=inception,
+            command=shlex.join(["debm", *sys.argv[1:]]),
+            log=note,
+        )
+    except KeyboardInterrupt:
+        note(f"stopped; the same command goes on in {args.out}")
+        return 130
+    print(f"page: {page}\ntext: {page.with_name('results.md')}")
+    return 0
+
+
+def _read(source: str, split: str, limit: int | None, size: int | None = None) -> Tensor:
+    """Return the pixels of a split."""
+    from denoising_ebm.images import load_images
+
+    return load_images(source, split=split, limit=limit, image_size=size, resize="lanczos" if size else None).pixels

@@ -1,0 +1,76 @@
+"""Rows that are computed once: each is a file, so that an interrupted reproduction goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from denoising_ebm.model_folder import write_atomically
+
+SETTINGS_FILE = "reproduce.json"
+Log = Callable[[str], object]
+
+
+class Ledger:
+    """Finished rows of a reproduction, in a folder that belongs to one choice of settings.
+
+    Args:
+        folder: Created if missing.
+        settings: What all rows depend on.
+        log: Told of every row.
+
+    Raises:
+        ValueError: If the folder holds rows of other settings, or something else.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], log: Log = lambda message: None) -> None:
+        self.folder, self._log = folder, log
+        marker = folder / SETTINGS_FILE
+        if marker.is_file():
+            try:
+                found = json.loads(marker.read_text(encoding="utf-8"))
+            except ValueError:
+                raise ValueError(f"{marker}: not valid JSON; delete the folder to start anew") from None
+            for name, value in settings.items():
+                if found.get(name) != value:
+                    raise ValueError(
+                        f"{folder}: holds a reproduction with {name} {found.get(name)}, not {value}; "
+                        "give the same, or another --out"
+                    )
+            return
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: exists and is no reproduction; choose another --out")
+        self._write(marker, dict(settings))
+
+    def row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the figures of a row, made now or before.
+
+        A row that the data or the machine cannot give (a `ValueError` or `FileNotFoundError`) is marked by `missing`, its
+        reason; it is tried again the next time, and the others go on.
+
+        Args:
+            name: Of the row, unique within the reproduction.
+            make: Computes it: plain numbers, texts and lists. `seconds` is added.
+        """
+        path = self.folder / "rows" / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', name)}.json"
+        if path.is_file():
+            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return stored
+        self._log(name)
+        started = time.monotonic()
+        try:
+            figures = dict(make())
+        except (ValueError, FileNotFoundError) as error:
+            self._log(f"{name}: left out: {error}")
+            return {"missing": str(error)}
+        figures["seconds"] = round(time.monotonic() - started, 3)
+        self._write(path, figures)
+        return figures
+
+    def _write(self, path: Path, values: Mapping[str, Any]) -> None:
+        text = json.dumps(values, indent=1) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

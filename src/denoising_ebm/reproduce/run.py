@@ -1,0 +1,140 @@
+"""From data to the page: which studies, at which scale, on which images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.hardware import choose_device, describe
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.report import Section, markdown_page, write_report
+from denoising_ebm.reproduce.ledger import Ledger, Log
+from denoising_ebm.reproduce.settings import SIZES, Scale, base_config
+from denoising_ebm.reproduce.studies import STUDIES
+from denoising_ebm.reproduce.workshop import Workshop
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one data set, uint8 `(n, c, h, w)`."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    odd: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def reproduce(
+    targets: Sequence[str],
+    scale: Scale,
+    folder: Path,
+    images: Images,
+    *,
+    second: Images | None = None,
+    minutes: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+    trained: DenoisingEBM | None = None,
+    trained_name: str = "",
+    inception: bool | str = False,
+    command: str = "",
+    log: Log = lambda message: None,
+) -> Path:
+    """Run studies and write `index.html`, `results.md` and its pictures; rows that are finished are not run again.
+
+    Args:
+        targets: Names in `STUDIES`.
+        scale: `tiny`, `small` or `full`.
+        folder: For everything.
+        images: The main data set.
+        second: The data set of table 2.
+        minutes: Of each training; 0 for the scale's own.
+        seed: Of everything.
+        device: `auto`, `cpu` or `cuda`.
+        trained: Takes the place of the model trained by denoising.
+        trained_name: Its name.
+        inception: As for `evaluation.quality.Judge`.
+        command: Shown on the page.
+        log: Told of every row.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: If the folder holds a reproduction with other settings, or the model takes other images.
+    """
+    settings = {"scale": scale, "data": images.name, "seed": seed, "minutes": minutes, "model": trained_name}
+    ledger = Ledger(folder, settings, log)
+    sections: list[Section] = []
+    for target in targets:
+        source = second if target == "table2" else images
+        if source is None:
+            sections.append(
+                Section("Table 2: samples of the second set", "No second set was given: add --second DATA.")
+            )
+            continue
+        place = (
+            ledger
+            if source is images
+            else Ledger(folder / "second", settings | {"data": source.name}, lambda row: log(f"second set: {row}"))
+        )
+        channels, size = source.train.shape[1:3]
+        base = base_config(scale, size, channels, minutes, seed)
+        model = trained if source is images else None
+        if model is not None and model.image_shape != tuple(source.train.shape[1:]):
+            raise ValueError(
+                f"the model takes images of shape {model.image_shape}, {source.name} has {tuple(source.train.shape[1:])}"
+            )
+        shop = Workshop(
+            place,
+            SIZES[scale],
+            base,
+            source.train,
+            source.test,
+            data_name=source.name,
+            odd=source.odd,
+            trained=model,
+            inception=inception,
+            device=device,
+        )
+        sections.append(STUDIES[target](shop))
+    return write_pages(sections, folder, facts(settings, images, second, command, choose_device(device)))
+
+
+def facts(
+    settings: Mapping[str, object], images: Images, second: Images | None, command: str, device: torch.device
+) -> dict[str, str]:
+    """Return what stands on top of the page."""
+    from denoising_ebm import __version__
+
+    sets = [source for source in (images, second) if source is not None]
+    lines = {
+        "command": command,
+        "version": f"denoising-ebm {__version__}",
+        "hardware": describe(device),
+        "scale": str(settings["scale"]),
+        "seed": str(settings["seed"]),
+        "images": "; ".join(f"{s.name}: {len(s.train):,} to train on, {len(s.test):,} test images" for s in sets),
+    }
+    if settings["model"]:
+        lines["model"] = str(settings["model"])
+    return {name: value for name, value in lines.items() if value}
+
+
+def write_pages(sections: Sequence[Section], folder: Path, lines: Mapping[str, str]) -> Path:
+    """Write the page, the same as Markdown, and its pictures; return the page."""
+    title = "The paper's tables and figures"
+    page = folder / "index.html"
+    write_report(page, title=title, sections=sections, facts=lines)
+    text = markdown_page(sections, title=title, facts=lines, pictures="pictures/")
+    write_atomically(folder / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
+    pictures = [picture for section in sections for picture in section.pictures]
+    for number, picture in enumerate(pictures, 1):
+        png = picture.png
+        write_atomically(folder / "pictures" / f"{number}.png", lambda path, png=png: path.write_bytes(png))  # type: ignore[misc]
+    return page

@@ -1,0 +1,99 @@
+"""Samplers side by side: each draws uint8 images from a model and knows how many network evaluations one costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.generation import generate
+from denoising_ebm.images import to_uint8
+from denoising_ebm.model import DenoisingEBM, Sampler
+from denoising_ebm.noise import geometric_sigmas
+from denoising_ebm.sampling import annealed
+
+#: NCSN's published schedule (Song & Ermon, 2019): ten levels from 1 to 0.01, step alpha_i = 2e-5 sigma_i^2 / sigma_L^2 with
+#: half of it on the score, so that eta = 2e-5 / (2 * 0.01^2).
+NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE = 10, (1.0, 0.01), 0.1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A set of drawn images.
+
+    Attributes:
+        images: uint8, shape `(n, c, h, w)`.
+        semantic: The semantic images, uint8, where there are any.
+        evaluations: Network evaluations an image; an exact gradient counts as three (forward, and twice that backward).
+    """
+
+    images: Tensor
+    semantic: Tensor | None
+    evaluations: int
+
+
+def draw(
+    model: DenoisingEBM,
+    num: int,
+    sampler: Sampler,
+    *,
+    steps: int | None = None,
+    semantic_steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> Drawn:
+    """Draw by one of the model's samplers.
+
+    Args:
+        model: The model.
+        num: Images.
+        sampler: As for `DenoisingEBM.sample`.
+        steps: As for `DenoisingEBM.sample`.
+        semantic_steps: K; the model's own if None.
+        seed: Of the first batch.
+        batch_size: Images at once.
+    """
+    config = model.config
+    if semantic_steps is not None:
+        model.config = replace(config, sampling=replace(config.sampling, semantic_steps=semantic_steps))
+    try:
+        drawn = generate(model, num, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
+        evaluations = count_evaluations(model, sampler, steps)
+    finally:
+        model.config = config
+    semantic = None if drawn.semantic is None else to_uint8(drawn.semantic)
+    return Drawn(to_uint8(drawn.images), semantic, evaluations)
+
+
+def count_evaluations(model: DenoisingEBM, sampler: Sampler, steps: int | None) -> int:
+    """Return network evaluations an image."""
+    sampling = model.config.sampling
+    denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
+    drift = 3 if sampling.direction == "exact" else 1
+    final = denoiser if sampling.final_denoise else 0
+    if sampler == "two-stage":
+        return 3 * sampling.semantic_steps + drift * (steps or sampling.texture_steps) + final
+    if sampler == "annealed":
+        return drift * (steps or sampling.texture_steps) + final
+    if sampler == "mala":
+        return 6 * (steps or 200) + final
+    return denoiser * (2 * ((steps or 20) - 1) + 1)
+
+
+@torch.no_grad()
+def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0, batch_size: int = 128) -> Drawn:
+    """Draw by NCSN's protocol on the model's own network: annealed Langevin from uniform noise, `steps` at each level.
+
+    No denoising step follows, as published; the model's first-term direction is the score times -1.
+    """
+    sigmas = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(steps)
+    images = []
+    for i, start in enumerate(range(0, num, batch_size)):
+        generator = torch.Generator().manual_seed(seed + i)
+        shape = (min(batch_size, num - start), *model.image_shape)
+        x = (2 * torch.rand(shape, generator=generator) - 1).to(model.device)
+        x = annealed(model.texture(), x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
+        images.append(to_uint8(x.cpu()))
+    drift = 3 if model.config.sampling.direction == "exact" else 1
+    return Drawn(torch.cat(images), None, drift * len(sigmas))

@@ -1,0 +1,92 @@
+"""What all studies share: images, a judge of samples, models trained once, and the ledger of finished rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from denoising_ebm.config import Config
+from denoising_ebm.evaluation.quality import Judge
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.settings import Sizes, Variant, variant_config
+from denoising_ebm.training.state import STATE_FILE
+from denoising_ebm.training.trainer import train
+
+
+class Workshop:
+    """One data set, one scale, one seed.
+
+    Args:
+        ledger: Finished rows, and the folder for models.
+        sizes: Counts of the scale.
+        base: Configuration that variants change.
+        train: Training images, uint8 `(n, c, h, w)`.
+        test: Test images; the first ones are the reference of distances.
+        data_name: Where they come from.
+        odd: Odd sets of table 4, uint8.
+        trained: Takes the place of the model trained by denoising.
+        inception: As for `Judge`.
+        device: `auto`, `cpu` or `cuda`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        sizes: Sizes,
+        base: Config,
+        train: Tensor,
+        test: Tensor,
+        *,
+        data_name: str,
+        odd: Mapping[str, Tensor] | None = None,
+        trained: DenoisingEBM | None = None,
+        inception: bool | str = False,
+        device: str = "auto",
+    ) -> None:
+        self.ledger, self.sizes, self.base = ledger, sizes, base
+        self.train, self.test, self.odd = train[: sizes.train_images], test, dict(odd or {})
+        self.seed = base.training.seed
+        self._data_name, self._inception, self._device = data_name, inception, device
+        self._models: dict[str, DenoisingEBM] = {} if trained is None else {"denoising": trained}
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Measures samples against the test images."""
+        return Judge(self.test[: self.sizes.reference], inception=self._inception)
+
+    def row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the figures of a row; see `Ledger.row`."""
+        return self.ledger.row(name, make)
+
+    def model(self, variant: Variant) -> DenoisingEBM:
+        """Return the model of an objective, trained now or before."""
+        if variant not in self._models:
+            self._models[variant] = self.train_model(variant, variant_config(self.base, variant))
+        return self._models[variant]
+
+    def train_model(self, name: str, config: Config) -> DenoisingEBM:
+        """Train a model in `models/NAME`, or go on with it, or load it if it is finished.
+
+        Raises:
+            KeyboardInterrupt: If the user interrupted training, after it was saved.
+        """
+        folder = self.ledger.folder / "models" / name
+        done = folder / "finished"
+        if not done.is_file():
+            resume = (folder / STATE_FILE).is_file()
+            result = train(
+                self.train, config, folder, data_name=self._data_name, resume=resume, device=self._device, quiet=True
+            )
+            if not result.finished:
+                raise KeyboardInterrupt
+            done.touch()
+        return DenoisingEBM.from_pretrained(folder, device=self._device).set_precision("auto")
+
+    def path(self) -> Path:
+        """Return the folder of this workshop."""
+        return self.ledger.folder

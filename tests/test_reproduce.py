@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
+from denoising_ebm.evaluation.quality import Judge
+from denoising_ebm.images import load_images
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.reproduce import samplers, studies
+from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.samplers import count_evaluations, draw, draw_ncsn
+from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
+
+# -- ledger ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_made_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def make() -> dict[str, Any]:
+        calls.append(1)
+        return {"distance": 3.5}
+
+    settings = {"scale": "tiny", "seed": 0}
+    first = Ledger(tmp_path / "out", settings).row("table 3, sigma from 0.5", make)
+    again = Ledger(tmp_path / "out", settings).row("table 3, sigma from 0.5", make)
+    assert first == again and first["distance"] == 3.5 and first["seconds"] >= 0 and len(calls) == 1
+    with pytest.raises(ValueError, match="holds a reproduction with seed 0, not 1"):
+        Ledger(tmp_path / "out", settings | {"seed": 1})
+
+
+def test_a_missing_row_is_marked_and_tried_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out", {})
+
+    def fails() -> dict[str, Any]:
+        raise ValueError("weights.pth: no such file")
+
+    assert ledger.row("fid", fails) == {"missing": "weights.pth: no such file"}
+    assert ledger.row("fid", lambda: {"fid": 1.0})["fid"] == 1.0
+
+
+def test_an_interrupt_keeps_the_rows_before(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out", {})
+    ledger.row("a", lambda: {"x": 1})
+
+    def stop() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.row("b", stop)
+    assert [path.stem for path in (tmp_path / "out" / "rows").iterdir()] == ["a"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="exists and is no reproduction"):
+        Ledger(tmp_path, {})
+
+
+# -- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", list(SIZES))
+def test_settings_of_every_row_are_valid(scale: Any) -> None:
+    base = base_config(scale, 32, 3, 0.0, 7)
+    for variant in ("denoising", "contrastive", "score"):
+        config = variant_config(base, variant)  # type: ignore[arg-type]
+        assert config.training.seed == 7 and config.training.max_images == base.training.max_images
+    for sigma_max, levels in ABLATIONS.values():
+        config = ablation_config(base, sigma_max, levels, 8, 0.5)
+        assert (config.noise.sigma_max, config.noise.levels, config.noise.draw) == (sigma_max, levels, "grid")
+        assert config.sampling.texture_sigma_max <= sigma_max and config.training.seed == 8
+    assert base_config(scale, 32, 3, 2.5, 0).training.max_minutes == 2.5
+
+
+# -- samplers -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_counted_as_they_happen(tiny_model: DenoisingEBM) -> None:
+    """Forward passes counted by a hook; every backward pass is worth two more."""
+    counts = {"forward": 0, "backward": 0}
+    tiny_model.dae.register_forward_hook(lambda *_: counts.__setitem__("forward", counts["forward"] + 1))
+    tiny_model.dae.register_full_backward_hook(lambda *_: counts.__setitem__("backward", counts["backward"] + 1))
+    base = tiny_model.config
+    for direction in ("exact", "first-term"):
+        sampling = replace(base.sampling, direction=direction, semantic_steps=3, texture_steps=4)
+        tiny_model.config = replace(base, sampling=sampling)
+        for sampler, steps in (("two-stage", None), ("annealed", 5), ("heun", 4)):
+            counts.update(forward=0, backward=0)
+            drawn = draw(tiny_model, 2, sampler, steps=steps)  # type: ignore[arg-type]
+            assert drawn.evaluations == counts["forward"] + 2 * counts["backward"], (direction, sampler)
+            assert (drawn.semantic is not None) == (sampler == "two-stage")
+    tiny_model.config = replace(base, sampling=replace(base.sampling, semantic_steps=3))
+    with_latent = draw(tiny_model, 2, "two-stage", steps=2).evaluations
+    assert with_latent - draw(tiny_model, 2, "two-stage", steps=2, semantic_steps=0).evaluations == 9
+    assert tiny_model.config.sampling.semantic_steps == 3
+    assert count_evaluations(tiny_model, "mala", 10) == 61
+
+
+def test_ncsn_protocol_is_its_formula(tiny_model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x += alpha_i / 2 score + sqrt(alpha_i) z with alpha_i = eps sigma_i^2 / sigma_L^2, from uniform noise."""
+    monkeypatch.setattr(samplers, "NCSN_SIGMAS", (0.8, 0.1))
+    monkeypatch.setattr(samplers, "NCSN_LEVELS", 2)
+    base = tiny_model.config
+    plain = replace(base.energy, inner_noise=False)
+    tiny_model.config = replace(base, energy=plain, sampling=replace(base.sampling, direction="first-term"))
+    drawn = draw_ncsn(tiny_model, 2, steps=2, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    x = 2 * torch.rand((2, 1, 16, 16), generator=generator) - 1
+    epsilon = 0.1 * 2 * 0.01**2  # eta = epsilon / (2 sigma_L^2), as published with sigma_L = 0.01
+    with torch.no_grad():
+        for sigma in (0.8, 0.8, 0.1, 0.1):
+            alpha = epsilon * sigma**2 / 0.01**2
+            score = (tiny_model.denoise(x, sigma) - x) / sigma**2
+            x = x + alpha / 2 * score + alpha**0.5 * torch.randn(x.shape, generator=generator)
+    expected = ((x + 1) * 127.5).round().clamp(0, 255)
+    assert float((drawn.images.float() - expected).abs().max()) <= 1 and drawn.evaluations == 4
+
+
+# -- judge ----------------------------------------------------------------------------------------------------------
+
+
+def test_judge_agrees_with_its_parts() -> None:
+    test = load_images("fashion-mnist", split="test", limit=48).pixels
+    samples = load_images("fashion-mnist", split="train", limit=40).pixels
+    judge = Judge(test)
+    quality = judge(samples)
+    parts = [feature_statistics(pixels, judge.extractor) for pixels in (samples, test)]
+    assert quality.distance == pytest.approx(frechet_distance(*parts), rel=1e-9)
+    assert quality.distance == judge.distance(samples)
+    assert quality.fid is None and 0 < quality.precision <= 1
+    assert judge(test).coverage == 1.0 and judge.distance(test) == pytest.approx(0.0, abs=1e-3)
+    assert "WARNING: 40 images are fewer than the 1,280 features" in judge.protocol(40, "test")
+    assert "WARNING" not in Judge(test, extractor=Means()).protocol(40, "test")
+
+
+class Means:
+    name = "means"
+    num_features = 4
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), x[..., :16].mean((1, 2, 3)), x.amax((1, 2, 3))], 1)
+
+
+# -- all of it ------------------------------------------------------------------------------------------------------
+
+
+def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    options = ["all", "--scale", "tiny", "--out", out, "--second", "fashion-mnist", "--seed", 3]
+    result = debm("reproduce", *options)
+    assert result.status == 0, result.err
+    text = (out / "results.md").read_text()
+    for title in ("Table 1", "Table 2", "Table 3", "Table 4", "Figure 4", "Figure 5", "Speed"):
+        assert f"## {title}" in text
+    assert "paper: Denoising-EBM" in text and "21.24" in text and "WARNING" in text
+    # Every row of table 1 has a distance.
+    for variant, sampler in studies.ROWS:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {variant}, {sampler} |"))
+        assert float(row.split("|")[2].replace(",", "")) > 0
+    pictures = re.findall(r"pictures/(\d+)\.png", text)
+    assert len(pictures) >= 10
+    for number in pictures:
+        with Image.open(out / "pictures" / f"{number}.png") as picture:
+            picture.verify()
+    html = (out / "index.html").read_text()
+    assert html.count("<img") == len(pictures) and "debm reproduce" in html
+
+    # Nothing is made a second time, and the page comes out the same.
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a finished row was made again")
+
+    rows = {path.name: json.loads(path.read_text()) for path in (out / "rows").iterdir()}
+    monkeypatch.setattr("denoising_ebm.reproduce.workshop.train", never)
+    monkeypatch.setattr(studies, "_measured", never)
+    again = debm("reproduce", *options)
+    assert again.status == 0, again.err
+    assert (out / "results.md").read_text() == text
+    assert rows == {path.name: json.loads(path.read_text()) for path in (out / "rows").iterdir()}
+    assert "holds a reproduction with seed 3, not 4" in debm("reproduce", *options[:-1], 4).error
+
+
+def test_command_refuses(debm: Any, tmp_path: Path) -> None:
+    common = ["--out", tmp_path / "out"]
+    assert "--inception" in debm("reproduce", "table1", "--inception", tmp_path / "no.pth", *common).error
+    assert "neither NAME=DATA" in debm("reproduce", "table4", "--ood", "cats", *common).error
+    assert (
+        "takes images of shape (3, 32, 32)" in debm("reproduce", "figure4", "--model", "cifar10-small", *common).error
+    )
+    assert not (tmp_path / "out" / "rows").exists()
