@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from loop import fit
 from torch import Tensor, nn
 
 from denoising_ebm import load_images, preset, to_float
@@ -27,7 +27,7 @@ from denoising_ebm.config import Config
 from denoising_ebm.hardware import autocast, choose_precision, describe
 from denoising_ebm.networks.precondition import coefficients
 from denoising_ebm.noise import expand_sigma, loss_weights, over
-from denoising_ebm.training.draws import draw_batch
+from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.trainer import train
 
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
@@ -39,6 +39,7 @@ class PlainDenoiser(nn.Module):
     def __init__(self, config: Config, widths: tuple[int, ...]) -> None:
         super().__init__()
         network = config.network
+        self.config = config
         self.sigma_data = network.sigma_data
         attend = [network.image_size // 2**i in network.attention for i in range(len(widths))]
         self.unet = UNet2DModel(
@@ -62,6 +63,13 @@ class PlainDenoiser(nn.Module):
         output = self.unet((c_in * x).contiguous(memory_format=torch.channels_last), 250 * sigma.log()).sample
         return c_skip * x + c_out * output.to(x.dtype)
 
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the weighted denoising loss, as `debm train` has it."""
+        noise = self.config.noise
+        weights = loss_weights(noise.weighting, batch.sigma, self.sigma_data)
+        error = self(batch.noisy, batch.sigma) - batch.x0
+        return (weights * error.square().flatten(1).mean(1)).mean()
+
 
 def fitted(config: Config, parameters: int) -> PlainDenoiser:
     """Return the plain U-Net with the widths w, 2w, 2w, 2w whose parameter count is nearest to `parameters`."""
@@ -72,36 +80,6 @@ def fitted(config: Config, parameters: int) -> PlainDenoiser:
 def count(model: nn.Module) -> int:
     """Return the number of parameters."""
     return sum(p.numel() for p in model.parameters())
-
-
-def train_plain(model: PlainDenoiser, pixels: Tensor, config: Config, minutes: float) -> tuple[PlainDenoiser, int]:
-    """Train for `minutes`; return the averaged model and the images seen."""
-    training, place = config.training, torch.device("cpu")
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas)
-    average = torch.optim.swa_utils.AveragedModel(
-        model,
-        multi_avg_fn=lambda a, b, n: torch._foreach_lerp_(
-            a, b, 1 - min(training.ema_decay, (1 + int(n)) / (10 + int(n)))
-        ),
-    )
-    precision, step, started = choose_precision("auto", place), 0, time.monotonic()
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        warmup = min(1.0, (step + 1) * training.batch_size / max(training.warmup_images, 1))
-        cooldown = min(1.0, (1 - progress) / training.cooldown) if training.cooldown else 1.0
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * warmup * max(cooldown, 1e-3)
-        (batch,) = draw_batch(pixels, config, step, step)
-        with autocast(place, precision):
-            denoised = model(batch.noisy, batch.sigma)
-        weights = loss_weights(config.noise.weighting, batch.sigma, config.network.sigma_data)
-        (weights * (denoised - batch.x0).square().flatten(1).mean(1)).mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(model)
-        step += 1
-    averaged: Any = average.module
-    return averaged.eval(), step * training.batch_size
 
 
 @torch.no_grad()
@@ -146,7 +124,7 @@ def main() -> None:
     if "plain U-Net" not in rows:
         torch.manual_seed(args.seed)
         model = fitted(config, rows["ours"]["parameters"])
-        model, seen = train_plain(model, pixels, config, args.minutes)
+        model, seen = fit(model, pixels, config, args.minutes)
         rows["plain U-Net"] = {"parameters": count(model), "images seen": seen, **errors(model, test)}
         path.write_text(json.dumps(rows))
     print(f"{describe(torch.device('cpu'))}; {args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")

@@ -1,0 +1,145 @@
+"""Our default beside its rivals: same images, same minutes, same backbone where they have one; one row a method.
+
+    pip install ebmkit torchebm
+    python benchmarks/baselines/compare.py --data CIFAR10 --preset cifar10-small --minutes 10 --out runs/baselines
+
+The distance is the Fréchet distance of EfficientNet-lite0 features to test images. A finished row is kept, and an
+interrupted one of ours goes on; the others start anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from denoisers import EDM, NCSN, PlainDAE
+from libraries import EbmKit, TorchEBMChains
+from loop import fit
+from scalar_energies import IGEBM, MDSM
+from torch import Tensor
+
+from denoising_ebm import DenoisingEBM, load_images, preset, to_uint8
+from denoising_ebm.config import Config
+from denoising_ebm.evaluation.figures import save_grid
+from denoising_ebm.evaluation.quality import Judge
+from denoising_ebm.hardware import autocast, choose_precision, describe
+from denoising_ebm.training.trainer import train
+
+Draw = Callable[[int, torch.Generator], Tensor]
+CPU = torch.device("cpu")
+#: Samplers of our model.
+OURS = {"two-stage": "ours, two-stage", "heun": "ours, Heun 20"}
+METHODS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
+
+
+def ours(config: Config, pixels: Tensor, args: argparse.Namespace) -> DenoisingEBM:
+    """Return our model, trained by its preset's recipe."""
+    folder = args.out / "ours"
+    if not (folder / "finished").exists():
+        resume = (folder / "state.pt").exists()
+        if not train(pixels, config, folder, data_name=args.data, resume=resume).finished:
+            raise SystemExit("interrupted and saved; the same command goes on")
+        (folder / "finished").touch()
+    return DenoisingEBM.from_pretrained(folder).set_precision("auto")
+
+
+def draw_all(draw: Draw, num: int, seed: int) -> tuple[Tensor, float]:
+    """Return images and seconds per 64."""
+    parts, started = [], time.monotonic()
+    for i, start in enumerate(range(0, num, 128)):
+        generator = torch.Generator().manual_seed(seed + i)
+        with torch.no_grad(), autocast(CPU, choose_precision("auto", CPU)):
+            parts.append(draw(min(128, num - start), generator).float())
+    return torch.cat(parts), (time.monotonic() - started) * 64 / num
+
+
+def main() -> None:
+    """Run all rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--preset", default="cifar10-small")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="parts of names of rows")
+    parser.add_argument("--out", type=Path, default=Path("runs/baselines"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    config = preset(args.preset)
+    training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
+    config = replace(config, training=training)
+    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    pixels = load_images(args.data, split="train", **sizes).pixels
+    test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
+    judge = Judge(test)
+    rows: dict[str, dict[str, Any]] = {}
+
+    def row(name: str, make: Callable[[], tuple[Draw, dict[str, Any]]]) -> None:
+        if args.only and not any(part in name for part in args.only):
+            return
+        path = args.out / f"{name.replace(' ', '-').replace(',', '')}.json"
+        if not path.exists():
+            draw, facts = make()
+            images, seconds = draw_all(draw, args.samples, args.seed)
+            save_grid(images[:64], path.with_suffix(".png"), columns=16)
+            figures = asdict(judge(to_uint8(images.nan_to_num(0.0))))
+            path.write_text(json.dumps(facts | figures | {"s per 64": seconds}))
+        rows[name] = json.loads(path.read_text())
+        print(name, json.dumps(rows[name]), flush=True)
+
+    def of_ours(sampler: Any) -> tuple[Draw, dict[str, Any]]:
+        model = ours(config, pixels, args)
+        facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
+        return lambda num, generator: model.sample(num, sampler=sampler, seed=generator.initial_seed()), facts
+
+    def of(method: Any) -> tuple[Draw, dict[str, Any]]:
+        torch.manual_seed(args.seed)
+        model = method(config)
+        averaged, seen = fit(model, pixels, model.config, args.minutes)
+        if isinstance(model, IGEBM):
+            averaged.buffer = model.buffer  # the chains, which are no weights to average
+        return averaged.draw, {"parameters": count(averaged), "images seen": seen}
+
+    def of_ebmkit() -> tuple[Draw, dict[str, Any]]:
+        method = EbmKit(config, args.seed)
+        seen = method.fit(pixels, args.minutes)
+        return method.draw, {"parameters": count(method.energy), "images seen": seen}
+
+    def of_torchebm() -> tuple[Draw, dict[str, Any]]:
+        model = ours(config, pixels, args)
+        facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
+        return TorchEBMChains(model).draw, facts
+
+    for sampler, title in OURS.items():
+        row(title, lambda sampler=sampler: of_ours(sampler))  # type: ignore[misc]
+    for method in METHODS:
+        row(method.title, lambda method=method: of(method))  # type: ignore[misc]
+    row(EbmKit.title, of_ebmkit)
+    row(TorchEBMChains.title, of_torchebm)
+
+    print(f"\n{describe(CPU)}; {args.minutes:g} minutes each; {judge.protocol(args.samples, 'test')}; seed {args.seed}")
+    print(f"floor (training images): {judge.distance(pixels[: args.samples]):.1f}\n")
+    columns = ["parameters", "images seen", "distance", "precision", "recall", "coverage", "s per 64"]
+    print("| method | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
+    for name, figures in rows.items():
+        print(f"| {name} | " + " | ".join(show(figures[column]) for column in columns) + " |")
+
+
+def count(model: torch.nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def show(value: float | int) -> str:
+    """Return a cell."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()

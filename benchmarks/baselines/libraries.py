@@ -1,0 +1,86 @@
+"""Public libraries beside ours: ebmkit's own image recipe, and torchebm's Langevin sampler on our energy.
+
+pip install ebmkit torchebm
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoising_ebm import DenoisingEBM, to_float
+from denoising_ebm.config import Config
+from denoising_ebm.energies import draw_noise
+from denoising_ebm.noise import falling_sigmas
+
+
+class EbmKit:
+    """ebmkit: `ResNetEnergy` trained by persistent contrastive divergence with its documented short-run settings.
+
+    Those of the docstring of its `LangevinDynamics` for images: step 10, noise 0.005, gradients clamped to 0.01, images
+    within (-1, 1), 60 steps, a buffer of 10,000 chains from uniform noise, averaged weights.
+    """
+
+    title = "ebmkit, ResNetEnergy by PCD"
+
+    def __init__(self, config: Config, seed: int) -> None:
+        import ebm
+
+        torch.manual_seed(seed)
+        self.shape = (config.network.channels, config.network.image_size, config.network.image_size)
+        self.energy = ebm.nets.ResNetEnergy(self.shape[0], (64, 128, 256), spectral_norm=True)
+        self.sampler = ebm.LangevinDynamics(step_size=10.0, steps=60, noise_scale=0.005, grad_clip=0.01, clamp=(-1, 1))
+        self.buffer = ebm.ReplayBuffer(10_000, self.shape, init_fn=lambda shape: 2 * torch.rand(shape) - 1)
+        loss = ebm.ContrastiveDivergence(self.sampler, self.buffer, energy_reg=1.0)
+        self.trainer: Any = ebm.Trainer(self.energy, loss, lr=1e-4, device="cpu", ema_decay=0.999, grad_clip_norm=0.1)
+
+    def fit(self, pixels: Tensor, minutes: float) -> int:
+        """Train for `minutes` with its own trainer; return images seen."""
+        data, started, seen = to_float(pixels), time.monotonic(), 0
+        while time.monotonic() - started < 60 * minutes:
+            self.trainer.fit(data, steps=1, batch_size=32, verbose=False)
+            seen += 32
+        return seen
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """Go on with chains of its buffer."""
+        slots = torch.randint(len(self.buffer.data), (num,), generator=generator)
+        result: Tensor = self.sampler.sample(self.trainer.ema.module, self.buffer.data[slots]).detach()
+        return result
+
+
+class TorchEBMChains:
+    """torchebm's `LangevinDynamics` driving our energy: one of its steps at each of our noise levels, exact gradient."""
+
+    title = "our model, torchebm's Langevin sampler"
+
+    def __init__(self, model: DenoisingEBM, steps: int = 40) -> None:
+        self.model, self.steps = model, steps
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """Anneal from noise of the largest level; steps are eta sigma^2 with eta of the reverse diffusion."""
+        from torchebm.core import BaseModel
+        from torchebm.samplers import LangevinDynamics
+
+        model, noise = self.model, self.model.config.noise
+
+        class AtLevel(BaseModel):  # type: ignore[misc]
+            level = noise.sigma_max
+
+            def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+                return model.energy(x, self.level)
+
+        energy = AtLevel()
+        levels = falling_sigmas("karras", noise.sigma_max, noise.sigma_min, self.steps).tolist()
+        x = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5 * draw_noise(
+            (num, *model.image_shape), generator, model.sensitivity
+        )
+        for now, after in zip(levels, [*levels[1:], levels[-1]], strict=True):
+            energy.level = now
+            eta = max(1 - (after / now) ** 2, 1e-3)
+            sampler = LangevinDynamics(energy, step_size=eta * now**2, noise_scale=1.0, device="cpu")
+            x = sampler.sample(x=x, n_steps=1, generator=generator)
+        return model.denoise(x, noise.sigma_min)
