@@ -14,10 +14,12 @@ from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distan
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.images import load_images
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.reproduce import samplers, studies
+from denoising_ebm.reproduce import samplers
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import count_evaluations, draw, draw_ncsn
 from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
+from denoising_ebm.reproduce.tables import ROWS
+from denoising_ebm.reproduce.workshop import Workshop
 
 # -- ledger ---------------------------------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
         assert f"## {title}" in text
     assert "paper: Denoising-EBM" in text and "21.24" in text and "WARNING" in text
     # Every row of table 1 has a distance.
-    for variant, sampler in studies.ROWS:
+    for variant, sampler in ROWS:
         row = next(line for line in text.splitlines() if line.startswith(f"| {variant}, {sampler} |"))
         assert float(row.split("|")[2].replace(",", "")) > 0
     pictures = re.findall(r"pictures/(\d+)\.png", text)
@@ -181,7 +183,7 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
 
     rows = {path.name: json.loads(path.read_text()) for path in (out / "rows").iterdir()}
     monkeypatch.setattr("denoising_ebm.reproduce.workshop.train", never)
-    monkeypatch.setattr(studies, "_measured", never)
+    monkeypatch.setattr(Workshop, "measured", never)
     again = debm("reproduce", *options)
     assert again.status == 0, again.err
     assert (out / "results.md").read_text() == text

@@ -23,10 +23,14 @@ from support import tiny_config
 TAU = 0.5
 
 
-@pytest.fixture
-def gaussian_model() -> DenoisingEBM:
-    """An untrained network with energy preconditioning is the exact model of N(0, sigma_data^2 = 0.25)."""
-    config = tiny_config(Phase("score"))
+@pytest.fixture(params=["denoising", "score"])
+def gaussian_model(request: pytest.FixtureRequest) -> DenoisingEBM:
+    """An untrained network with preconditioning is the exact model of N(0, sigma_data^2 = 0.25)."""
+    return exact_model(request.param)
+
+
+def exact_model(objective: Any) -> DenoisingEBM:
+    config = tiny_config(Phase(objective))
     return DenoisingEBM(replace(config, noise=replace(config.noise, sigma_max=5.0, sigma_min=0.01)))
 
 
@@ -137,6 +141,29 @@ def test_blur_is_undone_as_by_wiener(gaussian_model: DenoisingEBM, generator: to
     scatter = TAU**2 * float((torch.eye(256) - gain @ matrix).trace()) / 256 / 24
     assert float((restored - wiener).square().mean()) == pytest.approx(scatter, rel=0.3)
     assert scatter < 0.25 * float((y - wiener).square().mean())
+
+
+def test_missing_pixels_join_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns come in pairs with correlation 0.95: a missing one follows the known one beside it."""
+    model = exact_model("denoising")
+    pair = TAU**2 * torch.tensor([[1.0, 0.95], [0.95, 1.0]])
+
+    def denoise(x: Tensor, sigma: Any) -> Tensor:
+        level = torch.as_tensor(sigma).reshape(-1)[0]
+        gain = pair @ torch.linalg.inv(pair + level**2 * torch.eye(2))
+        return (x.unflatten(-1, (8, 2)) @ gain).flatten(-2)
+
+    monkeypatch.setattr(model, "denoise", denoise)
+    known = torch.zeros(16, 16, dtype=torch.bool)
+    known[:, ::2] = True
+    hole = masked(known)
+    y = hole.apply(TAU * torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+    x = restore(model, y, hole, steps=100, draws=8)
+    missing, beside = x[..., 1::2], y[..., ::2]
+    slope = float((missing * beside).mean() / beside.square().mean())
+    assert slope == pytest.approx(0.95, abs=0.05)
+    # Given its neighbour a pixel scatters by tau^2 (1 - 0.95^2); of 8 draws an eighth of that is left.
+    assert float((missing - 0.95 * beside).var()) == pytest.approx(TAU**2 * (1 - 0.95**2) / 8, rel=0.6)
 
 
 def test_restore_refuses(gaussian_model: DenoisingEBM) -> None:

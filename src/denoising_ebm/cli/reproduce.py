@@ -82,14 +82,14 @@ def run(args: Namespace) -> int:
         raise ValueError(f"--minutes must be >= 0, got {args.minutes:g}")
     from denoising_ebm.evaluation.inception import find_weights
     from denoising_ebm.model import DenoisingEBM
-    from denoising_ebm.reproduce.run import Images, reproduce
-    from denoising_ebm.reproduce.settings import SIZES, TARGETS
+    from denoising_ebm.reproduce.run import STUDIES, Images, reproduce
+    from denoising_ebm.reproduce.settings import SIZES
 
     inception: bool | str = False
     if args.inception:
         # Before hours of work that would end without them.
         inception = str(find_weights(None if args.inception == "auto" else args.inception))
-    targets = list(TARGETS) if args.target == "all" else [args.target]
+    targets = list(STUDIES) if args.target == "all" else [args.target]
     limit = SIZES[args.scale].train_images
     train, test = (_read(args.data, split, limit) for split in ("train", "test"))
     odd: dict[str, Tensor] = {}

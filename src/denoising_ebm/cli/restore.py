@@ -73,7 +73,7 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         help="mean: the average of several chains, smallest error; sample: one chain, sharp",
     )
     group.add_argument("--draws", type=int, default=8, metavar="N", help="chains to average")
-    group.add_argument("--steps", type=int, default=100, metavar="N", help="Langevin steps of a chain")
+    group.add_argument("--steps", type=int, default=50, metavar="N", help="Langevin steps of a chain")
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of noise and chains; batch i has seed + i")
     group.add_argument("--batch-size", type=int, default=64, metavar="N", help="images restored at once")
     add_source_options(parser, split="test")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,21 @@ from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.report import Section, markdown_page, write_report
+from denoising_ebm.reproduce.figures import figure4, figure5, speed
 from denoising_ebm.reproduce.ledger import Ledger, Log
 from denoising_ebm.reproduce.settings import SIZES, Scale, base_config
-from denoising_ebm.reproduce.studies import STUDIES
+from denoising_ebm.reproduce.tables import table1, table2, table3, table4
 from denoising_ebm.reproduce.workshop import Workshop
+
+STUDIES: dict[str, Callable[[Workshop], Section]] = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "figure4": figure4,
+    "figure5": figure5,
+    "speed": speed,
+}
 
 
 @dataclass(frozen=True)

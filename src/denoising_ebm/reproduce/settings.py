@@ -10,7 +10,6 @@ from denoising_ebm.presets import preset
 
 Scale = Literal["tiny", "small", "full"]
 Variant = Literal["denoising", "contrastive", "score"]
-TARGETS = ("table1", "table2", "table3", "table4", "figure4", "figure5", "speed")
 
 
 @dataclass(frozen=True)

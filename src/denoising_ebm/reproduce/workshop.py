@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from denoising_ebm.config import Config
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.samplers import Drawn
 from denoising_ebm.reproduce.settings import Sizes, Variant, variant_config
 from denoising_ebm.training.state import STATE_FILE
 from denoising_ebm.training.trainer import train
@@ -63,6 +65,17 @@ class Workshop:
         """Return the figures of a row; see `Ledger.row`."""
         return self.ledger.row(name, make)
 
+    def measured(self, make: Callable[[], Drawn]) -> dict[str, Any]:
+        """Draw, and return quality, network evaluations an image, and seconds for 64 images."""
+        started = time.monotonic()
+        drawn = make()
+        seconds = time.monotonic() - started
+        result = asdict(self.judge(drawn.images))
+        result |= {"evaluations": drawn.evaluations, "s_per_64": 64 * seconds / len(drawn.images)}
+        if drawn.semantic is not None:
+            result["semantic_distance"] = self.judge.distance(drawn.semantic)
+        return result
+
     def model(self, variant: Variant) -> DenoisingEBM:
         """Return the model of an objective, trained now or before."""
         if variant not in self._models:
@@ -86,7 +99,3 @@ class Workshop:
                 raise KeyboardInterrupt
             done.touch()
         return DenoisingEBM.from_pretrained(folder, device=self._device).set_precision("auto")
-
-    def path(self) -> Path:
-        """Return the folder of this workshop."""
-        return self.ledger.folder

@@ -1,9 +1,10 @@
 r"""Posterior sampling: annealed Langevin on the texture energy plus a data term, for any `Degradation`.
 
 At level sigma the model's denoiser D estimates x0 with an error of about $r^2 = \sigma^2 s^2 / (\sigma^2 + s^2)$, s the
-standard deviation of the data. The observation adds the data term $|y - A D(x)|^2 / 2 (r^2 A^2 + s_y^2)$; its gradient
-in D, times $r^2$, corrects D to the mean of x0 given both (Song et al., 2023, without the Jacobian of D, as chains of
-the first term leave that of r out). A corrected denoiser is a denoiser, so the chains are those of sampling.
+standard deviation of the data. The observation adds the data term $|y - A D(x)|^2 / 2 (r^2 A^2 + s_y^2)$. Its gradient in
+x, through D, times $\sigma^2$, corrects D to the mean of x0 given both (Song et al., 2023). A corrected denoiser is a
+denoiser, so the chains are those of sampling. The Jacobian of D carries what is known of one pixel to its neighbours:
+without it (a multiple of the identity in its place) missing pixels do not join what is around them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from denoising_ebm.energies import TextureEnergy, draw_noise
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.noise import expand_sigma, karras_sigmas
+from denoising_ebm.noise import expand_sigma, karras_sigmas, over
 from denoising_ebm.restoration.degradations import Degradation
 from denoising_ebm.sampling import annealed
 from denoising_ebm.sampling.langevin import ChainState
@@ -32,7 +33,7 @@ def restore(
     *,
     estimate: Estimate = "mean",
     draws: int = 8,
-    steps: int = 100,
+    steps: int = 50,
     step_size: float = 0.0,
     seed: int = 0,
     advance: Callable[[int], object] | None = None,
@@ -46,7 +47,7 @@ def restore(
         estimate: `mean` averages `draws` chains: the smaller error, the smoother image. `sample` is one chain: one of the
             images that may have been. Where the degradation is noise alone the mean is D(y, s), one pass of the network.
         draws: Chains to average, >= 1.
-        steps: Langevin steps of a chain, >= 2.
+        steps: Langevin steps of a chain, >= 2; each costs a forward and a backward pass.
         step_size: eta of `sampling.annealed`, within [0, 1]; 0 takes the steps of the reverse diffusion.
         seed: Of all draws.
         advance: Called with the number of images after every step of a chain.
@@ -76,10 +77,21 @@ def restore(
 
     data_spread = model.config.network.sigma_data
 
+    def spread(sigma: Tensor) -> Tensor:
+        return sigma * data_spread / (sigma**2 + data_spread**2).sqrt()
+
     def corrected(x: Tensor, sigma: Tensor | float) -> Tensor:
         sigma = expand_sigma(sigma, x)
-        spread = sigma * data_spread / (sigma**2 + data_spread**2).sqrt()
-        return degradation.correct(model.denoise(x, sigma), y, spread)
+        if model.config.energy.denoiser == "gradient":
+            # D is a gradient itself; its Jacobian would take second derivatives of every step.
+            return degradation.correct(model.denoise(x, sigma), y, spread(sigma))
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            denoised = model.denoise(x, sigma)
+            pull = degradation.correct(denoised.detach(), y, spread(sigma)) - denoised.detach()
+            pull = pull / over(spread(sigma) ** 2, pull)
+            (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
+        return denoised.detach() + over(sigma**2, gradient) * gradient
 
     def callback(state: ChainState) -> None:
         if advance is not None:
@@ -105,5 +117,8 @@ def restore(
             generator=generator,
             callback=callback,
         )
-        total += denoise(x, expand_sigma(noise.sigma_min, x))
+        level = expand_sigma(noise.sigma_min, x)
+        x = model.denoise(x, level)
+        # What is known without noise is not left to the network.
+        total += x if only_noise else degradation.correct(x, y, spread(level))
     return total / num

@@ -1,11 +1,8 @@
-"""The studies: each takes the workshop and returns the section of the page that shows it."""
+"""Figures 4 and 5 and the comparison of speed: each takes the workshop and returns the section of the page."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,160 +10,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from torch import Tensor
 
 from denoising_ebm.evaluation.figures import COLOURS, LINE_STYLES, image_grid, png_bytes, trajectory_grid
+from denoising_ebm.evaluation.neighbours import copies
 from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.images import to_float
 from denoising_ebm.model import Sampler
-from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
-from denoising_ebm.ood.evaluation import evaluate
-from denoising_ebm.ood.features import log_energies
 from denoising_ebm.report import Cell, Picture, Section, Table
 from denoising_ebm.reproduce import paper
 from denoising_ebm.reproduce.samplers import Drawn, draw, draw_ncsn
-from denoising_ebm.reproduce.settings import ABLATIONS, Variant, ablation_config
 from denoising_ebm.reproduce.workshop import Workshop
-
-#: Rows of tables 1 and 2: what was trained, and how it is drawn from.
-ROWS: tuple[tuple[Variant, Sampler], ...] = (
-    ("denoising", "two-stage"),
-    ("denoising", "annealed"),
-    ("denoising", "heun"),
-    ("denoising", "mala"),
-    ("contrastive", "two-stage"),
-    ("score", "two-stage"),
-    ("score", "annealed"),
-)
-_QUALITY = ("distance", "precision", "recall", "density", "coverage", "fid", "inception_score")
-_HEADINGS = ("distance", "precision", "recall", "density", "coverage", "FID", "IS")
-#: Share of a training's budget that a row of table 3 gets, and the paper's sigma for table 4.
-ABLATION_BUDGET, PAPER_SIGMA = 0.7, 0.05
-
-
-def table1(shop: Workshop) -> Section:
-    """Table 1: quality of samples by objective and sampler."""
-    return _generation(shop, "Table 1: samples", paper.TABLE1)
-
-
-def table2(shop: Workshop) -> Section:
-    """Table 2: the same on the second set."""
-    return _generation(shop, "Table 2: samples of the second set", paper.TABLE2)
-
-
-def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, float | None]]) -> Section:
-    samples = shop.sizes.samples
-    rows: list[list[Cell]] = []
-
-    def add(name: str, row: Mapping[str, Any]) -> None:
-        if "missing" in row:
-            rows.append([f"{name}: {row['missing']}", *[None] * (len(_QUALITY) + 2)])
-        else:
-            rows.append([name, *(row[key] for key in _QUALITY), row.get("evaluations"), row.get("s_per_64")])
-
-    add("training images (floor)", shop.row("floor", lambda: asdict(shop.judge(shop.train[:samples]))))
-    for variant, sampler in ROWS:
-
-        def make(variant: Variant = variant, sampler: Sampler = sampler) -> dict[str, Any]:
-            steps = shop.sizes.mala_steps if sampler == "mala" else None
-            model = shop.model(variant)  # trained now if need be, which is not sampling time
-            return _measured(shop, partial(draw, model, samples, sampler, steps=steps, seed=shop.seed))
-
-        row = shop.row(f"{variant}, {sampler}", make)
-        add(f"{variant}, {sampler}", row)
-        if sampler == "two-stage" and "semantic_distance" in row:
-            rows.append([f"{variant}, h(z^K)", row["semantic_distance"], *[None] * (len(_QUALITY) + 1)])
-    for name, (fid, score) in printed.items():
-        rows.append([f"paper: {name}", None, None, None, None, None, fid, score, None, None])
-    caption = (
-        f"{shop.judge.protocol(samples, 'test')}; seed {shop.seed}. Evaluations of the network and seconds on this machine "
-        "for 64 images. Rows `paper` are printed figures for CIFAR-10 or CelebA 64 and 50,000 samples."
-    )
-    table = Table(["samples", *_HEADINGS, "evaluations", "s per 64"], rows, caption)
-    return Section(title, paper.REASONS["generation"], table)
-
-
-def _measured(shop: Workshop, make: Callable[[], Drawn]) -> dict[str, Any]:
-    """Return quality, evaluations and time of a draw."""
-    started = time.monotonic()
-    drawn = make()
-    seconds = time.monotonic() - started
-    result = asdict(shop.judge(drawn.images))
-    result |= {"evaluations": drawn.evaluations, "s_per_64": 64 * seconds / len(drawn.images)}
-    if drawn.semantic is not None:
-        result["semantic_distance"] = shop.judge.distance(drawn.semantic)
-    return result
-
-
-def table3(shop: Workshop) -> Section:
-    """Table 3: noise range and number of levels, several seeds each."""
-    rows: list[list[Cell]] = []
-    for name, (sigma_max, levels) in ABLATIONS.items():
-        distances: list[float] = []
-        for seed in range(shop.seed, shop.seed + shop.sizes.seeds):
-
-            def make(sigma_max: float = sigma_max, levels: int = levels, seed: int = seed) -> dict[str, Any]:
-                config = ablation_config(shop.base, sigma_max, levels, seed, ABLATION_BUDGET)
-                model = shop.train_model(f"ablation-{sigma_max:g}-{levels}-{seed}", config)
-                drawn = draw(model, shop.sizes.ablation_samples, "two-stage", seed=seed)
-                return {"distance": shop.judge.distance(drawn.images), "images seen": model.facts["images seen"]}
-
-            row = shop.row(f"table3, {name}, seed {seed}", make)
-            if "distance" in row:
-                distances.append(row["distance"])
-        spread = statistics.stdev(distances) if len(distances) > 1 else None
-        mean = statistics.mean(distances) if distances else None
-        rows.append([name, mean, spread, len(distances), paper.TABLE3[name]])
-    caption = (
-        f"Distance of {shop.sizes.ablation_samples:,} two-stage samples to {shop.judge.count:,} test images, mean and "
-        "standard deviation over seeds (weights, batches and samples all drawn anew). The paper's column is FID."
-    )
-    table = Table(["noise levels", "distance", "sd over seeds", "seeds", "paper (FID)"], rows, caption)
-    return Section("Table 3: noise levels", paper.REASONS["ablation"], table)
-
-
-def table4(shop: Workshop) -> Section:
-    """Table 4: odd images told from normal ones."""
-    if not shop.odd:
-        return Section("Table 4: odd images", "No odd sets were given: add --ood NAME=DATA.")
-    scored = shop.sizes.scored
-
-    def make() -> dict[str, Any]:
-        model = shop.model("denoising")
-        normal, calibration = shop.test[:scored], shop.test[scored : 2 * scored]
-        detector = OODDetector(model, DetectorConfig(altered=max(4, shop.sizes.fit // 50)))
-        detector.fit(shop.train[: shop.sizes.fit], calibration=calibration, seed=shop.seed)
-        noise = model.scoring_noise(seed=shop.seed)
-
-        def energies(pixels: Tensor) -> Tensor:
-            with torch.no_grad():
-                return log_energies(model, pixels, [PAPER_SIGMA], noise=noise)[:, 0]
-
-        odd = {name: pixels[:scored] for name, pixels in shop.odd.items()}
-        result: dict[str, Any] = {"normal": len(normal)}
-        for score, measure in (("detector", detector.score), ("energy", energies)):
-            values = evaluate(measure(normal), {name: measure(pixels) for name, pixels in odd.items()}, seed=shop.seed)
-            result[score] = {item.name: [item.auroc.value, item.auroc.low, item.auroc.high] for item in values}
-        return result
-
-    row = shop.row("table4", make)
-    if "missing" in row:
-        return Section("Table 4: odd images", row["missing"])
-
-    def cell(score: str, name: str) -> str:
-        value, low, high = row[score][name]
-        return f"{value:.3f} ({low:.3f}-{high:.3f})"
-
-    rows: list[list[Cell]] = [
-        [name, cell("detector", name), cell("energy", name), paper.TABLE4.get(name)] for name in row["detector"]
-    ]
-    caption = (
-        f"AUROC against {row['normal']:,} test images, with 95 % bootstrap intervals; seed {shop.seed}. The detector is "
-        f"fitted on {min(shop.sizes.fit, len(shop.train)):,} training images; the energy is the paper's score, eq. 7 at "
-        f"sigma {PAPER_SIGMA}."
-    )
-    table = Table(["odd set", "detector", "energy (the paper's score)", "paper (CIFAR-10)"], rows, caption)
-    return Section("Table 4: odd images", paper.REASONS["detection"], table)
 
 
 def figure4(shop: Workshop) -> Section:
@@ -186,7 +39,42 @@ def figure4(shop: Workshop) -> Section:
             pictures.append(Picture(picture, caption, f"a sheet of {what}"))
     real = png_bytes(image_grid(to_float(shop.test[:num]), columns=10))
     pictures.append(Picture(real, f"{num} test images.", "a sheet of real images"))
-    return Section("Figure 4: samples", pictures=pictures)
+    rows, sheet = _copies(shop)
+    pictures.append(sheet)
+    text = (
+        "Are samples copies? The nearest training image of each is compared with its nearest among as many test images, in "
+        "the features of the distance: if nothing was memorised, either is nearer half of the time, and both distances "
+        "have one distribution. Test images in place of samples show what to expect."
+    )
+    caption = (
+        f"{shop.judge.extractor.name}; two-stage samples, seed {shop.seed}. p: of equal distributions (Kolmogorov-Smirnov, "
+        "two-sided)."
+    )
+    table = Table(["images", "number", "a training image is nearer", "95 % interval", "p"], rows, caption)
+    return Section("Figure 4: samples, and whether they are copies", text, table, pictures)
+
+
+def _copies(shop: Workshop) -> tuple[list[list[Cell]], Picture]:
+    """Compare samples, and held-out images in their place, with training and held-out images."""
+    pool = min(shop.sizes.reference, len(shop.test) // 2, len(shop.train) // 2)
+    num = min(shop.sizes.ablation_samples, pool)
+    drawn = draw(shop.model("denoising"), num, "two-stage", seed=shop.seed)
+    features = {
+        "train": shop.judge.features(shop.train[:pool]),
+        "held out": shop.judge.features(shop.test[:pool]),
+        "samples": shop.judge.features(drawn.images),
+        "other test images": shop.judge.features(shop.test[pool : pool + num]),
+    }
+    rows: list[list[Cell]] = []
+    for name in ("samples", "other test images"):
+        found = copies(features[name], features["train"], features["held out"])
+        low, high = found.interval
+        rows.append([name, num, found.nearer, f"{low:.3f}-{high:.3f}", found.p_value])
+    found = copies(features["samples"], features["train"], features["held out"])
+    nearest_first = found.to_train.argsort()[:20]
+    pairs = torch.stack([drawn.images[nearest_first], shop.train[found.index[nearest_first]]], 1).flatten(0, 1)
+    caption = "The twenty samples nearest to a training image, each left of it."
+    return rows, Picture(png_bytes(image_grid(to_float(pairs), columns=10)), caption, "pairs of similar images")
 
 
 def figure5(shop: Workshop) -> Section:
@@ -211,7 +99,7 @@ def figure5(shop: Workshop) -> Section:
         for name, sampler in (("two-stage", "two-stage"), ("from noise", "annealed")):
 
             def make(sampler: Any = sampler, steps: int = steps) -> dict[str, Any]:
-                return _measured(shop, partial(draw, model, shop.sizes.samples, sampler, steps=steps, seed=shop.seed))
+                return shop.measured(partial(draw, model, shop.sizes.samples, sampler, steps=steps, seed=shop.seed))
 
             figures = shop.row(f"chain of {steps}, {name}", make)
             row.append(figures.get("distance"))
@@ -250,7 +138,7 @@ def speed(shop: Workshop) -> Section:
         plans[f"heun, {levels} levels"] = partial(by, "heun", steps=levels)
     ncsn_name = f"NCSN's protocol, 10 x {shop.sizes.ncsn_steps} steps"
     plans[ncsn_name] = partial(draw_ncsn, model, samples, steps=shop.sizes.ncsn_steps, seed=shop.seed)
-    figures = {name: shop.row(f"speed, {name}", partial(_measured, shop, make)) for name, make in plans.items()}
+    figures = {name: shop.row(f"speed, {name}", partial(shop.measured, make)) for name, make in plans.items()}
     figures = {name: row for name, row in figures.items() if "missing" not in row}
     rows: list[list[Cell]] = [
         [name, row["evaluations"], row["s_per_64"], row["distance"], row["precision"], row["recall"]]
@@ -287,17 +175,6 @@ def speed(shop: Workshop) -> Section:
     caption = f"{shop.judge.protocol(samples, 'test')}; seed {shop.seed}; batches of 128."
     table = Table(["sampler", "evaluations", "s per 64", "distance", "precision", "recall"], rows, caption)
     return Section("Speed", text, table, [picture])
-
-
-STUDIES: dict[str, Callable[[Workshop], Section]] = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "figure4": figure4,
-    "figure5": figure5,
-    "speed": speed,
-}
 
 
 def _curves(curves: Mapping[str, list[tuple[int, float]]], xlabel: str, ylabel: str) -> Figure:
