@@ -2,7 +2,7 @@
 
     python benchmarks/latent_space.py --data CIFAR10 --preset cifar10-small --minutes 10 --out runs/latent
 
-Both have our encoder f_alpha and decoder h_gamma and are trained the same minutes on the same batches. The VAE (eq. 19)
+Both have our encoder f_alpha and decoder h_gamma and are trained the same minutes on the same images. The VAE (eq. 19)
 has a Gaussian decoder whose variance is the running reconstruction error, the best for its likelihood (Rybkin et al., 2021).
 
 Measured on test images: the error of h(z); the bound on the mutual information that it gives, E log q(x|z) + H(x) (theorem
@@ -39,7 +39,7 @@ from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.layers import NoiseEmbedding
 from denoising_ebm.networks.unet import Encoder
 from denoising_ebm.training.objectives import Batch
-from denoising_ebm.training.trainer import train
+from denoising_ebm.training.once import train_once
 
 CPU = torch.device("cpu")
 SIGMAS = (0.01, 0.1, 0.3)
@@ -150,12 +150,7 @@ def main() -> None:
         rows[name] = facts | more
         print(name, json.dumps(rows[name]), flush=True)
 
-    folder = args.out / "dae"
-    if not (folder / "finished").exists():
-        if not train(pixels, config, folder, data_name=args.data, resume=(folder / "state.pt").exists()).finished:
-            raise SystemExit("interrupted and saved; the same command goes on")
-        (folder / "finished").touch()
-    model = DenoisingEBM.from_pretrained(folder).set_precision("auto")
+    model = train_once(pixels, config, args.out / "dae", data_name=args.data, device="cpu")
     for sigma in SIGMAS:
         generator = torch.Generator().manual_seed(args.seed)
 

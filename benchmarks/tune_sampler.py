@@ -25,6 +25,7 @@ from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distan
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.hardware import describe
 from denoising_ebm.noise import expand_sigma, falling_sigmas, karras_sigmas
+from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.sampling import annealed, heun, two_stage
 
 BATCH = 128
@@ -106,8 +107,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of rows")
     parser.add_argument("--out", type=Path, default=Path("runs/tune-sampler"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
+    # Rows are kept under what they depend on; another choice is refused.
+    Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed})
     network = model.config.network
     sizes = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=4 * args.samples, **sizes).pixels

@@ -336,6 +336,22 @@ def test_persistent_chains_go_on(tiny_model: DenoisingEBM, generator: torch.Gene
     assert torch.equal(other.state_dict()["x"], first["x"])
 
 
+def test_persistent_chains_move_whatever_the_samplers_steps(
+    tiny_model: DenoisingEBM, generator: torch.Generator
+) -> None:
+    """Steps of the reverse diffusion stand still where the level stays: chains of training take their own."""
+    config = tiny_config(Phase("contrastive"))
+    sampling = replace(config.sampling, texture_step_size=0.0, consistent=True)
+    options = replace(config.contrastive, chains="persistent", buffer_size=6, restart_rate=0.0, texture_steps=5)
+    config = replace(config, sampling=sampling, contrastive=options)
+    objective, x0 = Contrastive(config), to_float(random_pixels(6))
+    objective.contrasts(tiny_model, batch_of(x0, generator, sigma=0.3))
+    first = objective.state_dict()["x"].clone()
+    objective.contrasts(tiny_model, batch_of(x0, generator, sigma=0.3))
+    moved = (objective.state_dict()["x"] - first).square().mean((1, 2, 3)).sqrt()
+    assert bool((moved > 0.1 * 0.3).all())
+
+
 def test_chains_of_training_fall_to_the_level_of_the_image(
     tiny_model: DenoisingEBM, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from denoising_ebm.evaluation.figures import image_grid, png_bytes
-from denoising_ebm.report import Picture, Section, Table, render_report, write_report
+from denoising_ebm.report import Picture, Section, Table, markdown, markdown_page, render_report, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -127,3 +127,19 @@ def test_failure_leaves_the_old_page(tmp_path: Path):
     assert path.read_text() == "old"
     with pytest.raises(ValueError, match="has 2 columns, but a row of 1"):
         Table(["a", "b"], [["1"]], "t")
+
+
+def test_markdown_is_the_same_page(sections: list[Section]):
+    text = markdown_page(sections, title="Run", facts={"seed": "3"}, pictures="pictures/")
+    assert text.startswith("# Run\n\n- seed: 3\n\n## ")
+    # Numbers stand as on the page: four digits for the largest of a column, a dash for none.
+    assert "| set | AUROC | images |\n|---|---|---|\n| digits | 0.9877 | 1,000 |\n| noise | 1.0000 | 12 |" in text
+    assert [line for line in text.splitlines() if line.startswith("!")][:2] == [
+        "![grid 1](pictures/1.png)",
+        "![grid 2](pictures/2.png)",
+    ]
+    assert "\n\n\n" not in text and text.endswith("\n") and "\n\nTwo,\nstill two.\n\n" in text
+
+
+def test_markdown_cells_keep_their_bars():
+    assert markdown(Table(["a"], [["1 | 3"]])).splitlines()[-1] == "| 1 \\| 3 |"

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from denoising_ebm import load_images, to_uint8
+from denoising_ebm import load_images, to_float, to_uint8
 from denoising_ebm.config import Phase
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.restoration.degradations import Degradation, blurred, masked, noisy
@@ -118,29 +118,29 @@ def test_samples_of_the_posterior_have_its_moments(gaussian_model: DenoisingEBM,
 
 def test_missing_pixels(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
     """Independent pixels: known ones are y, missing ones are drawn from the prior."""
-    x0 = TAU * torch.randn(32, 1, 16, 16, generator=generator)
+    x0 = TAU * torch.randn(16, 1, 16, 16, generator=generator)
     known = torch.rand(16, 16, generator=generator) > 0.5
     hole = masked(known)
-    x = restore(gaussian_model, hole.apply(x0), hole, estimate="sample", steps=200)
+    x = restore(gaussian_model, hole.apply(x0), hole, estimate="sample", steps=100)
     torch.testing.assert_close(x[..., known], x0[..., known], atol=1e-3, rtol=0)
     missing = x[..., ~known]
-    assert float(missing.var()) == pytest.approx(TAU**2, rel=0.06)
-    mean = restore(gaussian_model, hole.apply(x0), hole, steps=50, draws=16)[..., ~known]
-    assert float(mean.var()) == pytest.approx(TAU**2 / 16, rel=0.2)  # the average of 16 draws around 0
+    assert float(missing.var()) == pytest.approx(TAU**2, rel=0.1)
+    mean = restore(gaussian_model, hole.apply(x0), hole, steps=40, draws=8)[..., ~known]
+    assert float(mean.var()) == pytest.approx(TAU**2 / 8, rel=0.25)  # the average of 8 draws around 0
 
 
 def test_blur_is_undone_as_by_wiener(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
-    x0 = TAU * torch.randn(8, 1, 16, 16, generator=generator)
+    x0 = TAU * torch.randn(4, 1, 16, 16, generator=generator)
     blur = blurred(1.0, 16, noise=0.05)
     y = blur.apply(x0, generator)
     matrix = dense(blur, 16).float()
     gain = TAU**2 * matrix @ torch.linalg.inv(TAU**2 * matrix @ matrix + 0.05**2 * torch.eye(256))
     wiener = (y.flatten(1) @ gain.mT).reshape(y.shape)
-    restored = restore(gaussian_model, y, blur, steps=100, draws=24)
-    # What remains is the scatter of 24 draws from the posterior, whose covariance is tau^2 (1 - gain A).
-    scatter = TAU**2 * float((torch.eye(256) - gain @ matrix).trace()) / 256 / 24
+    restored = restore(gaussian_model, y, blur, steps=60, draws=12)
+    # What remains is the scatter of 12 draws from the posterior, whose covariance is tau^2 (1 - gain A).
+    scatter = TAU**2 * float((torch.eye(256) - gain @ matrix).trace()) / 256 / 12
     assert float((restored - wiener).square().mean()) == pytest.approx(scatter, rel=0.3)
-    assert scatter < 0.25 * float((y - wiener).square().mean())
+    assert scatter < 0.5 * float((y - wiener).square().mean())
 
 
 def test_missing_pixels_join_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +229,30 @@ def test_command_restores_real_images(debm: Any, tmp_path: Path) -> None:
     assert torch.equal(filled[..., ~hole], clean[..., ~hole])
     black = (clean[..., hole].double() - 127.5).square().mean()  # a hole is 0 in data units: middle gray
     assert float((filled[..., hole].double() - clean[..., hole].double()).square().mean()) < 0.5 * float(black)
+
+
+def test_rounding_of_files_is_not_enlarged(debm: Any, tmp_path: Path) -> None:
+    """A blurred file without noise is sharpened, though its rounding to 256 levels is noise too."""
+    clean = load_images("fashion-mnist", split="test", limit=4).pixels
+    soft = to_uint8(blurred(1.5, 32).apply(to_float(clean)))
+    (tmp_path / "soft").mkdir()
+    for i, pixels in enumerate(soft):
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / "soft" / f"{i}.png")
+    options = ["--task", "deblur", "--blur", 1.5, "--steps", 20, "--draws", 2, "--precision", "fp32"]
+    result = debm("restore", "fashion-mnist", tmp_path / "soft", *options, "--out", tmp_path / "sharp")
+    assert result.status == 0, result.err
+    sharp = load_images(tmp_path / "sharp").pixels
+    assert float(psnr(sharp, clean).mean()) > float(psnr(soft, clean).mean()) + 2
+
+
+def test_noise_of_one_seed_is_not_met_again(generator: torch.Generator) -> None:
+    """Degraded with seed 5 and restored with seed 5, a sample's error is that of the posterior."""
+    x0 = TAU * torch.randn(64, 1, 16, 16, generator=generator)
+    y = noisy(0.3).apply(x0, torch.Generator().manual_seed(5))
+    x = restore(exact_model("denoising"), y, noisy(0.3), estimate="sample", steps=100, seed=5)
+    # The sample and the truth are both drawn from N(c y, c s^2).
+    expected = 2 * 0.3**2 * TAU**2 / (TAU**2 + 0.3**2)
+    assert float((x - x0).square().mean()) == pytest.approx(expected, rel=0.06)
 
 
 @pytest.mark.parametrize(

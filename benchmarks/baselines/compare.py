@@ -24,29 +24,18 @@ from loop import fit
 from scalar_energies import IGEBM, MDSM
 from torch import Tensor
 
-from denoising_ebm import DenoisingEBM, load_images, preset, to_uint8
-from denoising_ebm.config import Config
+from denoising_ebm import load_images, preset, to_uint8
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import autocast, choose_precision, describe
-from denoising_ebm.training.trainer import train
+from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.training.once import train_once
 
 Draw = Callable[[int, torch.Generator], Tensor]
 CPU = torch.device("cpu")
 #: Samplers of our model.
 OURS = {"two-stage": "ours, two-stage", "heun": "ours, Heun 20"}
 METHODS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
-
-
-def ours(config: Config, pixels: Tensor, args: argparse.Namespace) -> DenoisingEBM:
-    """Return our model, trained by its preset's recipe."""
-    folder = args.out / "ours"
-    if not (folder / "finished").exists():
-        resume = (folder / "state.pt").exists()
-        if not train(pixels, config, folder, data_name=args.data, resume=resume).finished:
-            raise SystemExit("interrupted and saved; the same command goes on")
-        (folder / "finished").touch()
-    return DenoisingEBM.from_pretrained(folder).set_precision("auto")
 
 
 def draw_all(draw: Draw, num: int, seed: int) -> tuple[Tensor, float]:
@@ -70,7 +59,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="parts of names of rows")
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    Ledger(
+        args.out,
+        {"data": args.data, "preset": args.preset, "minutes": args.minutes, "samples": args.samples, "seed": args.seed},
+    )
     config = preset(args.preset)
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
@@ -94,7 +86,7 @@ def main() -> None:
         print(name, json.dumps(rows[name]), flush=True)
 
     def of_ours(sampler: Any) -> tuple[Draw, dict[str, Any]]:
-        model = ours(config, pixels, args)
+        model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
         facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
         return lambda num, generator: model.sample(num, sampler=sampler, seed=generator.initial_seed()), facts
 
@@ -112,7 +104,7 @@ def main() -> None:
         return method.draw, {"parameters": count(method.energy), "images seen": seen}
 
     def of_torchebm() -> tuple[Draw, dict[str, Any]]:
-        model = ours(config, pixels, args)
+        model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
         facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
         return TorchEBMChains(model).draw, facts
 

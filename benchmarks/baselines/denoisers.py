@@ -14,8 +14,9 @@ from denoising_ebm.noise import expand_sigma, geometric_sigmas, karras_sigmas, l
 from denoising_ebm.sampling import annealed, heun
 from denoising_ebm.training.objectives import Batch
 
-#: NCSN (Song & Ermon, 2019): ten levels from 1 to 0.01, a hundred steps at each with eta = 2e-5 / (2 * 0.01^2).
-NCSN_LEVELS, NCSN_STEPS, NCSN_STEP_SIZE = 10, 100, 0.1
+#: NCSN (Song & Ermon, 2019): ten levels from 1 to 0.01 for images in [0, 1], twice that here; a hundred steps at each, as in
+#: the released code x += a s + sqrt(2 a) e with a = 2e-5 sigma^2 / 0.01^2 for those images, so that eta = 0.2.
+NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEPS, NCSN_STEP_SIZE = 10, (2.0, 0.02), 100, 0.2
 
 
 class ScoreDrift(Energy):
@@ -46,7 +47,10 @@ class Denoiser(nn.Module):
 
 
 class EDM(Denoiser):
-    """EDM-style diffusion (Karras et al., 2022): its preconditioning, noise draw and weights; Heun's method, 18 levels."""
+    """EDM-style diffusion (Karras et al., 2022): its preconditioning, noise draw and weights; Heun's method, 18 levels.
+
+    Noise levels are those of the preset (0.01 to 10; published: 0.002 to 80).
+    """
 
     title = "EDM-style diffusion, Heun 18"
 
@@ -96,7 +100,8 @@ class NCSN(Denoiser):
     title = "NCSN, its 1,000 steps"
 
     def __init__(self, config: Config) -> None:
-        noise = replace(config.noise, sigma_min=0.01, sigma_max=1.0, levels=NCSN_LEVELS, draw="grid")
+        high, low = NCSN_SIGMAS
+        noise = replace(config.noise, sigma_min=low, sigma_max=high, levels=NCSN_LEVELS, draw="grid")
         super().__init__(replace(config, noise=noise, network=replace(config.network, precondition="none")))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -111,5 +116,5 @@ class NCSN(Denoiser):
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Run annealed Langevin from uniform noise; no denoising step, as published."""
         x = 2 * torch.rand(num, *self.shape, generator=generator) - 1
-        levels = geometric_sigmas(1.0, 0.01, NCSN_LEVELS).repeat_interleave(NCSN_STEPS)
+        levels = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(NCSN_STEPS)
         return annealed(ScoreDrift(self), x, levels, step_size=NCSN_STEP_SIZE, generator=generator)

@@ -21,7 +21,8 @@ class EbmKit:
     """ebmkit: `ResNetEnergy` trained by persistent contrastive divergence with its documented short-run settings.
 
     Those of the docstring of its `LangevinDynamics` for images: step 10, noise 0.005, gradients clamped to 0.01, images
-    within (-1, 1), 60 steps, a buffer of 10,000 chains from uniform noise, averaged weights.
+    within (-1, 1), 60 steps, chains from uniform noise. Its averaged weights have no warm-up, so in few minutes they would
+    still be those of the start: the last weights are drawn from, and the buffer is small enough to be visited.
     """
 
     title = "ebmkit, ResNetEnergy by PCD"
@@ -33,9 +34,9 @@ class EbmKit:
         self.shape = (config.network.channels, config.network.image_size, config.network.image_size)
         self.energy = ebm.nets.ResNetEnergy(self.shape[0], (64, 128, 256), spectral_norm=True)
         self.sampler = ebm.LangevinDynamics(step_size=10.0, steps=60, noise_scale=0.005, grad_clip=0.01, clamp=(-1, 1))
-        self.buffer = ebm.ReplayBuffer(10_000, self.shape, init_fn=lambda shape: 2 * torch.rand(shape) - 1)
+        self.buffer = ebm.ReplayBuffer(500, self.shape, init_fn=lambda shape: 2 * torch.rand(shape) - 1)
         loss = ebm.ContrastiveDivergence(self.sampler, self.buffer, energy_reg=1.0)
-        self.trainer: Any = ebm.Trainer(self.energy, loss, lr=1e-4, device="cpu", ema_decay=0.999, grad_clip_norm=0.1)
+        self.trainer: Any = ebm.Trainer(self.energy, loss, lr=1e-4, device="cpu", grad_clip_norm=0.1)
 
     def fit(self, pixels: Tensor, minutes: float) -> int:
         """Train for `minutes` with its own trainer; return images seen."""
@@ -48,12 +49,15 @@ class EbmKit:
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Go on with chains of its buffer."""
         slots = torch.randint(len(self.buffer.data), (num,), generator=generator)
-        result: Tensor = self.sampler.sample(self.trainer.ema.module, self.buffer.data[slots]).detach()
+        result: Tensor = self.sampler.sample(self.energy, self.buffer.data[slots]).detach()
         return result
 
 
 class TorchEBMChains:
-    """torchebm's `LangevinDynamics` driving our energy: one of its steps at each of our noise levels, exact gradient."""
+    """torchebm's `LangevinDynamics` driving our energy: one of its steps at each of our noise levels.
+
+    The drift is the first term of eq. 21, as in our own default, and its `noise_scale` is that which reaches the next level.
+    """
 
     title = "our model, torchebm's Langevin sampler"
 
@@ -73,6 +77,10 @@ class TorchEBMChains:
             def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
                 return model.energy(x, self.level)
 
+            def gradient(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+                with torch.no_grad():
+                    return (x - model.denoise(x, self.level)) / self.level**2
+
         energy = AtLevel()
         levels = falling_sigmas("karras", noise.sigma_max, noise.sigma_min, self.steps).tolist()
         x = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5 * draw_noise(
@@ -80,7 +88,11 @@ class TorchEBMChains:
         )
         for now, after in zip(levels, [*levels[1:], levels[-1]], strict=True):
             energy.level = now
-            eta = max(1 - (after / now) ** 2, 1e-3)
-            sampler = LangevinDynamics(energy, step_size=eta * now**2, noise_scale=1.0, device="cpu")
+            eta = 1 - (after / now) ** 2
+            if eta <= 0:
+                break
+            # Its noise has variance 2 step_size noise_scale^2.
+            scale = ((after**2 - (1 - eta) ** 2 * now**2) / (2 * eta * now**2)) ** 0.5
+            sampler = LangevinDynamics(energy, step_size=eta * now**2, noise_scale=scale, device="cpu")
             x = sampler.sample(x=x, n_steps=1, generator=generator)
         return model.denoise(x, noise.sigma_min)

@@ -1,4 +1,7 @@
-"""One training loop for all baselines: the same images, batches, optimizer, averages and minutes as `debm train`."""
+"""One training loop for all baselines: the images, optimizer, averages and minutes of `debm train`.
+
+(`debm train` also keeps 512 images out of training.)
+"""
 
 from __future__ import annotations
 

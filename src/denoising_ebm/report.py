@@ -131,7 +131,7 @@ def markdown(table: Table) -> str:
     """Return a table as Markdown, its floats as on the page."""
     cells = [_format_column([row[i] for row in table.rows]) for i in range(len(table.columns))]
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in zip(*cells, strict=True)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*cells, strict=True)]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -51,6 +51,9 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     group.add_argument("--second", metavar="DATA", help="the set of table 2")
     group.add_argument("--second-size", type=int | None, metavar="N", help="bring its images to this size (lanczos)")
     group.add_argument(
+        "--second-center-crop", type=int | None, metavar="N", help="first cut out their central square (CelebA: 140)"
+    )
+    group.add_argument(
         "--ood",
         action="append",
         metavar="SET",
@@ -91,7 +94,7 @@ def run(args: Namespace) -> int:
         inception = str(find_weights(None if args.inception == "auto" else args.inception))
     targets = list(STUDIES) if args.target == "all" else [args.target]
     limit = SIZES[args.scale].train_images
-    train, test = (_read(args.data, split, limit) for split in ("train", "test"))
+    train, test = _read(args.data, limit)
     odd: dict[str, Tensor] = {}
     if "table4" in targets:
         options = args.clone()
@@ -100,11 +103,9 @@ def run(args: Namespace) -> int:
     images = Images(args.data, train, test, odd)
     second = None
     if args.second and "table2" in targets:
-        size = args.second_size
         second = Images(
             args.second,
-            _read(args.second, "train", limit, size),
-            _read(args.second, "test", limit, size),
+            *_read(args.second, limit, args.second_size, args.second_center_crop),
         )
     trained = None
     if args.model:
@@ -132,8 +133,12 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _read(source: str, split: str, limit: int | None, size: int | None = None) -> Tensor:
-    """Return the pixels of a split."""
+def _read(source: str, limit: int | None, size: int | None = None, crop: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the pixels of both splits, of one size and one number of channels."""
     from denoising_ebm.images import load_images
 
-    return load_images(source, split=split, limit=limit, image_size=size, resize="lanczos" if size else None).pixels
+    resize = "lanczos" if size else None
+    options: dict[str, Any] = {"limit": limit, "resize": resize, "center_crop": crop}
+    train = load_images(source, split="train", image_size=size, **options).pixels
+    test = load_images(source, split="test", image_size=train.shape[-1], channels=train.shape[1], **options).pixels
+    return train, test

@@ -46,20 +46,24 @@ class Ledger:
             raise ValueError(f"{folder}: exists and is no reproduction; choose another --out")
         self._write(marker, dict(settings))
 
-    def row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def row(self, name: str, make: Callable[[], Mapping[str, Any]], **depends: str) -> dict[str, Any]:
         """Return the figures of a row, made now or before.
+
+        A row that was made from other images, models or networks than now (`depends`) is made anew.
 
         A row that the data or the machine cannot give (a `ValueError` or `FileNotFoundError`) is marked by `missing`, its
         reason; it is tried again the next time, and the others go on.
 
         Args:
             name: Of the row, unique within the reproduction.
-            make: Computes it: plain numbers, texts and lists. `seconds` is added.
+            make: Computes it: plain numbers, texts and lists. `seconds` and `depends` are added.
+            depends: Hashes and names of what the row was made from.
         """
         path = self.folder / "rows" / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', name)}.json"
         if path.is_file():
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return stored
+            if stored.get("depends") == depends:
+                return stored
         self._log(name)
         started = time.monotonic()
         try:
@@ -67,7 +71,7 @@ class Ledger:
         except (ValueError, FileNotFoundError) as error:
             self._log(f"{name}: left out: {error}")
             return {"missing": str(error)}
-        figures["seconds"] = round(time.monotonic() - started, 3)
+        figures |= {"seconds": round(time.monotonic() - started, 3), "depends": depends}
         self._write(path, figures)
         return figures
 

@@ -35,6 +35,7 @@ REASONS: dict[str, str] = {
     "generation": (
         "The paper's network, batch and training length are not in its text. Its FID is of 50,000 samples on Inception's "
         "features; the distance here is on EfficientNet-lite0's, has another scale and compares within this table only. "
+        "References here are test images, where published FIDs mostly take the training set. "
         "Training by denoising alone and chains of the first term of the gradient (eq. 21) are our default, since the exact "
         "gradient of a denoising-trained energy leads chains along the data into saturation: for Gaussian data the "
         "energy is much flatter than the density."

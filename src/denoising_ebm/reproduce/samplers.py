@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from denoising_ebm.energies import TextureEnergy
 from denoising_ebm.generation import generate
 from denoising_ebm.images import to_uint8
 from denoising_ebm.model import DenoisingEBM, Sampler
 from denoising_ebm.noise import geometric_sigmas
 from denoising_ebm.sampling import annealed
 
-#: NCSN's published schedule (Song & Ermon, 2019): ten levels from 1 to 0.01, step alpha_i = 2e-5 sigma_i^2 / sigma_L^2 with
-#: half of it on the score, so that eta = 2e-5 / (2 * 0.01^2).
-NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE = 10, (1.0, 0.01), 0.1
+#: NCSN's schedule (Song & Ermon, 2019): ten levels from 1 to 0.01 for images in [0, 1], twice that here; as in the released
+#: code x += a s + sqrt(2 a) e with a = 2e-5 sigma^2 / 0.01^2 for those images, so that eta = 0.2 in any units.
+NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE = 10, (2.0, 0.02), 0.2
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def count_evaluations(model: DenoisingEBM, sampler: Sampler, steps: int | None) 
 def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0, batch_size: int = 128) -> Drawn:
     """Draw by NCSN's protocol on the model's own network: annealed Langevin from uniform noise, `steps` at each level.
 
-    No denoising step follows, as published; the model's first-term direction is the score times -1.
+    No denoising step follows, as published; the score is (D(x) - x) / sigma^2.
     """
     sigmas = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(steps)
     images = []
@@ -93,7 +94,8 @@ def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0,
         generator = torch.Generator().manual_seed(seed + i)
         shape = (min(batch_size, num - start), *model.image_shape)
         x = (2 * torch.rand(shape, generator=generator) - 1).to(model.device)
-        x = annealed(model.texture(), x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
+        drift = TextureEnergy(model.denoise, inner_noise=False, direction="first-term")
+        x = annealed(drift, x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
         images.append(to_uint8(x.cpu()))
-    drift = 3 if model.config.sampling.direction == "exact" else 1
-    return Drawn(torch.cat(images), None, drift * len(sigmas))
+    denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
+    return Drawn(torch.cat(images), None, denoiser * len(sigmas))

@@ -72,7 +72,8 @@ def base_config(scale: Scale, image_size: int, channels: int, minutes: float, se
     name = {"tiny": "fashion-mnist", "small": "cifar10-small" if channels == 3 else "fashion-mnist", "full": "cifar10"}
     config = preset(name[scale])
     network = replace(config.network, image_size=image_size, channels=channels)
-    training = replace(config.training, seed=seed, sample_minutes=0.0)
+    # Saved every ten minutes where it takes longer.
+    training = replace(config.training, seed=seed, sample_minutes=0.0 if scale == "tiny" else 10.0)
     if scale == "tiny":
         network = NetworkConfig(
             image_size=image_size,
@@ -83,7 +84,7 @@ def base_config(scale: Scale, image_size: int, channels: int, minutes: float, se
             decoder_widths=(16, 32),
             embedding_dim=32,
         )
-        training = replace(training, batch_size=64, max_images=4096, max_minutes=0.0, warmup_images=512, holdout=64)
+        training = replace(training, batch_size=64, max_images=2048, max_minutes=0.0, warmup_images=512, holdout=64)
         config = replace(config, sampling=replace(config.sampling, semantic_steps=3, texture_steps=8))
     elif scale == "small":
         training = replace(training, max_images=10**9, max_minutes=10.0, warmup_images=10_000)

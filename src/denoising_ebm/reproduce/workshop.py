@@ -12,12 +12,12 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.evaluation.quality import Judge
+from denoising_ebm.evaluation.reference import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import Drawn
 from denoising_ebm.reproduce.settings import Sizes, Variant, variant_config
-from denoising_ebm.training.state import STATE_FILE
-from denoising_ebm.training.trainer import train
+from denoising_ebm.training.once import train_once
 
 
 class Workshop:
@@ -55,15 +55,31 @@ class Workshop:
         self.seed = base.training.seed
         self._data_name, self._inception, self._device = data_name, inception, device
         self._models: dict[str, DenoisingEBM] = {} if trained is None else {"denoising": trained}
+        self._is_given = trained is not None
 
     @cached_property
     def judge(self) -> Judge:
         """Measures samples against the test images."""
         return Judge(self.test[: self.sizes.reference], inception=self._inception)
 
-    def row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    @cached_property
+    def _depends(self) -> dict[str, str]:
+        trained = self._models.get("denoising") if self._is_given else None
+        return {
+            "train": content_hash(self.train, ""),
+            "test": content_hash(self.test, ""),
+            "inception": "" if self._inception is False else "yes",
+            "model": "" if trained is None else f"{trained.fingerprint()} {trained.config.sampling}",
+        }
+
+    @property
+    def odd_hash(self) -> str:
+        """A hash of the odd sets and their names."""
+        return " ".join(f"{name}:{content_hash(pixels, '')}" for name, pixels in self.odd.items())
+
+    def row(self, name: str, make: Callable[[], Mapping[str, Any]], **depends: str) -> dict[str, Any]:
         """Return the figures of a row; see `Ledger.row`."""
-        return self.ledger.row(name, make)
+        return self.ledger.row(name, make, **self._depends, **depends)
 
     def measured(self, make: Callable[[], Drawn]) -> dict[str, Any]:
         """Draw, and return quality, network evaluations an image, and seconds for 64 images."""
@@ -89,13 +105,4 @@ class Workshop:
             KeyboardInterrupt: If the user interrupted training, after it was saved.
         """
         folder = self.ledger.folder / "models" / name
-        done = folder / "finished"
-        if not done.is_file():
-            resume = (folder / STATE_FILE).is_file()
-            result = train(
-                self.train, config, folder, data_name=self._data_name, resume=resume, device=self._device, quiet=True
-            )
-            if not result.finished:
-                raise KeyboardInterrupt
-            done.touch()
-        return DenoisingEBM.from_pretrained(folder, device=self._device).set_precision("auto")
+        return train_once(self.train, config, folder, data_name=self._data_name, device=self._device, quiet=True)

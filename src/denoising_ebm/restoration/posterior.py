@@ -25,6 +25,11 @@ from denoising_ebm.sampling.langevin import ChainState
 Estimate = Literal["mean", "sample"]
 
 
+def seeded_generator(seed: int) -> torch.Generator:
+    """Return the source of a chain's noise: far from `manual_seed(seed)`."""
+    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+
+
 @torch.no_grad()
 def restore(
     model: DenoisingEBM,
@@ -97,7 +102,8 @@ def restore(
         if advance is not None:
             advance(len(y))
 
-    generator = torch.Generator().manual_seed(seed)
+    # Not the plain seed: who degraded the images with it would meet the same draws again.
+    generator = seeded_generator(seed)
     total = torch.zeros_like(y)
     num = draws if estimate == "mean" else 1
     for _ in range(num):

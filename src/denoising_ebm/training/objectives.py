@@ -18,6 +18,9 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import draw_sigmas, loss_weights, over
 from denoising_ebm.sampling import ReplayBuffer, annealed
 
+#: eta of pixel chains in training where `sampling.texture_step_size` is 0.
+CHAIN_STEP_SIZE = 0.4
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -274,7 +277,8 @@ class Contrastive:
             model.texture(),
             x,
             _levels(start, sigma, options.texture_steps),
-            step_size=sampling.texture_step_size,
+            # Levels of these chains may stay where they are, where steps of the reverse diffusion would stand still.
+            step_size=sampling.texture_step_size or CHAIN_STEP_SIZE,
             temperature=sampling.temperature,
             consistent=sampling.consistent,
             generator=generator,
