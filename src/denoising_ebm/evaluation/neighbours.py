@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 CHUNK = 2048
@@ -121,6 +120,9 @@ def copies(samples: Tensor, train: Tensor, held_out: Tensor) -> Copies:
     Raises:
         ValueError: If the two pools differ in size.
     """
+    # Here, since importing it changes the filters of warnings.
+    from scipy import stats
+
     if len(train) != len(held_out):
         raise ValueError(f"the pools must have equal sizes, got {len(train)} and {len(held_out)}")
     to_train, index = nearest(samples, train)
