@@ -24,6 +24,9 @@ from denoising_ebm.sampling.langevin import ChainState
 
 Estimate = Literal["mean", "sample"]
 
+#: Bound on sigma^2 / r^2 in the data term's gradient.
+MAX_GAIN = 5.0
+
 
 def seeded_generator(seed: int) -> torch.Generator:
     """Return the source of a chain's noise: far from `manual_seed(seed)`."""
@@ -94,9 +97,11 @@ def restore(
             x = x.detach().requires_grad_(True)
             denoised = model.denoise(x, sigma)
             pull = degradation.correct(denoised.detach(), y, spread(sigma)) - denoised.detach()
-            pull = pull / over(spread(sigma) ** 2, pull)
+            # sigma^2 / r^2, bounded: coarse structure is far more uncertain than a single r^2 says, and at high levels it
+            # would be pushed out of the range of images.
+            gain = (sigma / spread(sigma)).square().clamp_max(MAX_GAIN)
             (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
-        return denoised.detach() + over(sigma**2, gradient) * gradient
+        return denoised.detach() + over(gain, gradient) * gradient
 
     def callback(state: ChainState) -> None:
         if advance is not None:
