@@ -391,6 +391,40 @@ def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(load_images("owner/name", split="test", limit=2).pixels, images.pixels[:2])
 
 
+def test_labels_are_those_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of classes where a column has them, as they stand where not, by folders of image files."""
+    table = pq.read_table(DATA / "fashion-mnist" / "test.parquet")
+    names = datasets.load_dataset("parquet", data_files=str(DATA / "fashion-mnist" / "test.parquet"), split="train")
+    classes = names.features["label"].names
+    images = load_images("fashion-mnist", split="test", limit=50)
+    assert images.labels == tuple(classes[i] for i in table["label"].to_pylist()[:50]) and len(set(images.labels)) > 5
+    assert images.take([7, 3]).labels == (images.labels[7], images.labels[3])
+
+    for path in ("train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "test/a.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(encoded(noise(0), "PNG"))
+    assert load_images(tmp_path, split="train").labels == ("cat", "cat", "dog")
+    assert load_images(tmp_path, split="test").labels == (None,)
+    assert load_images(tmp_path / "train" / "cat").labels == (None, None)
+
+    def answer() -> datasets.Dataset:
+        rows = {"image": [{"bytes": encoded(noise(seed), "PNG"), "path": None} for seed in range(3)]}
+        rows |= {"fine_label": [1, -1, 0]}
+        kind = datasets.ClassLabel(names=["ant", "bee"])
+        return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).cast_column("fine_label", kind)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub(answer))
+    assert load_images("owner/name", split="test").labels == ("bee", None, "ant")
+
+
+def test_labels_do_not_move_when_an_image_is_left_out(tmp_path: Path) -> None:
+    rows = [encoded(noise(0), "PNG"), b"damaged", encoded(noise(1), "PNG")]
+    images = [{"bytes": row, "path": None} for row in rows]
+    pq.write_table(pa.table({"image": images, "label": ["x", "y", None]}), tmp_path / "test.parquet")
+    found = load_images(tmp_path, split="test")
+    assert found.labels == ("x", None) and found.unreadable[0].name == "test.parquet#1"
+
+
 def test_data_sets_of_the_hub_without_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", hub(lambda: datasets.Dataset.from_dict({"label": [0]})))
     with pytest.raises(ValueError, match=r"owner/name: .*no column 'image' among label$"):
@@ -414,6 +448,8 @@ def test_image_set_checks_itself() -> None:
         ImageSet(torch.zeros(1, 1, 2, 2), ("a",))
     with pytest.raises(ValueError, match="2 names"):
         ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), ("a", "b"))
+    with pytest.raises(ValueError, match="labels must be as many as names, got 2 and 1"):
+        ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), ("a",), labels=("x", "y"))
 
 
 def test_import_is_light() -> None:

@@ -18,7 +18,7 @@ from denoising_ebm.reproduce import samplers
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import draw, draw_ncsn
 from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
-from denoising_ebm.reproduce.tables import ROWS
+from denoising_ebm.reproduce.tables import ROWS, row_name
 from denoising_ebm.reproduce.workshop import Workshop
 
 # -- ledger ---------------------------------------------------------------------------------------------------------
@@ -168,13 +168,13 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
     result = debm("reproduce", *options)
     assert result.status == 0, result.err
     text = (out / "results.md").read_text()
-    for title in ("Table 1", "Table 2", "Table 3", "Table 4", "Figure 4", "Figure 5", "Speed"):
+    for title in ("Table 1", "Table 2", "Table 3", "Table 4", "Samples by class", "Figure 4", "Figure 5", "Speed"):
         assert f"## {title}" in text
     assert "No second set was given: add --second DATA." in text
     assert "paper: Denoising-EBM" in text and "21.24" in text and "WARNING" in text
     # Every row of table 1 has a distance.
-    for variant, sampler in ROWS:
-        row = next(line for line in text.splitlines() if line.startswith(f"| {variant}, {sampler} |"))
+    for row_of in ROWS:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {row_name(*row_of)} |"))
         assert float(row.split("|")[2].replace(",", "")) > 0
     pictures = re.findall(r"pictures/(\d+)\.png", text)
     assert len(pictures) >= 10
@@ -190,6 +190,8 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
 
     rows = {path.name: json.loads(path.read_text()) for path in (out / "rows").iterdir()}
     monkeypatch.setattr("denoising_ebm.training.once.train", never)
+    monkeypatch.setattr("denoising_ebm.reproduce.figures.generate", never)
+    monkeypatch.setattr("denoising_ebm.reproduce.workshop.draw", never)
     monkeypatch.setattr(Workshop, "measured", never)
     again = debm("reproduce", *options)
     assert again.status == 0, again.err
@@ -199,7 +201,7 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
 
 
 def test_second_set_has_rows_of_its_own(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("denoising_ebm.reproduce.tables.ROWS", (("denoising", "heun"),))
+    monkeypatch.setattr("denoising_ebm.reproduce.tables.ROWS", (("denoising", "heun", None),))
     result = debm("reproduce", "table2", "--second", "fashion-mnist", "--second-size", 16, "--out", tmp_path / "out")
     assert result.status == 0, result.err
     text = (tmp_path / "out" / "results.md").read_text()

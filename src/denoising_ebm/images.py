@@ -46,13 +46,19 @@ class ImageSet:
         pixels: uint8, shape `(n, channels, height, width)`, 0..255.
         names: For each image its path relative to the source, or `file.parquet#row`.
         unreadable: The images that were left out, in order.
+        labels: Class of each image, None where the source does not say it: column `label`, `labels` or `fine_label`, or
+            the folder of an image file. Nothing learns from them; they serve to measure.
     """
 
     pixels: Tensor
     names: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    labels: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", self.labels or (None,) * len(self.names))
+        if len(self.labels) != len(self.names):
+            raise ValueError(f"labels must be as many as names, got {len(self.labels)} and {len(self.names)}")
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or len(self.pixels) != len(self.names):
             got = f"{self.pixels.dtype} {tuple(self.pixels.shape)} and {len(self.names)} names"
             raise ValueError(f"pixels must be uint8 (n, c, h, w) with n names, got {got}")
@@ -63,7 +69,9 @@ class ImageSet:
     def take(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """Return the images at `indices`, in that order; `unreadable` stays with the whole set."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(self.pixels[chosen], tuple(self.names[i] for i in chosen.tolist()))
+        places = chosen.tolist()
+        names, labels = tuple(self.names[i] for i in places), tuple(self.labels[i] for i in places)
+        return ImageSet(self.pixels[chosen], names, labels=labels)
 
 
 def png_name(name: str) -> str:
@@ -127,8 +135,9 @@ def load_images(
 
     arrays: list[npt.NDArray[np.uint8]] = []
     names: list[str] = []
+    labels: list[str | None] = []
     unreadable: list[Unreadable] = []
-    for name, image, reason in _decoded(root, entries, channels):
+    for (name, _, label), image, reason in _decoded(root, entries, channels):
         if image is None:
             if strict:
                 raise ValueError(f"{root}/{name}: unreadable image: {reason}")
@@ -146,6 +155,7 @@ def load_images(
             )
         arrays.append(_array(image, channels))
         names.append(name)
+        labels.append(label)
         if len(arrays) == limit:
             break
 
@@ -156,7 +166,7 @@ def load_images(
         raise FileNotFoundError(f"{source}: holds no images")
     most = max(len(array) for array in arrays)
     pixels = np.stack([np.broadcast_to(array, (most, *array.shape[1:])) for array in arrays])
-    return ImageSet(torch.from_numpy(pixels), tuple(names), tuple(unreadable))
+    return ImageSet(torch.from_numpy(pixels), tuple(names), tuple(unreadable), tuple(labels))
 
 
 def each_image(
@@ -178,7 +188,7 @@ def each_image(
         ValueError: If an image has another channel count.
     """
     root, entries, _ = open_source(source, split, limit is not None)
-    readable = ((name, image) for name, image, _ in _decoded(root, entries, channels) if image is not None)
+    readable = ((entry.name, image) for entry, image, _ in _decoded(root, entries, channels) if image is not None)
     for name, image in itertools.islice(readable, limit):
         yield name, torch.from_numpy(_array(image, channels).copy())
 
@@ -199,19 +209,19 @@ def _check_arguments(
 
 def _decoded(
     root: str, entries: Iterable[Entry], channels: int | None
-) -> Iterator[tuple[str, Image.Image | None, str]]:
-    """Yield name, image in mode L or RGB, and why there is none if so; refuse another number of channels."""
-    for name, value in entries:
+) -> Iterator[tuple[Entry, Image.Image | None, str]]:
+    """Yield entry, image in mode L or RGB, and why there is none if so; refuse another number of channels."""
+    for entry in entries:
         try:
-            image, kinds = _decode(read_bytes(value))
+            image, kinds = _decode(read_bytes(entry.value))
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
-            yield name, None, str(error).partition("\n")[0] or type(error).__name__
+            yield entry, None, str(error).partition("\n")[0] or type(error).__name__
             continue
         if channels is not None and channels not in kinds:
-            raise ValueError(f"{root}/{name}: the image has {kinds[0]} channel(s), the model takes {channels}")
-        yield name, image, ""
+            raise ValueError(f"{root}/{entry.name}: the image has {kinds[0]} channel(s), the model takes {channels}")
+        yield entry, image, ""
 
 
 def _array(image: Image.Image, channels: int | None) -> npt.NDArray[np.uint8]:

@@ -8,17 +8,24 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BUNDLED = {"fashion-mnist": ("train", "test"), "digits": ("test",)}
 """Names and splits of the real images inside the package (32x32 gray)."""
 
-Entry = tuple[str, Any]
-"""The name of an image within its source, and its path, its bytes, or the `{bytes, path}` of the Hub."""
+
+class Entry(NamedTuple):
+    """An image that is not decoded yet."""
+
+    name: str  #: Within its source.
+    value: Any  #: Its path, its bytes, or the `{bytes, path}` of the Hub.
+    label: str | None = None  #: Its class, where the source says it.
+
 
 _DATA = Path(__file__).parent / "data"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "extra"}
+_LABELS = ("label", "labels", "fine_label")
 
 
 def open_source(source: str | Path, split: str, streaming: bool) -> tuple[str, Iterable[Entry], int | None]:
@@ -33,7 +40,7 @@ def open_source(source: str | Path, split: str, streaming: bool) -> tuple[str, I
     if path.is_file() and path.suffix.lower() == ".parquet":
         return _open_parquet(path.parent, [path])
     if path.is_file():
-        return str(path.parent), [(path.name, str(path))], 1
+        return str(path.parent), [Entry(path.name, str(path))], 1
     looks_like_id = isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
     if looks_like_id and path.suffix.lower() not in {*_SUFFIXES, ".parquet"}:
         return _open_hub(str(source), split, streaming)
@@ -64,8 +71,15 @@ def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | 
         raise FileNotFoundError(f"{folder}: no split {split!r}; splits found: {found}")
     if parquet:
         return _open_parquet(folder, splits[split])
-    entries = [(path.relative_to(folder).as_posix(), str(path)) for path in splits[split]]
+    relative = [path.relative_to(folder) for path in splits[split]]
+    entries = [Entry(path.as_posix(), str(folder / path), _class_of(path)) for path in relative]
     return str(folder), entries, len(entries)
+
+
+def _class_of(path: Path) -> str | None:
+    """Name the class of an image file from its path in the source: that of its folder, unless this is the split."""
+    folder = path.parent.name
+    return None if folder in {"", *_SPLITS} else folder
 
 
 def _split_of(path: Path) -> str:
@@ -87,8 +101,8 @@ def _open_parquet(root: Path, files: list[Path]) -> tuple[str, Iterable[Entry], 
                 with tempfile.TemporaryDirectory() as cache, _quiet():
                     pattern = glob.escape(str(file))
                     rows = load_dataset("parquet", data_files=pattern, split="train", streaming=True, cache_dir=cache)
-                for row, value in enumerate(_values(rows)):
-                    yield f"{name}#{row}", value
+                for row, (value, label) in enumerate(_values(rows)):
+                    yield Entry(f"{name}#{row}", value, label)
             except Exception as error:  # pyarrow, fsspec and datasets have no common base
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"{file}: cannot be read as Parquet with images: {reason}") from error
@@ -106,11 +120,12 @@ def _open_hub(name: str, split: str, streaming: bool) -> tuple[str, Iterable[Ent
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
         reason = str(error).partition("\n")[0]
         raise kind(f"{name}: no such file or folder, and not loaded from the Hugging Face Hub: {reason}") from error
-    return name, ((f"{split}#{row}", value) for row, value in enumerate(values)), None if streaming else len(rows)
+    entries = (Entry(f"{split}#{row}", value, label) for row, (value, label) in enumerate(values))
+    return name, entries, None if streaming else len(rows)
 
 
-def _values(rows: Any) -> Iterator[Any]:
-    """Iterate over the undecoded images of a data set of `datasets`, read in Arrow batches."""
+def _values(rows: Any) -> Iterator[tuple[Any, str | None]]:
+    """Iterate over the undecoded images and the labels of a data set of `datasets`, read in Arrow batches."""
     from datasets import Image as ImageFeature
 
     features = rows.features or {}
@@ -118,8 +133,25 @@ def _values(rows: Any) -> Iterator[Any]:
     if "image" not in features and len(named) != 1:
         raise ValueError(f"no column 'image' among {', '.join(features) or 'no columns'}")
     column = "image" if "image" in features else named[0]
-    rows = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False)).with_format("arrow")
-    return (value for batch in rows.iter(batch_size=256) for value in batch[column].to_pylist())
+    label = next((name for name in _LABELS if name in features), None)
+    classes = getattr(features[label], "names", None) if label else None
+    rows = rows.select_columns([column, label] if label else [column])
+    rows = rows.cast_column(column, ImageFeature(decode=False)).with_format("arrow")
+
+    def pairs() -> Iterator[tuple[Any, str | None]]:
+        for batch in rows.iter(batch_size=256):
+            images = batch[column].to_pylist()
+            labels = batch[label].to_pylist() if label else [None] * len(images)
+            yield from ((image, _class_name(value, classes)) for image, value in zip(images, labels, strict=True))
+
+    return pairs()
+
+
+def _class_name(value: Any, classes: list[str] | None) -> str | None:
+    """Return the name of a class from its number, or from what a column without names holds; the Hub's -1 is no class."""
+    if classes is None or not isinstance(value, int):
+        return None if value is None else str(value)
+    return classes[value] if 0 <= value < len(classes) else None
 
 
 @contextmanager

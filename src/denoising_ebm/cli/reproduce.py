@@ -14,13 +14,16 @@ from denoising_ebm.cli.common import DATA_HELP, MODEL_HELP, Resize, note, read_o
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from denoising_ebm.images import ImageSet
+
 HELP = "run the paper's tables and figures, row by row, beside the paper's figures"
 USAGE = "debm reproduce TARGET [--scale tiny|small|full] [--data DATA] [--out DIR] [options]"
 DESCRIPTION = """\
 Train, sample and measure what the paper's tables and figures show, and write DIR/index.html and DIR/results.md.
 
 Targets: table1 (samples by objective and sampler), table2 (the same on --second), table3 (noise levels), table4 (odd
-images), figure4 (samples), figure5 (chains with and without the semantic start), speed (beside NCSN's protocol), all.
+images), classes (samples by class, where images have labels), figure4 (samples, and whether they are copies), figure5
+(chains with and without the semantic start), speed (beside NCSN's protocol), all.
 
 Every row is kept: after Ctrl-C the same command goes on at the row it was on. `tiny` shows in minutes that all of it runs,
 `small` is for two cores (hours), `full` is the paper's scale, for a GPU.
@@ -35,7 +38,7 @@ Examples:
   debm reproduce table4 --scale small --data cifar10/ --model cifar10-small --ood svhn=svhn/@train --out runs/odd
   debm reproduce all --scale full --data cifar10/ --second celeba/ --second-size 64 --inception auto --out runs/full"""
 
-Target = Literal["table1", "table2", "table3", "table4", "figure4", "figure5", "speed", "all"]
+Target = Literal["table1", "table2", "table3", "table4", "classes", "figure4", "figure5", "speed", "all"]
 Scale = Literal["tiny", "small", "full"]
 
 
@@ -95,18 +98,17 @@ def run(args: Namespace) -> int:
     targets = list(STUDIES) if args.target == "all" else [args.target]
     limit = SIZES[args.scale].train_images
     train, test = _read(args.data, limit)
+    labels = train.labels, test.labels
     odd: dict[str, Tensor] = {}
     if "table4" in targets:
         options = args.clone()
         options.split, options.limit, options.center_crop, options.strict = "test", None, None, False
-        odd = read_odd_sets(args.ood or ["interpolation"], test, options)
-    images = Images(args.data, train, test, odd)
+        odd = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
+    images = Images(args.data, train.pixels, test.pixels, odd, labels)
     second = None
     if args.second and "table2" in targets:
-        second = Images(
-            args.second,
-            *_read(args.second, limit, args.second_size, args.second_center_crop),
-        )
+        second_train, second_test = _read(args.second, limit, args.second_size, args.second_center_crop)
+        second = Images(args.second, second_train.pixels, second_test.pixels)
     trained = None
     if args.model:
         trained = DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision("auto")
@@ -133,12 +135,14 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _read(source: str, limit: int | None, size: int | None = None, crop: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the pixels of both splits, of one size and one number of channels."""
+def _read(
+    source: str, limit: int | None, size: int | None = None, crop: int | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """Return both splits, of one size and one number of channels."""
     from denoising_ebm.images import load_images
 
     resize = "lanczos" if size else None
     options: dict[str, Any] = {"limit": limit, "resize": resize, "center_crop": crop}
-    train = load_images(source, split="train", image_size=size, **options).pixels
-    test = load_images(source, split="test", image_size=train.shape[-1], channels=train.shape[1], **options).pixels
-    return train, test
+    train = load_images(source, split="train", image_size=size, **options)
+    channels, size = train.pixels.shape[1:3]
+    return train, load_images(source, split="test", image_size=size, channels=channels, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from torch import Tensor
 
 from denoising_ebm.evaluation.figures import COLOURS, LINE_STYLES, image_grid, png_bytes, trajectory_grid
 from denoising_ebm.evaluation.neighbours import copies, nearest
@@ -25,22 +26,34 @@ from denoising_ebm.reproduce.workshop import Workshop
 def figure4(shop: Workshop) -> Section:
     """Figure 4: samples, uncurated."""
     num = min(100, shop.sizes.samples)
-    model = shop.model("denoising")
-    pictures = []
     samplers: tuple[Sampler, ...] = ("two-stage", "annealed", "heun")
-    for sampler in samplers:
-        drawn = generate(model, num, sampler=sampler, seed=shop.seed)
-        sheets = {"samples": drawn.images} | (
-            {} if drawn.semantic is None else {"semantic images h(z)": drawn.semantic}
-        )
-        for what, images in sheets.items():
-            picture = png_bytes(image_grid(images, columns=10))
-            caption = f"{num} {what}, sampler {sampler}, seed {shop.seed}, nothing selected."
-            pictures.append(Picture(picture, caption, f"a sheet of {what}"))
+
+    def sheets() -> dict[str, bytes]:
+        images: dict[str, Tensor] = {}
+        for sampler in samplers:
+            drawn = generate(shop.model("denoising"), num, sampler=sampler, seed=shop.seed)
+            images[f"samples, sampler {sampler}"] = drawn.images
+            if drawn.semantic is not None:
+                images["semantic images h(z) that they start from"] = drawn.semantic
+        return {what: png_bytes(image_grid(sheet, columns=10)) for what, sheet in images.items()}
+
+    pictures = [
+        Picture(png, f"{num} {what}, seed {shop.seed}, nothing selected.", f"a sheet of {what}")
+        for what, png in shop.pictures("figure4", sheets).items()
+    ]
     real = png_bytes(image_grid(to_float(shop.test[:num]), columns=10))
     pictures.append(Picture(real, f"{num} test images.", "a sheet of real images"))
-    rows, sheet = _copies(shop)
-    pictures.append(sheet)
+    copies_row = shop.row("copies", partial(_copies, shop))
+    title = "Figure 4: samples, and whether they are copies"
+    if "missing" in copies_row:
+        return Section(title, copies_row["missing"], pictures=pictures)
+    for png in shop.pictures("copies, picture", lambda: {"pairs": _pairs(shop, copies_row["nearest"])}).values():
+        caption = "The twenty samples nearest to a training image, each left of it."
+        pictures.append(Picture(png, caption, "pairs of similar images"))
+    rows: list[list[Cell]] = [
+        [name, row["images"], row["near"], row["nearer"], f"{row['interval'][0]:.3f}-{row['interval'][1]:.3f}"]
+        for name, row in copies_row["sets"].items()
+    ]
     text = (
         "Are samples copies? A copy would be nearer to a training image than new images are: of images that were not "
         "trained on, 1 % are nearer than the 1 % quantile of test images' distances. And among as many training as test "
@@ -57,47 +70,62 @@ def figure4(shop: Workshop) -> Section:
         "training image nearer than test image",
         "95 % interval",
     ]
-    return Section("Figure 4: samples, and whether they are copies", text, Table(columns, rows, caption), pictures)
+    return Section(title, text, Table(columns, rows, caption), pictures)
 
 
-def _copies(shop: Workshop) -> tuple[list[list[Cell]], Picture]:
+def _copies(shop: Workshop) -> dict[str, Any]:
     """Compare samples, and held-out images in their place, with training and held-out images."""
     pool = min(shop.sizes.reference, len(shop.test) // 2, len(shop.train))
     num = min(shop.sizes.ablation_samples, pool)
-    drawn = draw(shop.model("denoising"), num, "two-stage", seed=shop.seed)
     train, held_out = shop.judge.features(shop.train), shop.judge.features(shop.test[:pool])
     usual = nearest(held_out, train)[0].quantile(0.01)
-    sets = {"samples": drawn.images, "other test images": shop.test[pool : pool + num]}
-    rows: list[list[Cell]] = []
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    sets = {"samples": shop.samples.images[:num], "other test images": shop.test[pool : pool + num]}
+    result: dict[str, Any] = {"sets": {}}
     for name, images in sets.items():
         features = shop.judge.features(images)
-        found[name] = nearest(features, train)
-        share = float((found[name][0] < usual).double().mean())
+        distance, index = nearest(features, train)
         pools = copies(features, train[:pool], held_out)
-        rows.append([name, len(images), share, pools.nearer, f"{pools.interval[0]:.3f}-{pools.interval[1]:.3f}"])
-    distance, index = found["samples"]
-    first = distance.argsort()[:20]
-    pairs = torch.stack([drawn.images[first], shop.train[index[first]]], 1).flatten(0, 1)
-    caption = "The twenty samples nearest to a training image, each left of it."
-    return rows, Picture(png_bytes(image_grid(to_float(pairs), columns=10)), caption, "pairs of similar images")
+        result["sets"][name] = {
+            "images": len(images),
+            "near": float((distance < usual).double().mean()),
+            "nearer": pools.nearer,
+            "interval": pools.interval,
+        }
+        if name == "samples":
+            first = distance.argsort()[:20]
+            result["nearest"] = [first.tolist(), index[first].tolist()]
+    return result
+
+
+def _pairs(shop: Workshop, places: Sequence[Sequence[int]]) -> bytes:
+    """Draw samples side by side with training images, given the places of both."""
+    samples, train = (torch.tensor(place) for place in places)
+    pairs = torch.stack([shop.samples.images[samples], shop.train[train]], 1).flatten(0, 1)
+    return png_bytes(image_grid(to_float(pairs), columns=10))
 
 
 def figure5(shop: Workshop) -> Section:
     """Figure 5: chains on their way, and whether the semantic start shortens them."""
-    model = shop.model("denoising")
-    stages, alone = Trajectory(model, chains=6), Trajectory(model, chains=6)
-    both = generate(model, 6, seed=shop.seed, watch=stages)
-    stages.add(both.images, "end")
-    longest = shop.sizes.chain_lengths[-1]
-    single = generate(model, 6, sampler="annealed", steps=longest, seed=shop.seed, watch=alone)
-    alone.add(single.images, "end")
-    pictures = []
-    for trajectory, what in ((stages, "with a semantic start"), (alone, f"from noise alone, {longest} steps")):
-        sheet = png_bytes(trajectory_grid(trajectory.states, trajectory.labels))
-        pictures.append(Picture(sheet, f"Six chains {what}.", "images that become clear from left to right"))
-        pictures.append(Picture(png_bytes(_energies(trajectory)), f"Their energies, {what}.", "falling curves"))
+    model, longest = shop.model("denoising"), shop.sizes.chain_lengths[-1]
 
+    def chains() -> dict[str, bytes]:
+        result = {}
+        kinds: dict[str, tuple[Sampler, int | None]] = {
+            "with a semantic start": ("two-stage", None),
+            f"from noise alone, {longest} steps": ("annealed", longest),
+        }
+        for what, (sampler, steps) in kinds.items():
+            trajectory = Trajectory(model, chains=6)
+            end = generate(model, 6, sampler=sampler, steps=steps, seed=shop.seed, watch=trajectory)
+            trajectory.add(end.images, "end")
+            result[f"Six chains {what}."] = png_bytes(trajectory_grid(trajectory.states, trajectory.labels))
+            result[f"Their energies, {what}."] = png_bytes(_energies(trajectory))
+        return result
+
+    pictures = [
+        Picture(png, caption, "falling curves" if "energies" in caption else "images that become clear, left to right")
+        for caption, png in shop.pictures("figure5", chains).items()
+    ]
     curves: dict[str, list[tuple[int, float]]] = {"two-stage": [], "from noise": []}
     rows: list[list[Cell]] = []
     for steps in shop.sizes.chain_lengths:

@@ -16,7 +16,7 @@ from denoising_ebm.report import Section, markdown_page, write_report
 from denoising_ebm.reproduce.figures import figure4, figure5, speed
 from denoising_ebm.reproduce.ledger import Ledger, Log
 from denoising_ebm.reproduce.settings import SIZES, Scale, base_config
-from denoising_ebm.reproduce.tables import table1, table2, table3, table4
+from denoising_ebm.reproduce.tables import classes, table1, table2, table3, table4
 from denoising_ebm.reproduce.workshop import Workshop
 
 STUDIES: dict[str, Callable[[Workshop], Section]] = {
@@ -24,6 +24,7 @@ STUDIES: dict[str, Callable[[Workshop], Section]] = {
     "table2": table2,
     "table3": table3,
     "table4": table4,
+    "classes": classes,
     "figure4": figure4,
     "figure5": figure5,
     "speed": speed,
@@ -32,12 +33,13 @@ STUDIES: dict[str, Callable[[Workshop], Section]] = {
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one data set, uint8 `(n, c, h, w)`."""
+    """Images of one data set, uint8 `(n, c, h, w)`; `labels` are the classes of training and of test images."""
 
     name: str
     train: Tensor
     test: Tensor
     odd: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: tuple[Sequence[str | None], Sequence[str | None]] = ((), ())
 
 
 def reproduce(
@@ -109,6 +111,7 @@ def reproduce(
             source.test,
             data_name=source.name,
             odd=source.odd,
+            labels=source.labels,
             trained=model,
             inception=inception,
             device=device,

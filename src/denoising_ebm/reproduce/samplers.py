@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +29,13 @@ class Drawn:
         images: uint8, shape `(n, c, h, w)`.
         semantic: The semantic images, uint8, where there are any.
         evaluations: Network evaluations an image; an exact gradient counts as three (forward, and twice that backward).
+        seconds: That drawing took.
     """
 
     images: Tensor
     semantic: Tensor | None
     evaluations: int
+    seconds: float
 
 
 def draw(
@@ -40,9 +44,9 @@ def draw(
     sampler: Sampler,
     *,
     steps: int | None = None,
-    semantic_steps: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
+    **sampling: Any,
 ) -> Drawn:
     """Draw by one of the model's samplers.
 
@@ -51,20 +55,19 @@ def draw(
         num: Images.
         sampler: As for `DenoisingEBM.sample`.
         steps: As for `DenoisingEBM.sample`.
-        semantic_steps: K; the model's own if None.
         seed: Of the first batch.
         batch_size: Images at once.
+        sampling: Fields of `config.SamplingConfig` that differ from the model's own.
     """
-    config = model.config
-    if semantic_steps is not None:
-        model.config = replace(config, sampling=replace(config.sampling, semantic_steps=semantic_steps))
+    config, started = model.config, time.monotonic()
+    model.config = replace(config, sampling=replace(config.sampling, **sampling))
     try:
         drawn = generate(model, num, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
         evaluations = count_evaluations(model, sampler, steps)
     finally:
         model.config = config
     semantic = None if drawn.semantic is None else to_uint8(drawn.semantic)
-    return Drawn(to_uint8(drawn.images), semantic, evaluations)
+    return Drawn(to_uint8(drawn.images), semantic, evaluations, time.monotonic() - started)
 
 
 def count_evaluations(model: DenoisingEBM, sampler: Sampler, steps: int | None) -> int:
@@ -89,7 +92,7 @@ def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0,
     No denoising step follows, as published; the score is (D(x) - x) / sigma^2.
     """
     sigmas = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(steps)
-    images = []
+    images, started = [], time.monotonic()
     for i, start in enumerate(range(0, num, batch_size)):
         generator = torch.Generator().manual_seed(seed + i)
         shape = (min(batch_size, num - start), *model.image_shape)
@@ -98,4 +101,4 @@ def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0,
         x = annealed(drift, x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
         images.append(to_uint8(x.cpu()))
     denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
-    return Drawn(torch.cat(images), None, denoiser * len(sigmas))
+    return Drawn(torch.cat(images), None, denoiser * len(sigmas), time.monotonic() - started)

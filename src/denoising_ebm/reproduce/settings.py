@@ -27,6 +27,7 @@ class Sizes:
         chain_lengths: Langevin steps T of figure 5's curves.
         heun_levels: Noise levels of the probability-flow ODE in the speed curve.
         ncsn_steps: Steps at each of the ten levels of NCSN's schedule (100 as published).
+        labelled: Labelled training images that the classifier of samples learns from.
         train_images: Training images used, at most; None for all.
     """
 
@@ -40,13 +41,16 @@ class Sizes:
     chain_lengths: tuple[int, ...]
     heun_levels: tuple[int, ...]
     ncsn_steps: int
+    labelled: int
     train_images: int | None = None
 
 
 SIZES: dict[Scale, Sizes] = {
-    "tiny": Sizes(64, 64, 64, 1, 60, 40, 10, (2, 5, 10), (3, 6), 10, train_images=1000),
-    "small": Sizes(2000, 1000, 2000, 3, 2000, 1000, 50, (5, 10, 20, 40, 80), (5, 10, 20, 40), 100),
-    "full": Sizes(50_000, 1000, 10_000, 3, 20_000, 10_000, 200, (5, 10, 20, 40, 80, 160, 320), (5, 10, 18, 35), 100),
+    "tiny": Sizes(64, 64, 64, 1, 60, 40, 10, (2, 5, 10), (3, 6), 10, 500, train_images=1000),
+    "small": Sizes(2000, 1000, 2000, 3, 2000, 1000, 50, (5, 10, 20, 40, 80), (5, 10, 20, 40), 100, 10_000),
+    "full": Sizes(
+        50_000, 1000, 10_000, 3, 20_000, 10_000, 200, (5, 10, 20, 40, 80, 160, 320), (5, 10, 18, 35), 100, 50_000
+    ),
 }
 #: Noise ranges and numbers of levels of table 3, the paper's order.
 ABLATIONS: dict[str, tuple[float, int]] = {

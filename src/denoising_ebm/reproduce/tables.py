@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoising_ebm.config import Direction
+from denoising_ebm.evaluation.classes import ClassJudge
 from denoising_ebm.model import Sampler
 from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.evaluation import evaluate
@@ -21,15 +23,18 @@ from denoising_ebm.reproduce.samplers import draw
 from denoising_ebm.reproduce.settings import ABLATIONS, Variant, ablation_config
 from denoising_ebm.reproduce.workshop import Workshop
 
-#: Rows of tables 1 and 2: what was trained, and how it is drawn from.
-ROWS: tuple[tuple[Variant, Sampler], ...] = (
-    ("denoising", "two-stage"),
-    ("denoising", "annealed"),
-    ("denoising", "heun"),
-    ("denoising", "mala"),
-    ("contrastive", "two-stage"),
-    ("score", "two-stage"),
-    ("score", "annealed"),
+#: Rows of tables 1 and 2: what was trained, how it is drawn from, and the gradient of its chains where it is not the
+#: model's own. Chains of either gradient stand for both kinds of training, which would else differ in two ways.
+ROWS: tuple[tuple[Variant, Sampler, Direction | None], ...] = (
+    ("denoising", "two-stage", None),
+    ("denoising", "annealed", None),
+    ("denoising", "heun", None),
+    ("denoising", "mala", None),
+    ("denoising", "two-stage", "exact"),
+    ("contrastive", "two-stage", "first-term"),
+    ("contrastive", "two-stage", "exact"),
+    ("score", "two-stage", None),
+    ("score", "annealed", None),
 )
 _QUALITY = ("distance", "precision", "recall", "density", "coverage", "fid", "inception_score")
 _HEADINGS = ("distance", "precision", "recall", "density", "coverage", "FID", "IS")
@@ -47,9 +52,16 @@ def table2(shop: Workshop) -> Section:
     return _generation(shop, "Table 2: samples of the second set", paper.TABLE2)
 
 
+def row_name(variant: Variant, sampler: Sampler, direction: Direction | None) -> str:
+    """Return the name of a row of tables 1 and 2."""
+    gradient = {"exact": ", exact gradient", "first-term": ", first term"}
+    return f"{variant}, {sampler}{gradient[direction] if direction else ''}"
+
+
 def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, float | None]]) -> Section:
     samples = shop.sizes.samples
     rows: list[list[Cell]] = []
+    shown: set[Variant] = set()
 
     def add(name: str, row: Mapping[str, Any]) -> None:
         if "missing" in row:
@@ -58,16 +70,24 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
             rows.append([name, *(row[key] for key in _QUALITY), row.get("evaluations"), row.get("s_per_64")])
 
     add("training images (floor)", shop.row("floor", lambda: asdict(shop.judge(shop.train[:samples]))))
-    for variant, sampler in ROWS:
+    for variant, sampler, direction in ROWS:
 
-        def make(variant: Variant = variant, sampler: Sampler = sampler) -> dict[str, Any]:
+        def make(
+            variant: Variant = variant, sampler: Sampler = sampler, direction: Direction | None = direction
+        ) -> dict[str, Any]:
+            if (variant, sampler, direction) == ROWS[0]:
+                return shop.measured(lambda: shop.samples)
             steps = shop.sizes.mala_steps if sampler == "mala" else None
-            model = shop.model(variant)  # trained now if need be, which is not sampling time
-            return shop.measured(partial(draw, model, samples, sampler, steps=steps, seed=shop.seed))
+            changes: dict[str, Any] = {"direction": direction} if direction else {}
+            by = partial(draw, shop.model(variant), samples, sampler, steps=steps, seed=shop.seed, **changes)
+            return shop.measured(by)
 
-        row = shop.row(f"{variant}, {sampler}", make)
-        add(f"{variant}, {sampler}", row)
-        if sampler == "two-stage" and "semantic_distance" in row:
+        name = row_name(variant, sampler, direction)
+        row = shop.row(name, make)
+        add(name, row)
+        # They depend on the training and the latent chain alone: once for each variant.
+        if "semantic_distance" in row and variant not in shown:
+            shown.add(variant)
             rows.append([f"{variant}, h(z^K)", row["semantic_distance"], *[None] * (len(_QUALITY) + 1)])
     for name, (fid, score) in printed.items():
         rows.append([f"paper: {name}", None, None, None, None, None, fid, score, None, None])
@@ -104,6 +124,49 @@ def table3(shop: Workshop) -> Section:
     )
     table = Table(["noise levels", "distance", "sd over seeds", "seeds", "paper (FID)"], rows, caption)
     return Section("Table 3: noise levels", paper.REASONS["ablation"], table)
+
+
+def classes(shop: Workshop) -> Section:
+    """Samples class by class; the paper has no such table."""
+    title, (train_labels, test_labels) = "Samples by class", shop.labels
+    judge, sizes = shop.judge, shop.sizes
+    num = min(sizes.samples, sizes.reference, len(shop.test), len(shop.train))
+
+    def make() -> dict[str, Any]:
+        fit = shop.train[: sizes.labelled]
+        by_class = ClassJudge(judge.features(fit), train_labels[: len(fit)])
+        real = judge.features(shop.test[: sizes.reference])
+        figures = {"accuracy": by_class.accuracy(real, test_labels[: len(real)]), "labelled": len(fit)}
+        sets = {"samples": shop.samples.images[:num], "floor": shop.train[-num:]}
+        return figures | {
+            name: [asdict(item) for item in by_class(judge.features(images), real)] for name, images in sets.items()
+        }
+
+    row = shop.row("classes", make)
+    if "missing" in row:
+        return Section(title, row["missing"])
+    rows: list[list[Cell]] = [
+        [
+            ours["name"],
+            f"{100 * ours['share']:.1f} %",
+            f"{100 * ours['real_share']:.1f} %",
+            ours["distance"],
+            floor["distance"],
+        ]
+        for ours, floor in zip(row["samples"], row["floor"], strict=True)
+    ]
+    text = (
+        "The model knows no classes, so a linear discriminant on the features names its samples, and the real images they "
+        f"are compared with: fitted on {row['labelled']:,} labelled training images, right for "
+        f"{100 * row['accuracy']:.1f} % of test images. Distances are unbiased kernel distances (that of KID, on other "
+        "features), which do not depend on the number of images: the floor is about 0."
+    )
+    caption = (
+        f"{judge.extractor.name}; {num:,} two-stage samples, and as many training images as the floor, against "
+        f"{judge.count:,} test images; seed {shop.seed}."
+    )
+    columns = ["class", "share of samples", "share of test images", "kernel distance", "floor"]
+    return Section(title, text, Table(columns, rows, caption))
 
 
 def table4(shop: Workshop) -> Section:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.evaluation.reference import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.reproduce.ledger import Ledger
-from denoising_ebm.reproduce.samplers import Drawn
+from denoising_ebm.reproduce.samplers import Drawn, draw
 from denoising_ebm.reproduce.settings import Sizes, Variant, variant_config
 from denoising_ebm.training.once import train_once
 
@@ -31,6 +31,7 @@ class Workshop:
         test: Test images; the first ones are the reference of distances.
         data_name: Where they come from.
         odd: Odd sets of table 4, uint8.
+        labels: Classes of training and of test images.
         trained: Takes the place of the model trained by denoising.
         inception: As for `Judge`.
         device: `auto`, `cpu` or `cuda`.
@@ -46,13 +47,14 @@ class Workshop:
         *,
         data_name: str,
         odd: Mapping[str, Tensor] | None = None,
+        labels: tuple[Sequence[str | None], Sequence[str | None]] = ((), ()),
         trained: DenoisingEBM | None = None,
         inception: bool | str = False,
         device: str = "auto",
     ) -> None:
         self.ledger, self.sizes, self.base = ledger, sizes, base
         self.train, self.test, self.odd = train[: sizes.train_images], test, dict(odd or {})
-        self.seed = base.training.seed
+        self.labels, self.seed = labels, base.training.seed
         self._data_name, self._inception, self._device = data_name, inception, device
         self._models: dict[str, DenoisingEBM] = {} if trained is None else {"denoising": trained}
         self._is_given = trained is not None
@@ -81,13 +83,21 @@ class Workshop:
         """Return the figures of a row; see `Ledger.row`."""
         return self.ledger.row(name, make, **self._depends, **depends)
 
+    def pictures(self, name: str, make: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes]:
+        """Return PNG files by name, made now or before, kept as a row of the ledger."""
+        row = self.row(name, lambda: {key: base64.b64encode(png).decode("ascii") for key, png in make().items()})
+        return {key: base64.b64decode(png) for key, png in row.items() if isinstance(png, str) and key != "missing"}
+
+    @cached_property
+    def samples(self) -> Drawn:
+        """The two-stage samples of the model trained by denoising, which several studies look at."""
+        return draw(self.model("denoising"), self.sizes.samples, "two-stage", seed=self.seed)
+
     def measured(self, make: Callable[[], Drawn]) -> dict[str, Any]:
         """Draw, and return quality, network evaluations an image, and seconds for 64 images."""
-        started = time.monotonic()
         drawn = make()
-        seconds = time.monotonic() - started
         result = asdict(self.judge(drawn.images))
-        result |= {"evaluations": drawn.evaluations, "s_per_64": 64 * seconds / len(drawn.images)}
+        result |= {"evaluations": drawn.evaluations, "s_per_64": 64 * drawn.seconds / len(drawn.images)}
         if drawn.semantic is not None:
             result["semantic_distance"] = self.judge.distance(drawn.semantic)
         return result

@@ -49,9 +49,11 @@ class Monitor:
                 raise ValueError("--tensorboard needs its extra: pip install 'denoising-ebm[tensorboard]'") from None
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def start(self) -> None:
-        """Show the progress bar (on a terminal) and start the clock of images/s."""
+    def start(self, progress: float) -> None:
+        """Show the progress bar (on a terminal) and start the clocks, at `progress` (0..1) of the budget."""
         self._since, self._images_since = time.monotonic(), 0
+        # The time left is judged by this process alone: the ones before may have run on another machine, or beside others.
+        self._started, self._progress_at_start = self._since, progress
         if not self._quiet and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -107,7 +109,8 @@ class Monitor:
             self._bar.update(self._task, completed=progress, description=phase, figures=shown)
         elif not self._quiet and time.monotonic() - self._last_line > 20:
             self._last_line = time.monotonic()
-            left = (1 - progress) / progress * clock.seconds / 60 if progress > 0 else math.inf
+            done, minutes = progress - self._progress_at_start, (time.monotonic() - self._started) / 60
+            left = (1 - progress) / done * minutes if done > 0 else math.inf
             print(f"{line}  {left:.1f} min left", file=sys.stderr, flush=True)
 
     def record(self, clock: Clock, figures: dict[str, float]) -> None:

@@ -173,7 +173,7 @@ class _Run:
         """Train until the budget is used up (True) or the user interrupts (False)."""
         training, state = self.config.training, self.state
         self.wrapped.train()
-        monitor.start()
+        monitor.start(self.progress())
         started, before = time.monotonic(), state.clock.seconds
         last_preview = state.clock.seconds
         while self._enter_phase(monitor) and not self._agree(interrupted.is_set()):
