@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="part of the names of tasks")
     parser.add_argument("--out", type=Path, default=Path("runs/restoration"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -121,6 +122,8 @@ def main() -> None:
     print(f"chains of {args.steps} steps, mean of {args.draws}; seed {args.seed}\n")
     print("| task | method | PSNR, dB | SSIM |\n|---|---|---|---|")
     for task, degradation in tasks.items():
+        if args.only and args.only not in task:
+            continue
         y = degradation.apply(to_float(clean), torch.Generator().manual_seed(args.seed))
         results = {"degraded": y}
         for estimate in ("mean", "sample"):

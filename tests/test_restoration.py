@@ -18,6 +18,7 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.restoration.degradations import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.metrics import psnr, ssim
 from denoising_ebm.restoration.posterior import restore
+from denoising_ebm.restoration.prior import cosine_basis, natural_variances
 from support import tiny_config
 
 TAU = 0.5
@@ -71,6 +72,26 @@ def test_correction_is_the_posterior_mean(kind: str, generator: torch.Generator)
         residual = y[i].flatten() - matrix @ x0[i].flatten()
         expected = x0[i].flatten() + v * matrix.mT @ torch.linalg.solve(covariance, residual)
         torch.testing.assert_close(corrected[i].flatten(), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_missing_pixels_are_interpolated_as_by_a_gaussian_process(generator: torch.Generator) -> None:
+    """C A^T (A C A^T + s^2)^{-1} y is the conditional mean of a Gaussian with that covariance: against dense matrices."""
+    basis, variances = cosine_basis(6), natural_variances(6, 0.5)
+    matrix = torch.kron(basis, basis)
+    torch.testing.assert_close(matrix @ matrix.mT, torch.eye(36, dtype=torch.float64))
+    covariance = matrix @ variances.flatten().diag() @ matrix.mT
+    assert float(covariance.diagonal().mean()) == pytest.approx(0.25)
+    # Pixels beside each other are more alike than those far apart.
+    assert covariance[14, 15] > 0.5 * covariance[14, 14] > covariance[0, 35]
+    known = torch.rand(6, 6, generator=generator) > 0.4
+    hole, places = masked(known, 0.1), known.flatten()
+    y = hole.apply(torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64))
+    inner = covariance[places][:, places] + 0.1**2 * torch.eye(int(known.sum()), dtype=torch.float64)
+    expected = y.flatten(2)[..., places] @ torch.linalg.inv(inner) @ covariance[places]
+    found = hole.weigh(y, variances).flatten(2) @ covariance
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="only missing pixels"):
+        blurred(1.0, 6).weigh(y, variances)
 
 
 def test_noise_has_its_deviation(generator: torch.Generator) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from denoising_ebm.restoration.prior import cosine_basis
+
 
 @dataclass(frozen=True)
 class Degradation:
@@ -52,6 +54,37 @@ class Degradation:
         gains = self.gains.to(x0)
         weight = variance * gains / (variance * gains**2 + self.noise**2).clamp_min(1e-12)
         return x0 + self._back(weight * (self._forth(y) - gains * self._forth(x0)))
+
+    def weigh(self, residual: Tensor, variances: Tensor) -> Tensor:
+        r"""Return A^T (A C A^T + s^2)^{-1} residual of missing pixels, C diagonal in cosines: C times it interpolates.
+
+        Args:
+            residual: What y has beyond A x0, shape `(batch, channels, size, size)`.
+            variances: Of each pair of frequencies (`restoration.prior`), shape `(size, size)`.
+
+        Raises:
+            ValueError: If the degradation is not one of missing pixels.
+        """
+        known = self.gains[0].flatten() > 0
+        if not self.hides_pixels:
+            raise ValueError("only missing pixels are weighed by their neighbours")
+        variances = variances.to(residual.device, torch.float64)
+        basis = cosine_basis(len(variances)).to(variances)
+        waves = torch.kron(basis, basis)[known.to(variances.device)]
+        covariance = (waves * variances.flatten()) @ waves.mT
+        # The last term keeps it invertible where there is no noise.
+        diagonal = covariance.diagonal()
+        diagonal += self.noise**2 + 1e-6 * diagonal.mean()
+        seen = residual.double().flatten(2)[..., known]
+        solved = torch.cholesky_solve(seen.flatten(0, 1).mT, torch.linalg.cholesky(covariance)).mT
+        weighed = torch.zeros_like(residual.flatten(2))
+        weighed[..., known] = solved.reshape(seen.shape).to(residual)
+        return weighed.reshape(residual.shape)
+
+    @property
+    def hides_pixels(self) -> bool:
+        """Whether pixels are missing and the others left as they are."""
+        return self.basis is None and bool((self.gains == 0).any())
 
     def _forth(self, x: Tensor) -> Tensor:
         return x if self.basis is None else self.basis.to(x).mT @ x @ self.basis.to(x)
@@ -101,7 +134,4 @@ def blurred(width: float, size: int, noise: float = 0.0) -> Degradation:
     kernel = kernel / kernel.sum()
     frequencies = torch.arange(size, dtype=torch.float64) * torch.pi / size
     along = (kernel * torch.cos(frequencies[:, None] * offsets)).sum(1)
-    places = torch.arange(size, dtype=torch.float64) + 0.5
-    basis = torch.cos(places[:, None] * frequencies) * (2 / size) ** 0.5
-    basis[:, 0] /= 2**0.5
-    return Degradation((along[:, None] * along)[None], noise, basis)
+    return Degradation((along[:, None] * along)[None], noise, cosine_basis(size))

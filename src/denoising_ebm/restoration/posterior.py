@@ -5,6 +5,9 @@ standard deviation of the data. The observation adds the data term $|y - A D(x)|
 x, through D, times $\sigma^2$, corrects D to the mean of x0 given both (Song et al., 2023). A corrected denoiser is a
 denoiser, so the chains are those of sampling. The Jacobian of D carries what is known of one pixel to its neighbours:
 without it (a multiple of the identity in its place) missing pixels do not join what is around them.
+
+One r^2 for all directions is wrong by orders of magnitude, since images are smooth. Where pixels are missing the known ones
+are weighed by the r_f^2 of each frequency f instead (`restoration.prior`), whose gradient needs no bound.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from denoising_ebm.energies import TextureEnergy, draw_noise
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import expand_sigma, karras_sigmas, over
 from denoising_ebm.restoration.degradations import Degradation
+from denoising_ebm.restoration.prior import natural_variances
 from denoising_ebm.sampling import annealed
 from denoising_ebm.sampling.langevin import ChainState
 
 Estimate = Literal["mean", "sample"]
 
-#: Bound on sigma^2 / r^2 in the data term's gradient.
+#: Bound on sigma^2 / r^2 in the data term's gradient, where one r^2 stands for all directions.
 MAX_GAIN = 5.0
+#: How many times further than to the known pixels a step may go; it would without end if the images had much more fine
+#: detail than `restoration.prior` says.
+MAX_OVERSHOOT = 4.0
 
 
 def seeded_generator(seed: int) -> torch.Generator:
@@ -84,6 +91,7 @@ def restore(
         return model.denoise(y, degradation.noise)
 
     data_spread = model.config.network.sigma_data
+    prior = natural_variances(y.shape[-1], data_spread)
 
     def spread(sigma: Tensor) -> Tensor:
         return sigma * data_spread / (sigma**2 + data_spread**2).sqrt()
@@ -96,12 +104,23 @@ def restore(
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             denoised = model.denoise(x, sigma)
-            pull = degradation.correct(denoised.detach(), y, spread(sigma)) - denoised.detach()
-            # sigma^2 / r^2, bounded: coarse structure is far more uncertain than a single r^2 says, and at high levels it
-            # would be pushed out of the range of images.
-            gain = (sigma / spread(sigma)).square().clamp_max(MAX_GAIN)
+            mean = denoised.detach()
+            if degradation.hides_pixels:
+                residual = y - degradation.apply(mean)
+                level = float(sigma[0]) ** 2  # of all chains
+                pull, gain = degradation.weigh(residual, level * prior / (level + prior)), sigma.square()
+            else:
+                pull = degradation.correct(mean, y, spread(sigma)) - mean
+                # sigma^2 / r^2, bounded: coarse structure is far more uncertain than a single r^2 says, and at high levels
+                # it would be pushed out of the range of images.
+                gain = (sigma / spread(sigma)).square().clamp_max(MAX_GAIN)
             (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
-        return denoised.detach() + over(gain, gradient) * gradient
+        correction = over(gain, gradient) * gradient
+        if degradation.hides_pixels:
+            reached = degradation.apply(correction)
+            share = (residual * reached).sum((1, 2, 3)) / reached.square().sum((1, 2, 3)).clamp_min(1e-12)
+            correction = over((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
+        return mean + correction
 
     def callback(state: ChainState) -> None:
         if advance is not None:
