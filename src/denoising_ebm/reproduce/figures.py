@@ -161,7 +161,7 @@ def figure5(shop: Workshop) -> Section:
 
 def speed(shop: Workshop) -> Section:
     """Speed: quality against network evaluations, beside NCSN's protocol on the same network."""
-    model, samples = shop.model("denoising"), shop.sizes.samples
+    model, samples = shop.model("denoising"), shop.sizes.speed_samples
     by = partial(draw, model, samples, seed=shop.seed)
     plans: dict[str, Callable[[], Drawn]] = {}
     for steps in shop.sizes.chain_lengths:

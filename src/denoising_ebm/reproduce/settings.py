@@ -17,39 +17,85 @@ class Sizes:
     """Counts and budgets of a scale.
 
     Attributes:
-        samples: Images drawn for a row of tables 1 and 2, and for the curves.
+        samples: Images drawn for a row of tables 1 and 2, and for figure 5's curves.
         ablation_samples: For a row of table 3 (1,000 in the paper).
+        speed_samples: For a row of the speed table, one of which takes a thousand network evaluations an image.
         reference: Test images they are measured against, at most.
         seeds: Trainings of a row of table 3.
+        ablation_budget: Share of the scale's budget that each of them gets.
         fit: Training images that the detector of table 4 is fitted on.
         scored: Images of each set of table 4.
+        labelled: Labelled training images that the classifier of samples learns from.
         mala_steps: Steps of the Metropolis-adjusted sampler.
         chain_lengths: Langevin steps T of figure 5's curves.
         heun_levels: Noise levels of the probability-flow ODE in the speed curve.
         ncsn_steps: Steps at each of the ten levels of NCSN's schedule (100 as published).
-        labelled: Labelled training images that the classifier of samples learns from.
         train_images: Training images used, at most; None for all.
     """
 
     samples: int
     ablation_samples: int
+    speed_samples: int
     reference: int
     seeds: int
+    ablation_budget: float
     fit: int
     scored: int
+    labelled: int
     mala_steps: int
     chain_lengths: tuple[int, ...]
     heun_levels: tuple[int, ...]
     ncsn_steps: int
-    labelled: int
     train_images: int | None = None
 
 
 SIZES: dict[Scale, Sizes] = {
-    "tiny": Sizes(64, 64, 64, 1, 60, 40, 10, (2, 5, 10), (3, 6), 10, 500, train_images=1000),
-    "small": Sizes(2000, 1000, 2000, 3, 2000, 1000, 50, (5, 10, 20, 40, 80), (5, 10, 20, 40), 100, 10_000),
+    "tiny": Sizes(
+        samples=64,
+        ablation_samples=64,
+        speed_samples=64,
+        reference=64,
+        seeds=1,
+        ablation_budget=0.7,
+        fit=60,
+        scored=40,
+        labelled=500,
+        mala_steps=10,
+        chain_lengths=(2, 5, 10),
+        heun_levels=(3, 6),
+        ncsn_steps=10,
+        train_images=1000,
+    ),
+    # Hours on two cores, not days. More samples than the distance has features (1,280), but for table 3, as in the paper.
+    "small": Sizes(
+        samples=2000,
+        ablation_samples=1000,
+        speed_samples=1300,
+        reference=2000,
+        seeds=3,
+        ablation_budget=0.4,
+        fit=2000,
+        scored=1000,
+        labelled=10_000,
+        mala_steps=20,
+        chain_lengths=(5, 10, 20, 40, 80),
+        heun_levels=(5, 10, 20, 40),
+        ncsn_steps=100,
+    ),
     "full": Sizes(
-        50_000, 1000, 10_000, 3, 20_000, 10_000, 200, (5, 10, 20, 40, 80, 160, 320), (5, 10, 18, 35), 100, 50_000
+        samples=50_000,
+        ablation_samples=1000,
+        speed_samples=10_000,
+        reference=10_000,
+        seeds=3,
+        ablation_budget=0.7,
+        fit=20_000,
+        scored=10_000,
+        labelled=50_000,
+        mala_steps=200,
+        chain_lengths=(5, 10, 20, 40, 80, 160, 320),
+        heun_levels=(5, 10, 18, 35),
+        ncsn_steps=100,
     ),
 }
 #: Noise ranges and numbers of levels of table 3, the paper's order.
