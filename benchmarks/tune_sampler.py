@@ -3,7 +3,8 @@
     python benchmarks/tune_sampler.py cifar10-small --data CIFAR10 --samples 1000 --out runs/tune-sampler
 
 The Fréchet distance (EfficientNet-lite0) is that to *training* images, so that test images are not used to choose. Every row
-starts from the same semantic images (per K) and has about 40 network evaluations in stage two. A finished row is kept.
+starts from the same semantic images (per K) and has about 40 network evaluations in stage two, or as many steps as it says.
+A finished row is kept.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ from denoising_ebm.sampling import annealed, heun, two_stage
 
 BATCH = 128
 #: What rows start from: Langevin steps of one size, on geometric levels.
-BASE: dict[str, Any] = {"texture_step_size": 0.4, "texture_sigma_max": 2.0, "texture_levels": "geometric"}
+BASE: dict[str, Any] = {
+    "semantic_steps": 10,
+    "texture_steps": 40,
+    "texture_step_size": 0.4,
+    "texture_sigma_max": 2.0,
+    "texture_levels": "geometric",
+    "texture_order": 1,
+}
+REVERSE: dict[str, Any] = {"texture_step_size": 0.0, "texture_levels": "karras", "texture_sigma_max": 4.0}
 #: What each row changes; `heun` replaces the Langevin chain by the probability-flow ODE with as many evaluations.
 ROWS: dict[str, dict[str, Any]] = {
     "step size 0.4, sigma from 2": {},
@@ -44,16 +53,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "step size 0.2, sigma from 4": {"texture_sigma_max": 4.0, "texture_step_size": 0.2},
     "steps of the reverse diffusion": {"texture_step_size": 0.0},
     "steps of the reverse diffusion, Karras levels": {"texture_step_size": 0.0, "texture_levels": "karras"},
-    "steps of the reverse diffusion, Karras levels from 4": {
-        "texture_step_size": 0.0,
-        "texture_levels": "karras",
-        "texture_sigma_max": 4.0,
+    "steps of the reverse diffusion, Karras levels from 4": REVERSE,
+    "steps of the reverse diffusion, Karras levels from 10": REVERSE | {"texture_sigma_max": 10.0},
+    **{
+        f"these from 4, order {order}, {steps} steps": REVERSE | {"texture_order": order, "texture_steps": steps}
+        for order, steps in ((1, 16), (2, 8), (2, 12), (2, 16), (2, 20), (2, 30))
     },
-    "steps of the reverse diffusion, Karras levels from 10": {
-        "texture_step_size": 0.0,
-        "texture_levels": "karras",
-        "texture_sigma_max": 10.0,
-    },
+    "these from 10, order 2, 16 steps": REVERSE | {"texture_sigma_max": 10.0, "texture_order": 2, "texture_steps": 16},
+    "these from 4, order 2, 16 steps, 5 latent steps": REVERSE
+    | {"texture_order": 2, "texture_steps": 16, "semantic_steps": 5},
     "heun from 10": {"heun": True, "texture_sigma_max": 10.0},
     "temperature 0.9": {"temperature": 0.9},
     "no latent steps": {"semantic_steps": 0},
@@ -91,6 +99,7 @@ def stage_two(model: DenoisingEBM, start: Tensor, sampling: SamplingConfig, by_h
             step_size=sampling.texture_step_size,
             temperature=sampling.temperature,
             consistent=True,
+            order=sampling.texture_order,
             generator=generator,
         )
         parts.append(model.denoise(x, expand_sigma(low, x)))

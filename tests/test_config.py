@@ -179,6 +179,8 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (SamplingConfig, {"texture_steps": -1}, "sampling.texture_steps"),
     (SamplingConfig, {"semantic_step_size": 0.0}, "sampling.semantic_step_size"),
     (SamplingConfig, {"texture_step_size": -0.1}, "sampling.texture_step_size"),
+    (SamplingConfig, {"texture_order": 2}, "sampling.texture_order"),
+    (SamplingConfig, {"texture_order": 3, "texture_step_size": 0.0, "consistent": True}, "sampling.texture_order"),
     (SamplingConfig, {"semantic_sigma_min": 0.0}, "sampling.semantic_sigma_min"),
     (SamplingConfig, {"texture_sigma_min": 0.0}, "sampling.texture_sigma_min"),
     (SamplingConfig, {"semantic_sigma_max": 0.05}, "sampling.semantic_sigma_max"),

@@ -20,7 +20,7 @@ from denoising_ebm.config import Phase, SamplingConfig
 from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, value_and_gradient
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import geometric_sigmas, karras_sigmas
-from denoising_ebm.sampling import ChainState, ReplayBuffer, annealed, heun, mala, two_stage, ula
+from denoising_ebm.sampling import ChainState, ReplayBuffer, annealed, heun, langevin, mala, two_stage, ula
 from support import tiny_config
 
 TAU, SIGMA = 0.5, 1.0
@@ -174,6 +174,45 @@ def test_steps_of_the_reverse_diffusion_keep_wide_data(generator: torch.Generato
     levels = karras_sigmas(4.0, 0.05, 80).double()
     smoothed = float(annealed(wide, x, levels, step_size=0.7, consistent=True, generator=generator).std())
     assert smoothed < 0.85 * target < 0.9 * spread[80]
+
+
+def arrival_variance(levels: Tensor, order: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    """The exact variance with which chains on `wide` arrive at the last level: they are linear in their draws.
+
+    One chain for each draw, which is 1 there and 0 elsewhere: the squares of their ends add up.
+    """
+    drawn = iter(torch.eye(len(levels) + 1, dtype=torch.float64)[1:, :, None])
+    monkeypatch.setattr(langevin, "draw_noise", lambda *_: next(drawn))
+    x = torch.zeros(len(levels) + 1, 1, dtype=torch.float64)
+    x[0] = (TAU**2 + float(levels[0]) ** 2) ** 0.5
+    states: list[Tensor] = []
+    options: dict[str, Any] = {"step_size": 0.0, "consistent": True, "order": order}
+    annealed(wide, x, levels, callback=lambda state: states.append(state.x), **options)
+    # The step before the last arrives at the last level, where one more is taken.
+    return float(states[-2].square().sum())
+
+
+@pytest.mark.parametrize("kind", ["geometric", "karras"])
+def test_second_order_steps_converge_with_the_square_of_the_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high = 0.3, 4.0
+    errors = {}
+    for order in (1, 2):
+        for num in (24, 48, 96):
+            levels = (geometric_sigmas if kind == "geometric" else karras_sigmas)(high, low, num).double()
+            variance = arrival_variance(levels, order, monkeypatch)
+            errors[order, num] = abs(variance / (TAU**2 + low**2) - 1)
+    for num in (48, 96):
+        assert errors[1, num // 2] / errors[1, num] == pytest.approx(2, rel=0.15)
+        assert errors[2, num // 2] / errors[2, num] == pytest.approx(4, rel=0.3)
+    assert errors[2, 24] < errors[1, 96]
+
+
+def test_second_order_stands_still_where_levels_do(generator: torch.Generator) -> None:
+    """Equal neighbours in a grid: nothing to carry on, and no division by zero."""
+    x = torch.randn(10, 1, generator=generator, dtype=torch.float64)
+    levels = torch.tensor([1.0, 1.0, 0.5, 0.5, 0.2], dtype=torch.float64)
+    end = annealed(wide, x, levels, step_size=0.0, consistent=True, order=2, generator=generator)
+    assert bool(end.isfinite().all())
 
 
 def test_temperature_zero_descends() -> None:
@@ -429,6 +468,8 @@ def test_bad_options_are_refused(options: dict[str, float], field: str) -> None:
             run(DATA.energy, x, levels, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"step_size must be > 0, got -0\.1"):
         annealed(DATA.energy, x, levels, step_size=-0.1, consistent=True)
+    with pytest.raises(ValueError, match="order must be 1, or 2 with step_size 0, got 2"):
+        annealed(DATA.energy, x, levels, step_size=0.1, consistent=True, order=2)
     with pytest.raises(ValueError, match=f"{field} must be"):
         ula(DATA.energy, x, 1.0, num_steps=1, **options)  # type: ignore[arg-type]
 

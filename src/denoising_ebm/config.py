@@ -156,6 +156,8 @@ class SamplingConfig:
         renoise: Start the pixel chain at h(z) + sigma noise instead of h(z).
         direction: Drift of the pixel chain: eq. 21, or its first term alone.
         consistent: Noise that keeps the level's variance exactly (Jolicoeur-Martineau et al., 2020).
+        texture_order: 2 carries on the change of the denoised image from one level to the next (with texture_step_size 0),
+            so that a third of the steps will do (Lu et al., 2022).
         temperature: Factor on the noise variance of both chains.
         final_denoise: One denoising (Tweedie) step at the end.
     """
@@ -173,6 +175,7 @@ class SamplingConfig:
     renoise: bool = False
     direction: Direction = "exact"
     consistent: bool = False
+    texture_order: int = 1
     temperature: float = 1.0
     final_denoise: bool = True
 
@@ -184,6 +187,10 @@ class SamplingConfig:
         _require(
             self.texture_step_size > 0 or (self.texture_step_size == 0 and self.consistent),
             f"sampling.texture_step_size must be > 0 (or 0 with sampling.consistent), got {self.texture_step_size}",
+        )
+        _require(
+            self.texture_order == 1 or (self.texture_order == 2 and self.texture_step_size == 0),
+            f"sampling.texture_order must be 1 (or 2 with sampling.texture_step_size 0), got {self.texture_order}",
         )
         for stage in ("semantic", "texture"):
             low, high = getattr(self, f"{stage}_sigma_min"), getattr(self, f"{stage}_sigma_max")

@@ -274,6 +274,7 @@ class DenoisingEBM(nn.Module):
                 step_size=sampling.texture_step_size,
                 temperature=sampling.temperature,
                 consistent=sampling.consistent,
+                order=sampling.texture_order,
                 generator=generator,
                 callback=callback,
             )

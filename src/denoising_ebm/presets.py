@@ -43,18 +43,19 @@ _PAPER = Config(
 
 _NOISE = NoiseConfig(sigma_min=0.01, sigma_max=10.0, levels=128, draw="lognormal", weighting="edm")
 _SAMPLING = SamplingConfig(
-    semantic_steps=10,
+    semantic_steps=5,
     semantic_step_size=0.05,
     semantic_sigma_max=1.0,
     semantic_sigma_min=0.3,
     semantic_prior=1.0,
-    texture_steps=40,
+    texture_steps=16,
     texture_step_size=0.0,
     texture_sigma_max=4.0,
     texture_levels="karras",
     renoise=True,
     direction="first-term",
     consistent=True,
+    texture_order=2,
 )
 _CONTRASTIVE = ContrastiveConfig(
     semantic_steps=5,

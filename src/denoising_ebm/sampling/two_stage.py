@@ -72,6 +72,7 @@ def two_stage(
             step_size=config.texture_step_size,
             temperature=config.temperature,
             consistent=config.consistent,
+            order=config.texture_order,
             generator=generator,
             callback=callback,
         )
