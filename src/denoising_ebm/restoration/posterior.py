@@ -143,7 +143,7 @@ def restore(
             x,
             sigmas,
             step_size=step_size,
-            consistent=True,
+            consistent=True,  # of first order: the data term changes too fast to be carried on
             generator=generator,
             callback=callback,
         )
