@@ -94,3 +94,10 @@ def test_sets_without_labels_are_refused(generator: torch.Generator) -> None:
         ClassJudge(features, ["a"] * 6)
     with pytest.raises(ValueError, match="need one label an image, got 2 for 6"):
         ClassJudge(features, ["a", "b"])
+    with pytest.raises(ValueError, match="images have no labels"):
+        ClassJudge(features, [])
+    by_class = ClassJudge(features, ["a", "b"] * 3)
+    with pytest.raises(ValueError, match="images have no labels"):
+        by_class.accuracy(features, ["a", "b", None] * 2)
+    with pytest.raises(ValueError, match="class 'c' is not among those of the training images"):
+        by_class.accuracy(features, ["a", "b", "c"] * 2)

@@ -518,3 +518,6 @@ def test_info_counts_parameters(debm: Any, run: Path) -> None:
     assert from_dict(Config, values["config"]) == model.config and values["facts"] == model.facts
     text = debm("info", run).out
     assert f"{counts['dae']:,}" in text and "0.01 to 10" in text and "images seen" in text
+    assert "steps of the reverse diffusion (order 2), sigma 4 to 0.01, karras levels, first-term" in " ".join(
+        text.split()
+    )

@@ -417,6 +417,20 @@ def test_labels_are_those_of_the_source(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_images("owner/name", split="test").labels == ("bee", None, "ant")
 
 
+def test_columns_that_hold_no_classes_are_not_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures beside pictures, as for segmentation, and measured numbers."""
+
+    def answer(kind: str) -> datasets.Dataset:
+        images = [{"bytes": encoded(noise(seed), "PNG"), "path": None} for seed in range(2)]
+        rows = datasets.Dataset.from_dict({"image": images, "label": images if kind == "picture" else [0.5, 1.5]})
+        rows = rows.cast_column("image", datasets.Image())
+        return rows.cast_column("label", datasets.Image()) if kind == "picture" else rows
+
+    for kind in ("picture", "number"):
+        monkeypatch.setattr(datasets, "load_dataset", hub(lambda kind=kind: answer(kind)))
+        assert load_images("owner/name", split="test").labels == (None, None)
+
+
 def test_labels_do_not_move_when_an_image_is_left_out(tmp_path: Path) -> None:
     rows = [encoded(noise(0), "PNG"), b"damaged", encoded(noise(1), "PNG")]
     images = [{"bytes": row, "path": None} for row in rows]

@@ -88,10 +88,13 @@ def test_missing_pixels_are_interpolated_as_by_a_gaussian_process(generator: tor
     y = hole.apply(torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64))
     inner = covariance[places][:, places] + 0.1**2 * torch.eye(int(known.sum()), dtype=torch.float64)
     expected = y.flatten(2)[..., places] @ torch.linalg.inv(inner) @ covariance[places]
-    found = hole.weigh(y, variances).flatten(2) @ covariance
+    found = hole.weigher(variances)(y).flatten(2) @ covariance
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="only missing pixels"):
-        blurred(1.0, 6).weigh(y, variances)
+        blurred(1.0, 6).weigher(variances)
+    # Half-known pixels, or pixels known in one channel, are none that are missing.
+    for gains in (torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[0.0]], [[1.0]], [[1.0]]]), torch.ones(1, 1, 1)):
+        assert not Degradation(gains, 0.0).hides_pixels
 
 
 def test_noise_has_its_deviation(generator: torch.Generator) -> None:

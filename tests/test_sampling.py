@@ -207,12 +207,37 @@ def test_second_order_steps_converge_with_the_square_of_the_step(kind: str, monk
     assert errors[2, 24] < errors[1, 96]
 
 
-def test_second_order_stands_still_where_levels_do(generator: torch.Generator) -> None:
-    """Equal neighbours in a grid: nothing to carry on, and no division by zero."""
+def test_second_order_carries_nothing_over_equal_levels(generator: torch.Generator) -> None:
+    """A step between levels that are equal, but for rounding, moves nothing, and the step after it is of first order."""
     x = torch.randn(10, 1, generator=generator, dtype=torch.float64)
-    levels = torch.tensor([1.0, 1.0, 0.5, 0.5, 0.2], dtype=torch.float64)
-    end = annealed(wide, x, levels, step_size=0.0, consistent=True, order=2, generator=generator)
-    assert bool(end.isfinite().all())
+    for second in (1.0, 1.0 - 1e-9):
+        levels = torch.tensor([1.0, second, 0.5, 0.2], dtype=torch.float64)
+        states: list[Tensor] = []
+        twin = torch.Generator().manual_seed(3)
+        options: dict[str, Any] = {
+            "step_size": 0.0,
+            "consistent": True,
+            "callback": lambda s, states=states: states.append(s.x),
+        }
+        annealed(wide, x, levels, order=2, generator=twin, **options)
+        torch.testing.assert_close(states[0], x, atol=1e-3, rtol=0)
+        twin = torch.Generator().manual_seed(3)
+        plain: list[Tensor] = []
+        options["callback"] = lambda s, plain=plain: plain.append(s.x)
+        annealed(wide, x, levels, order=1, generator=twin, **options)
+        torch.testing.assert_close(states[1], plain[1], atol=1e-4, rtol=0)
+        assert float((states[2] - plain[2]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["two-stage", "annealed"])
+def test_models_draw_with_the_order_of_their_settings(tiny_model: DenoisingEBM, sampler: Any) -> None:
+    images = {}
+    for order in (1, 2):
+        sampling = replace(tiny_model.config.sampling, texture_steps=4, texture_step_size=0.0, consistent=True)
+        tiny_model.config = replace(tiny_model.config, sampling=replace(sampling, texture_order=order))
+        images[order] = tiny_model.sample(2, sampler=sampler, seed=1)
+        assert not images[order].requires_grad
+    assert float((images[1] - images[2]).abs().max()) > 1e-3
 
 
 def test_temperature_zero_descends() -> None:

@@ -93,7 +93,7 @@ def num_steps(model: DenoisingEBM, sampler: Sampler, steps: int | None) -> int:
 class Trajectory:
     """A callback that keeps what the first chains look like on their way (paper, figure 5).
 
-    Latent states are decoded, every fifth; pixel states are kept about ten times.
+    Latent states are decoded, every fifth (oftener in short chains); pixel states are kept about ten times.
 
     Args:
         model: Whose decoder shows the latent states.
@@ -111,7 +111,7 @@ class Trajectory:
         """Take in a step."""
         self.energies.setdefault(state.stage, []).append(state.energy[: self._chains].float().cpu().clone())
         semantic = state.stage == "semantic"
-        every = 5 if semantic else max(1, round(state.num_steps / 10))
+        every = max(1, min(5, state.num_steps // 2) if semantic else round(state.num_steps / 10))
         if state.step % every and state.step not in (1, state.num_steps):
             return
         x = state.x[: self._chains]

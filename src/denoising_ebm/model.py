@@ -226,6 +226,7 @@ class DenoisingEBM(nn.Module):
             callback=callback,
         )
 
+    @torch.no_grad()
     def sample(
         self,
         num: int,

@@ -133,7 +133,7 @@ def _values(rows: Any) -> Iterator[tuple[Any, str | None]]:
     if "image" not in features and len(named) != 1:
         raise ValueError(f"no column 'image' among {', '.join(features) or 'no columns'}")
     column = "image" if "image" in features else named[0]
-    label = next((name for name in _LABELS if name in features), None)
+    label = next((name for name in _LABELS if name != column and _names_classes(features.get(name))), None)
     classes = getattr(features[label], "names", None) if label else None
     rows = rows.select_columns([column, label] if label else [column])
     rows = rows.cast_column(column, ImageFeature(decode=False)).with_format("arrow")
@@ -145,6 +145,14 @@ def _values(rows: Any) -> Iterator[tuple[Any, str | None]]:
             yield from ((image, _class_name(value, classes)) for image, value in zip(images, labels, strict=True))
 
     return pairs()
+
+
+def _names_classes(feature: Any) -> bool:
+    """Whether a column can hold classes: not a picture, nor a number that is measured."""
+    from datasets import ClassLabel, Value
+
+    is_value = isinstance(feature, Value) and bool(re.match(r"u?int|string|large_string|bool", feature.dtype))
+    return is_value or isinstance(feature, ClassLabel)
 
 
 def _class_name(value: Any, classes: list[str] | None) -> str | None:

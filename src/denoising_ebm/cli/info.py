@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from denoising_ebm.cli.common import MODEL_HELP
+
+if TYPE_CHECKING:
+    from denoising_ebm.config import SamplingConfig
 
 HELP = "show what a model is and how it was trained"
 USAGE = "debm info MODEL [--json]"
@@ -57,8 +60,9 @@ def run(args: Namespace) -> int:
         "recipe": ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in model.config.recipe),
         "sampling in z": f"{sampling.semantic_steps} steps of {sampling.semantic_step_size:g}, sigma "
         f"{sampling.semantic_sigma_max:g} to {sampling.semantic_sigma_min:g}, prior {sampling.semantic_prior:g}",
-        "sampling in x": f"{sampling.texture_steps} steps of {sampling.texture_step_size:g}, sigma "
-        f"{sampling.texture_sigma_max:g} to {sampling.texture_sigma_min:g}, {sampling.direction}",
+        "sampling in x": f"{sampling.texture_steps} steps of {_step_size(sampling)}, sigma "
+        f"{sampling.texture_sigma_max:g} to {sampling.texture_sigma_min:g}, {sampling.texture_levels} levels, "
+        f"{sampling.direction}",
         **model.facts,
     }
     from rich.console import Console
@@ -71,3 +75,9 @@ def run(args: Namespace) -> int:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     Console().print(table, highlight=False, markup=False)
     return 0
+
+
+def _step_size(sampling: SamplingConfig) -> str:
+    if sampling.texture_step_size:
+        return f"{sampling.texture_step_size:g}"
+    return f"the reverse diffusion (order {sampling.texture_order})"

@@ -138,11 +138,16 @@ def run(args: Namespace) -> int:
 def _read(
     source: str, limit: int | None, size: int | None = None, crop: int | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Return both splits, of one size and one number of channels."""
+    """Return both splits, of one size and one number of channels, each shuffled: folders come class by class."""
+    import torch
+
     from denoising_ebm.images import load_images
 
-    resize = "lanczos" if size else None
-    options: dict[str, Any] = {"limit": limit, "resize": resize, "center_crop": crop}
+    def shuffled(images: ImageSet) -> ImageSet:
+        return images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit])
+
+    options: dict[str, Any] = {"resize": "lanczos" if size else None, "center_crop": crop}
     train = load_images(source, split="train", image_size=size, **options)
     channels, size = train.pixels.shape[1:3]
-    return train, load_images(source, split="test", image_size=size, channels=channels, **options)
+    test = load_images(source, split="test", image_size=size, channels=channels, **options)
+    return shuffled(train), shuffled(test)

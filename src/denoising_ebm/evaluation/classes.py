@@ -49,10 +49,7 @@ class ClassJudge:
     def __init__(self, features: Tensor, labels: Sequence[str | None], *, shrinkage: float = 0.01) -> None:
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-        if len(features) != len(labels):
-            raise ValueError(f"need one label an image, got {len(labels)} for {len(features)}")
-        if any(label is None for label in labels):
-            raise ValueError("images have no labels, which distances within classes need")
+        _check_labels(features, labels)
         if len(set(labels)) < 2:
             raise ValueError("all images have the same label; distances within classes need several")
         self._classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
@@ -68,7 +65,15 @@ class ClassJudge:
         return [str(name) for name in self._classifier.predict(features.double().numpy())]
 
     def accuracy(self, features: Tensor, labels: Sequence[str | None]) -> float:
-        """Return the share of images, with features `(n, d)`, that get their own label."""
+        """Return the share of images, with features `(n, d)`, that get their own label.
+
+        Raises:
+            ValueError: If an image has no label, or one of a class that is not known.
+        """
+        _check_labels(features, labels)
+        unknown = sorted({str(label) for label in labels} - set(self.classes))
+        if unknown:
+            raise ValueError(f"class {unknown[0]!r} is not among those of the training images")
         return float(np.mean([found == label for found, label in zip(self.predict(features), labels, strict=True)]))
 
     def __call__(self, samples: Tensor, real: Tensor) -> list[ClassQuality]:
@@ -81,3 +86,10 @@ class ClassJudge:
             distance = None if few else kernel_distance(samples[ours], real[theirs])
             results.append(ClassQuality(name, float(ours.mean()), float(theirs.mean()), distance))
         return results
+
+
+def _check_labels(features: Tensor, labels: Sequence[str | None]) -> None:
+    if not labels or any(label is None for label in labels):
+        raise ValueError("images have no labels, which distances within classes need")
+    if len(features) != len(labels):
+        raise ValueError(f"need one label an image, got {len(labels)} for {len(features)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import base64
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from denoising_ebm.model import Sampler
 from denoising_ebm.report import Cell, Picture, Section, Table
 from denoising_ebm.reproduce import paper
 from denoising_ebm.reproduce.samplers import Drawn, draw, draw_ncsn
-from denoising_ebm.reproduce.workshop import Workshop
+from denoising_ebm.reproduce.workshop import Workshop, png_text
 
 
 def figure4(shop: Workshop) -> Section:
@@ -47,9 +48,9 @@ def figure4(shop: Workshop) -> Section:
     title = "Figure 4: samples, and whether they are copies"
     if "missing" in copies_row:
         return Section(title, copies_row["missing"], pictures=pictures)
-    for png in shop.pictures("copies, picture", lambda: {"pairs": _pairs(shop, copies_row["nearest"])}).values():
-        caption = "The twenty samples nearest to a training image, each left of it."
-        pictures.append(Picture(png, caption, "pairs of similar images"))
+    pairs = base64.b64decode(copies_row["pairs"])
+    caption = "The twenty samples nearest to a training image, each left of it."
+    pictures.append(Picture(pairs, caption, "pairs of similar images"))
     rows: list[list[Cell]] = [
         [name, row["images"], row["near"], row["nearer"], f"{row['interval'][0]:.3f}-{row['interval'][1]:.3f}"]
         for name, row in copies_row["sets"].items()
@@ -93,15 +94,9 @@ def _copies(shop: Workshop) -> dict[str, Any]:
         }
         if name == "samples":
             first = distance.argsort()[:20]
-            result["nearest"] = [first.tolist(), index[first].tolist()]
+            pairs = torch.stack([images[first], shop.train[index[first]]], 1).flatten(0, 1)
+            result["pairs"] = png_text(png_bytes(image_grid(to_float(pairs), columns=10)))
     return result
-
-
-def _pairs(shop: Workshop, places: Sequence[Sequence[int]]) -> bytes:
-    """Draw samples side by side with training images, given the places of both."""
-    samples, train = (torch.tensor(place) for place in places)
-    pairs = torch.stack([shop.samples.images[samples], shop.train[train]], 1).flatten(0, 1)
-    return png_bytes(image_grid(to_float(pairs), columns=10))
 
 
 def figure5(shop: Workshop) -> Section:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from denoising_ebm.config import Config, to_dict
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
@@ -81,8 +84,10 @@ def reproduce(
     Raises:
         ValueError: If the folder holds a reproduction with other settings, or the model takes other images.
     """
+    first = _base(images, scale, minutes, seed)
     settings = {"scale": scale, "data": images.name, "seed": seed, "minutes": minutes, "model": trained_name}
-    ledger = Ledger(folder, settings, log)
+    # Rows of other counts or other settings of training, as of another version, must not stand beside these.
+    ledger = Ledger(folder, settings | {"configuration": _fingerprint(scale, first)}, log)
     sections: list[Section] = []
     for target in targets:
         source = second if target == "table2" else images
@@ -91,13 +96,11 @@ def reproduce(
                 Section("Table 2: samples of the second set", "No second set was given: add --second DATA.")
             )
             continue
-        place = (
-            ledger
-            if source is images
-            else Ledger(folder / "second", settings | {"data": source.name}, lambda row: log(f"second set: {row}"))
-        )
-        channels, size = source.train.shape[1:3]
-        base = base_config(scale, size, channels, minutes, seed)
+        place, base = ledger, first
+        if source is not images:
+            base = _base(source, scale, minutes, seed)
+            others = settings | {"data": source.name, "configuration": _fingerprint(scale, base)}
+            place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
         model = trained if source is images else None
         if model is not None and model.image_shape != tuple(source.train.shape[1:]):
             raise ValueError(
@@ -118,6 +121,16 @@ def reproduce(
         )
         sections.append(STUDIES[target](shop))
     return write_pages(sections, folder, facts(settings, images, second, command, choose_device(device)))
+
+
+def _base(images: Images, scale: Scale, minutes: float, seed: int) -> Config:
+    channels, size = images.train.shape[1:3]
+    return base_config(scale, size, channels, minutes, seed)
+
+
+def _fingerprint(scale: Scale, base: Config) -> str:
+    text = json.dumps([asdict(SIZES[scale]), to_dict(base)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def facts(

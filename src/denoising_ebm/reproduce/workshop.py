@@ -84,9 +84,15 @@ class Workshop:
         return self.ledger.row(name, make, **self._depends, **depends)
 
     def pictures(self, name: str, make: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes]:
-        """Return PNG files by name, made now or before, kept as a row of the ledger."""
-        row = self.row(name, lambda: {key: base64.b64encode(png).decode("ascii") for key, png in make().items()})
-        return {key: base64.b64decode(png) for key, png in row.items() if isinstance(png, str) and key != "missing"}
+        """Return PNG files by name, made now or before, kept as a row of the ledger.
+
+        Raises:
+            ValueError: If they cannot be made: without pictures a figure is none.
+        """
+        row = self.row(name, lambda: {"pictures": {key: png_text(png) for key, png in make().items()}})
+        if "missing" in row:
+            raise ValueError(f"{name}: {row['missing']}")
+        return {key: base64.b64decode(text) for key, text in row["pictures"].items()}
 
     @cached_property
     def samples(self) -> Drawn:
@@ -116,3 +122,8 @@ class Workshop:
         """
         folder = self.ledger.folder / "models" / name
         return train_once(self.train, config, folder, data_name=self._data_name, device=self._device, quiet=True)
+
+
+def png_text(png: bytes) -> str:
+    """Return a PNG file as text, for a row."""
+    return base64.b64encode(png).decode("ascii")

@@ -6,6 +6,7 @@ noise and missing pixels V is the identity, for blur a product of two one-dimens
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,36 +56,46 @@ class Degradation:
         weight = variance * gains / (variance * gains**2 + self.noise**2).clamp_min(1e-12)
         return x0 + self._back(weight * (self._forth(y) - gains * self._forth(x0)))
 
-    def weigh(self, residual: Tensor, variances: Tensor) -> Tensor:
-        r"""Return A^T (A C A^T + s^2)^{-1} residual of missing pixels, C diagonal in cosines: C times it interpolates.
+    def weigher(self, variances: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""Return v -> A^T (A C A^T + s^2)^{-1} v for missing pixels, C diagonal in cosines: C times it interpolates.
+
+        Takes memory of size^4 and time of size^6 once, for all images: made for images of some dozens of pixels.
 
         Args:
-            residual: What y has beyond A x0, shape `(batch, channels, size, size)`.
-            variances: Of each pair of frequencies (`restoration.prior`), shape `(size, size)`.
+            variances: Of each pair of frequencies (`restoration.prior`), shape `(size, size)`, on the images' device.
+
+        Returns:
+            A function of residuals y - A x0, shape `(batch, channels, size, size)`.
 
         Raises:
             ValueError: If the degradation is not one of missing pixels.
         """
-        known = self.gains[0].flatten() > 0
         if not self.hides_pixels:
             raise ValueError("only missing pixels are weighed by their neighbours")
-        variances = variances.to(residual.device, torch.float64)
+        variances = variances.double()
+        known = self.gains[0].flatten().to(variances.device) > 0
         basis = cosine_basis(len(variances)).to(variances)
-        waves = torch.kron(basis, basis)[known.to(variances.device)]
+        waves = torch.kron(basis, basis)[known]
         covariance = (waves * variances.flatten()) @ waves.mT
         # The last term keeps it invertible where there is no noise.
         diagonal = covariance.diagonal()
         diagonal += self.noise**2 + 1e-6 * diagonal.mean()
-        seen = residual.double().flatten(2)[..., known]
-        solved = torch.cholesky_solve(seen.flatten(0, 1).mT, torch.linalg.cholesky(covariance)).mT
-        weighed = torch.zeros_like(residual.flatten(2))
-        weighed[..., known] = solved.reshape(seen.shape).to(residual)
-        return weighed.reshape(residual.shape)
+        factor = torch.linalg.cholesky(covariance)
+
+        def weigh(residual: Tensor) -> Tensor:
+            seen = residual.double().flatten(2)[..., known]
+            solved = torch.cholesky_solve(seen.flatten(0, 1).mT, factor).mT
+            weighed = torch.zeros_like(residual.flatten(2))
+            weighed[..., known] = solved.reshape(seen.shape).to(residual)
+            return weighed.reshape(residual.shape)
+
+        return weigh
 
     @property
     def hides_pixels(self) -> bool:
-        """Whether pixels are missing and the others left as they are."""
-        return self.basis is None and bool((self.gains == 0).any())
+        """Whether whole pixels are missing, in all channels, and the others left as they are."""
+        whole = self.basis is None and self.gains.ndim == 3 and len(self.gains) == 1
+        return whole and bool((self.gains == 0).any()) and bool(((self.gains == 0) | (self.gains == 1)).all())
 
     def _forth(self, x: Tensor) -> Tensor:
         return x if self.basis is None else self.basis.to(x).mT @ x @ self.basis.to(x)

@@ -7,7 +7,8 @@ denoiser, so the chains are those of sampling. The Jacobian of D carries what is
 without it (a multiple of the identity in its place) missing pixels do not join what is around them.
 
 One r^2 for all directions is wrong by orders of magnitude, since images are smooth. Where pixels are missing the known ones
-are weighed by the r_f^2 of each frequency f instead (`restoration.prior`), whose gradient needs no bound.
+are weighed by the r_f^2 of each frequency f instead (`restoration.prior`). A model trained by `score` has neither: its D is
+a gradient itself, whose Jacobian would take second derivatives at every step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from denoising_ebm.sampling import annealed
 from denoising_ebm.sampling.langevin import ChainState
 
 Estimate = Literal["mean", "sample"]
+Denoise = Callable[[Tensor, Tensor], Tensor]
 
 #: Bound on sigma^2 / r^2 in the data term's gradient, where one r^2 stands for all directions.
 MAX_GAIN = 5.0
@@ -38,6 +40,64 @@ MAX_OVERSHOOT = 4.0
 def seeded_generator(seed: int) -> torch.Generator:
     """Return the source of a chain's noise: far from `manual_seed(seed)`."""
     return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+
+
+class GuidedDenoiser:
+    """The mean of x0 given x, an image with noise of a level, and y: D(x), corrected by the gradient of the data term.
+
+    Args:
+        model: Of clean images.
+        degradation: What made `y`.
+        y: Degraded images, shape `(batch, channels, size, size)`.
+    """
+
+    def __init__(self, model: DenoisingEBM, degradation: Degradation, y: Tensor) -> None:
+        self._model, self._degradation, self._y = model, degradation, y
+        self._deviation = model.config.network.sigma_data
+        self._prior = natural_variances(y.shape[-1], self._deviation).to(y.device)
+
+    def spread(self, sigma: Tensor) -> Tensor:
+        """Return r, how far D may be off where all directions are alike."""
+        return sigma * self._deviation / (sigma**2 + self._deviation**2).sqrt()
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return corrected images.
+
+        Args:
+            x: Several draws of the whole batch, shape `(draws * batch, channels, size, size)`.
+            sigma: One noise level.
+        """
+        sigma, num = expand_sigma(sigma, x), len(self._y)
+        weigh = None
+        if self._degradation.hides_pixels and self._model.config.energy.denoiser == "output":
+            level = float(sigma[0]) ** 2
+            weigh = self._degradation.weigher(level * self._prior / (level + self._prior))
+        # A draw at a time, which bounds the memory that derivatives take.
+        return torch.cat([self._correct(x[i : i + num], sigma[i : i + num], weigh) for i in range(0, len(x), num)])
+
+    def _correct(self, x: Tensor, sigma: Tensor, weigh: Callable[[Tensor], Tensor] | None) -> Tensor:
+        model, degradation, y = self._model, self._degradation, self._y
+        if model.config.energy.denoiser == "gradient":
+            return degradation.correct(model.denoise(x, sigma), y, self.spread(sigma))
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            denoised = model.denoise(x, sigma)
+            mean = denoised.detach()
+            if weigh is not None:
+                residual = y - degradation.apply(mean)
+                pull, gain = weigh(residual), sigma.square()
+            else:
+                pull = degradation.correct(mean, y, self.spread(sigma)) - mean
+                # sigma^2 / r^2, bounded: coarse structure is far more uncertain than a single r^2 says, and at high levels
+                # it would be pushed out of the range of images.
+                gain = (sigma / self.spread(sigma)).square().clamp_max(MAX_GAIN)
+            (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
+        correction = over(gain, gradient) * gradient
+        if weigh is not None:
+            reached = degradation.apply(correction)
+            share = (residual * reached).sum((1, 2, 3)) / reached.square().sum((1, 2, 3)).clamp_min(1e-12)
+            correction = over((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
+        return mean + correction
 
 
 @torch.no_grad()
@@ -90,65 +150,34 @@ def restore(
     if only_noise and estimate == "mean":
         return model.denoise(y, degradation.noise)
 
-    data_spread = model.config.network.sigma_data
-    prior = natural_variances(y.shape[-1], data_spread)
-
-    def spread(sigma: Tensor) -> Tensor:
-        return sigma * data_spread / (sigma**2 + data_spread**2).sqrt()
-
-    def corrected(x: Tensor, sigma: Tensor | float) -> Tensor:
-        sigma = expand_sigma(sigma, x)
-        if model.config.energy.denoiser == "gradient":
-            # D is a gradient itself; its Jacobian would take second derivatives of every step.
-            return degradation.correct(model.denoise(x, sigma), y, spread(sigma))
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            denoised = model.denoise(x, sigma)
-            mean = denoised.detach()
-            if degradation.hides_pixels:
-                residual = y - degradation.apply(mean)
-                level = float(sigma[0]) ** 2  # of all chains
-                pull, gain = degradation.weigh(residual, level * prior / (level + prior)), sigma.square()
-            else:
-                pull = degradation.correct(mean, y, spread(sigma)) - mean
-                # sigma^2 / r^2, bounded: coarse structure is far more uncertain than a single r^2 says, and at high levels
-                # it would be pushed out of the range of images.
-                gain = (sigma / spread(sigma)).square().clamp_max(MAX_GAIN)
-            (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
-        correction = over(gain, gradient) * gradient
-        if degradation.hides_pixels:
-            reached = degradation.apply(correction)
-            share = (residual * reached).sum((1, 2, 3)) / reached.square().sum((1, 2, 3)).clamp_min(1e-12)
-            correction = over((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
-        return mean + correction
-
     def callback(state: ChainState) -> None:
         if advance is not None:
-            advance(len(y))
+            advance(len(observed))
 
     # Not the plain seed: who degraded the images with it would meet the same draws again.
     generator = seeded_generator(seed)
-    total = torch.zeros_like(y)
     num = draws if estimate == "mean" else 1
-    for _ in range(num):
-        if only_noise:
-            # y is already at its level of noise: the chain goes on from there, on the energy alone.
-            sigmas, x, denoise = karras_sigmas(degradation.noise, noise.sigma_min, steps), y, model.denoise
-        else:
-            sigmas, denoise = karras_sigmas(noise.sigma_max, noise.sigma_min, steps), corrected
-            start = (noise.sigma_max**2 + data_spread**2) ** 0.5
-            x = start * draw_noise(tuple(y.shape), generator, y)
-        x = annealed(
-            TextureEnergy(denoise, inner_noise=False, direction="first-term"),
-            x,
-            sigmas,
-            step_size=step_size,
-            consistent=True,  # of first order: the data term changes too fast to be carried on
-            generator=generator,
-            callback=callback,
-        )
-        level = expand_sigma(noise.sigma_min, x)
-        x = model.denoise(x, level)
+    observed, guided = y.repeat(num, 1, 1, 1), None
+    denoise: Denoise = model.denoise
+    if only_noise:
+        # y is already at its level of noise: the chain goes on from there, on the energy alone.
+        sigmas, x = karras_sigmas(degradation.noise, noise.sigma_min, steps), observed
+    else:
+        sigmas = karras_sigmas(noise.sigma_max, noise.sigma_min, steps)
+        denoise = guided = GuidedDenoiser(model, degradation, y)
+        start = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5
+        x = start * draw_noise(tuple(observed.shape), generator, y)
+    x = annealed(
+        TextureEnergy(denoise, inner_noise=False, direction="first-term"),
+        x,
+        sigmas,
+        step_size=step_size,
+        consistent=True,  # of first order: the data term changes too fast to be carried on
+        generator=generator,
+        callback=callback,
+    )
+    x = model.denoise(x, noise.sigma_min)
+    if guided is not None:
         # What is known without noise is not left to the network.
-        total += x if only_noise else degradation.correct(x, y, spread(level))
-    return total / num
+        x = degradation.correct(x, observed, guided.spread(expand_sigma(noise.sigma_min, x)))
+    return x.reshape(num, *y.shape).mean(0)

@@ -146,8 +146,8 @@ def annealed(
             before, rate_before = denoised, rate
             denoised, rate = x - over(length**2, x) * gradient, (length / target).log()
             if before is not None and rate_before is not None:
-                # Where levels stay the same there is nothing to carry on.
-                ahead = torch.where(rate_before > 0, 0.5 * rate / rate_before.clamp_min(1e-12), 0.0)
+                # Where levels stay the same, but for rounding, there is nothing to carry on.
+                ahead = torch.where(rate_before > 1e-5, 0.5 * rate / rate_before.clamp_min(1e-5), 0.0)
                 gradient = gradient - over(ahead / length**2, x) * (denoised - before)
         if not step_size and i + 1 < len(grid):
             # At the last level, which nothing follows, the step before is taken once more.
