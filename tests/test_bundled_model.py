@@ -111,7 +111,10 @@ def test_coloured_models_detector_flags_what_is_odd() -> None:
     assert len(detector.calibration) >= 999
     gray = load_images("fashion-mnist", split="test", limit=40).pixels.expand(-1, 3, -1, -1)
     noise = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for odd in (gray, noise):
-        assert bool(detector.flag(detector.score(odd), 0.01).double().mean() > 0.95)
+    # Refits of the detector on other draws of altered images move the share of clothes flagged at 1 % by a few of 40.
+    for odd, at_1, at_5 in ((gray, 0.85, 0.95), (noise, 0.99, 0.99)):
+        scores = detector.score(odd)
+        assert float(detector.flag(scores, 0.01).double().mean()) > at_1
+        assert float(detector.flag(scores, 0.05).double().mean()) > at_5
     looks = detector.looks(detector.columns(noise))
     assert looks is not None and {"noise", "gray noise", "impulses"} >= set(looks)
