@@ -510,6 +510,15 @@ def test_model_folder_without_or_with_other_weights(debm: Any, folder: Path, run
     assert debm("info", model).error.startswith(f"{model / 'config.json'}: not valid JSON")
 
 
+def test_info_shows_every_figure_of_a_bundled_model(debm: Any) -> None:
+    """Also those whose names are long: in the 80 columns of a terminal they once left no room for values."""
+    for name in ("cifar10-small", "fashion-mnist"):
+        lines = debm("info", name).out.splitlines()
+        for value in json.loads(debm("info", name, "--json").out)["facts"].values():
+            start = f"{value:,}" if isinstance(value, int) else str(value).split()[0]
+            assert any(start in line for line in lines), value
+
+
 def test_info_counts_parameters(debm: Any, run: Path) -> None:
     model = DenoisingEBM.from_pretrained(run)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}

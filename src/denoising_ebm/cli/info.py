@@ -69,7 +69,8 @@ def run(args: Namespace) -> int:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
+    # Names of figures may be sentences: they must leave room for the values.
+    table.add_column(style="bold", max_width=36, overflow="fold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
