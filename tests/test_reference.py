@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
-from denoising_ebm.evaluation.reference import cache_folder, content_hash, reference_statistics
+from denoising_ebm.evaluation.reference import cache_folder, reference_statistics
+from denoising_ebm.images import content_hash
 
 
 class Counting:

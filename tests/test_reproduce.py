@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from denoising_ebm.cli.reproduce import _read
 from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.images import load_images
@@ -20,6 +21,8 @@ from denoising_ebm.reproduce.samplers import draw, draw_ncsn
 from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
 from denoising_ebm.reproduce.tables import ROWS, row_name
 from denoising_ebm.reproduce.workshop import Workshop
+from denoising_ebm.training.once import train_once
+from support import random_pixels, tiny_config
 
 # -- ledger ---------------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ def test_ncsn_protocol_is_its_formula(tiny_model: DenoisingEBM, monkeypatch: pyt
     base = tiny_model.config
     plain = replace(base.energy, inner_noise=False)
     tiny_model.config = replace(base, energy=plain, sampling=replace(base.sampling, direction="first-term"))
-    drawn = draw_ncsn(tiny_model, 2, steps=2, seed=5)
+    published, denoised = draw_ncsn(tiny_model, 2, steps=2, seed=5)
     generator = torch.Generator().manual_seed(5)
     x = 2 * torch.rand((2, 1, 16, 16), generator=generator) - 1
     with torch.no_grad():
@@ -129,8 +132,22 @@ def test_ncsn_protocol_is_its_formula(tiny_model: DenoisingEBM, monkeypatch: pyt
             step = 2e-5 * sigma**2 / 0.01**2
             score = (tiny_model.denoise(x, sigma) - x) / sigma**2
             x = x + step * score + (2 * step) ** 0.5 * torch.randn(x.shape, generator=generator)
-    expected = ((x + 1) * 127.5).round().clamp(0, 255)
-    assert float((drawn.images.float() - expected).abs().max()) <= 1 and drawn.evaluations == 4
+        clean = tiny_model.denoise(x, 0.1)
+    for drawn, expected, evaluations in ((published, x, 4), (denoised, clean, 5)):
+        pixels = ((expected + 1) * 127.5).round().clamp(0, 255)
+        assert float((drawn.images.float() - pixels).abs().max()) <= 1 and drawn.evaluations == evaluations
+    assert float((x - clean).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("sampler", ["annealed", "heun"])
+def test_chains_start_at_the_level_asked_for(sampler: Any, tiny_model: DenoisingEBM) -> None:
+    low = draw(tiny_model, 3, sampler, steps=4, sigma_max=0.5)
+    base = tiny_model.config
+    assert base.noise.sigma_max > 0.5
+    tiny_model.config = replace(base, noise=replace(base.noise, sigma_max=0.5))
+    assert torch.equal(low.images, draw(tiny_model, 3, sampler, steps=4).images)
+    tiny_model.config = base
+    assert not torch.equal(low.images, draw(tiny_model, 3, sampler, steps=4).images)
 
 
 # -- judge ----------------------------------------------------------------------------------------------------------
@@ -215,6 +232,30 @@ def test_second_set_has_rows_of_its_own(debm: Any, tmp_path: Path, monkeypatch: 
     assert "h(z^K)" not in text and "| denoising, heun |" in text and "| paper: BiDVL |" in text and "14.10" in text
     assert (tmp_path / "out" / "second" / "models" / "denoising" / "finished").is_file()
     assert not (tmp_path / "out" / "models").exists()
+
+
+def test_a_source_without_splits_is_split_at_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = load_images("fashion-mnist", limit=20).pixels
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:02d}.png")
+    train, test = _read(str(tmp_path), None)
+    assert (len(train), len(test)) == (16, 4) and not set(train.names) & set(test.names)
+    assert train.names != tuple(sorted(train.names))
+    assert "has no splits, so 4 of its 20 images, drawn at random, stand for test images" in capsys.readouterr().err
+    for images in (train, test):
+        for name, image in zip(images.names, images.pixels, strict=True):
+            assert torch.equal(image, pixels[int(name[:2])])
+
+
+def test_models_of_other_images_or_settings_are_not_taken(tmp_path: Path) -> None:
+    config, pixels = tiny_config(max_images=16), random_pixels(20)
+    train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True)
+    seen = train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True).facts["images seen"]
+    assert seen == 16
+    others = replace(config, training=replace(config.training, seed=5))
+    for arguments in ((pixels[1:], config), (pixels, others)):
+        with pytest.raises(ValueError, match="holds a model of other images or settings; delete it to train anew"):
+            train_once(*arguments, tmp_path / "run", device="cpu", quiet=True)
 
 
 def test_command_refuses(debm: Any, tmp_path: Path) -> None:

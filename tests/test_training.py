@@ -175,12 +175,19 @@ def test_resume_refuses_other_settings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"state\.pt: the run has training\.learning_rate = 0\.001, not 0\.5"):
         train(pixels, other, folder, resume=True)
     longer = replace(config, training=replace(config.training, max_images=32))
+    for images in (pixels[:-1], pixels.flip(0)):
+        with pytest.raises(ValueError, match=r"state\.pt: the run was on other images; resume with the same data"):
+            train(images, longer, folder, resume=True)
     assert train(pixels, longer, folder, resume=True).finished
     assert read_state(folder)["clock"]["images_seen"] == 32
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.pt: not a readable state") as caught:
         train(pixels, longer, folder, resume=True)
     assert "\n" not in str(caught.value)
+    for content in (bytes(100), b"version https://git-lfs.github.com/spec/v1\n"):
+        (folder / "state.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"state\.pt: not a readable state"):
+            train(pixels, longer, folder, resume=True)
 
 
 # -- presets --------------------------------------------------------------------------------------------------------

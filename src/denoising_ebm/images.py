@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import sys
@@ -90,6 +91,13 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def content_hash(pixels: Tensor, purpose: str = "") -> str:
+    """Return a hash of pixels, their shape and order, and of `purpose`: 32 hexadecimal digits."""
+    digest = hashlib.sha256(f"{purpose}\n{pixels.dtype}{tuple(pixels.shape)}\n".encode())
+    digest.update(pixels.contiguous().cpu().numpy())
+    return digest.hexdigest()[:32]
+
+
 def load_images(
     source: str | Path,
     *,
@@ -111,7 +119,8 @@ def load_images(
     Args:
         source: A name in `BUNDLED`, a folder of image files (searched recursively, sorted), a folder of Parquet files
             or one such file (column `image`, as on the Hugging Face Hub), one image file, or a Hub id `owner/name`.
-        split: Which part, where the source has parts: files `train.parquet`, `train-*.parquet` or a subfolder `train/`.
+        split: Which part, where the source has parts: files `train.parquet`, `train-*.parquet` or a subfolder `train/`;
+            `all` for everything in a folder or of the Hub.
         image_size: Expected height and width in pixels; those of the first image if None.
         channels: Expected channels, 1 or 3; if None, 1 where all images are gray and else 3.
         resize: Filter in `RESIZE` that brings the central square of other sizes to `image_size`, with antialiasing.

@@ -117,21 +117,12 @@ class DenoisingEBM(nn.Module):
 
     def inspect(self, x: Tensor, sigma: Tensor | float) -> Inspection:
         """Return r(x, sigma), and from the same pass the code and statistics of the features of every resolution."""
-        pooled: list[Tensor] = []
-
-        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            features = output.float().flatten(2)
-            pooled.extend([features.mean(2), features.std(2)])
-
-        unet = self.dae.unet
-        handles = [level.register_forward_hook(keep) for level in (*unet.encoder.levels, *unet.decoder.levels)]
-        try:
-            with self._autocast():
-                reconstruction, code = self.dae(x, sigma)
-                z = unet.whitening(code)
-        finally:
-            for handle in handles:
-                handle.remove()
+        inner: list[Tensor] = []
+        with self._autocast():
+            reconstruction, code = self.dae(x, sigma, inner)
+            z = self.dae.unet.whitening(code)
+        flat = [features.float().flatten(2) for features in inner]
+        pooled = [part for features in flat for part in (features.mean(2), features.std(2))]
         return Inspection(reconstruction, z, torch.cat(pooled, dim=1))
 
     def decode(self, z: Tensor) -> Tensor:

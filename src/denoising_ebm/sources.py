@@ -63,8 +63,17 @@ def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | 
     splits: dict[str, list[Path]] = {}
     for path in parquet or images:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    named = _SPLITS & splits.keys()
+    if split == "all":
+        splits["all"] = parquet or images
+    elif named and "" in splits:
+        # A class of vehicles named `train`, say: taken for a split it would hide all others.
+        raise ValueError(
+            f"{folder}: holds a folder {sorted(named)[0]}/, which names a split, beside images that belong to no split "
+            f"({splits[''][0].relative_to(folder)}); take all with split 'all', or name one folder"
+        )
     # Without a known name of a split the folder has no splits: one Parquet file of any name, or folders of classes.
-    if split not in splits and not _SPLITS & splits.keys() and (images or len(parquet) == 1):
+    if split not in splits and not named and (images or len(parquet) == 1):
         splits[split] = parquet or images
     if split not in splits:
         found = ", ".join(sorted(splits.keys() - {""})) or "none"
@@ -72,14 +81,14 @@ def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | 
     if parquet:
         return _open_parquet(folder, splits[split])
     relative = [path.relative_to(folder) for path in splits[split]]
-    entries = [Entry(path.as_posix(), str(folder / path), _class_of(path)) for path in relative]
+    no_classes = {"", *_SPLITS} if not named or "" not in splits else {""}
+    entries = [Entry(path.as_posix(), str(folder / path), _class_of(path, no_classes)) for path in relative]
     return str(folder), entries, len(entries)
 
 
-def _class_of(path: Path) -> str | None:
-    """Name the class of an image file from its path in the source: that of its folder, unless this is the split."""
-    folder = path.parent.name
-    return None if folder in {"", *_SPLITS} else folder
+def _class_of(path: Path, no_classes: set[str]) -> str | None:
+    """Name the class of an image file from its path in the source: its folder, unless that is the source or a split."""
+    return None if path.parent.name in no_classes else path.parent.name
 
 
 def _split_of(path: Path) -> str:

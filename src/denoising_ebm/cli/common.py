@@ -41,7 +41,7 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 def add_source_options(parser: ArgumentParser, split: str) -> None:
     """Add what `read_images` reads."""
     group = parser.add_argument_group("images")
-    group.add_argument("--split", default=split, metavar="NAME", help="part of the source, where it has parts")
+    group.add_argument("--split", default=split, metavar="NAME", help="part of the source, where it has parts; or all")
     group.add_argument("--limit", type=int | None, metavar="N", help="use the first N images only")
     group.add_argument(
         "--resize",

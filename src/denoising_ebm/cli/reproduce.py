@@ -103,7 +103,8 @@ def run(args: Namespace) -> int:
     if "table4" in targets:
         options = args.clone()
         options.split, options.limit, options.center_crop, options.strict = "test", None, None, False
-        odd = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
+        read = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
+        odd = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
     images = Images(args.data, train.pixels, test.pixels, odd, labels)
     second = None
     if args.second and "table2" in targets:
@@ -138,16 +139,25 @@ def run(args: Namespace) -> int:
 def _read(
     source: str, limit: int | None, size: int | None = None, crop: int | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Return both splits, of one size and one number of channels, each shuffled: folders come class by class."""
-    import torch
-
+    """Return both splits, of one size and one number of channels, each shuffled."""
     from denoising_ebm.images import load_images
-
-    def shuffled(images: ImageSet) -> ImageSet:
-        return images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit])
 
     options: dict[str, Any] = {"resize": "lanczos" if size else None, "center_crop": crop}
     train = load_images(source, split="train", image_size=size, **options)
     channels, size = train.pixels.shape[1:3]
     test = load_images(source, split="test", image_size=size, channels=channels, **options)
-    return shuffled(train), shuffled(test)
+    if train.names == test.names:
+        # Without splits both are all images.
+        order, num = _order(len(train)), len(train) // 5
+        note(
+            f"{source}: has no splits, so {num:,} of its {len(train):,} images, drawn at random, stand for test images"
+        )
+        return train.take(order[num:][:limit]), train.take(order[:num][:limit])
+    return train.take(_order(len(train))[:limit]), test.take(_order(len(test))[:limit])
+
+
+def _order(num: int) -> Tensor:
+    """Return the same shuffled indices every time: folders come class by class."""
+    import torch
+
+    return torch.randperm(num, generator=torch.Generator().manual_seed(0))

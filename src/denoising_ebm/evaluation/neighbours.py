@@ -94,7 +94,7 @@ class Copies:
         nearer: Share of samples whose nearest neighbour among equally many training and held-out images is a training
             image; 0.5 if nothing was memorised.
         interval: 95 % interval (Wilson) around it.
-        p_value: Of "both distances have one distribution" (two-sided Kolmogorov-Smirnov test).
+        p_value: Of "neither pool is nearer" (Wilcoxon's signed-rank test, since both distances are of the same samples).
         to_train: Distance of every sample to its nearest training image, shape `(n,)`.
         to_held_out: The same to held-out images.
         index: Nearest training image of every sample, shape `(n,)`.
@@ -129,7 +129,7 @@ def copies(samples: Tensor, train: Tensor, held_out: Tensor) -> Copies:
     to_held_out, _ = nearest(samples, held_out)
     wins = int((to_train < to_held_out).sum())
     interval = stats.binomtest(wins, len(samples)).proportion_ci(method="wilson")
-    test = stats.ks_2samp(to_train.numpy(), to_held_out.numpy())
+    test = stats.wilcoxon(to_train.numpy(), to_held_out.numpy())
     return Copies(
         nearer=wins / len(samples),
         interval=(float(interval.low), float(interval.high)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from denoising_ebm.evaluation.extractors import FeatureExtractor
 from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics
+from denoising_ebm.images import content_hash
 from denoising_ebm.model_folder import write_atomically
 
 
@@ -22,13 +22,6 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denoising-ebm"
-
-
-def content_hash(images: Tensor, extractor_name: str) -> str:
-    """Return a hash of pixels, shape, order and extractor: 32 hexadecimal digits."""
-    digest = hashlib.sha256(f"{extractor_name}\n{images.dtype}{tuple(images.shape)}\n".encode())
-    digest.update(images.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def reference_statistics(

@@ -38,12 +38,13 @@ class DenoisingAutoencoder(nn.Module):
         self.sigma_data = config.sigma_data
         self.unet = UNet(config)
 
-    def forward(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, sigma: Tensor | float, inner: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct.
 
         Args:
             x: Noisy images in data units, shape (batch, channels, height, width).
             sigma: Their noise level, a number or shape (batch,), in data units.
+            inner: A list that the feature maps of the U-Net are added to.
 
         Returns:
             r(x, sigma), shape of `x`, in float32 (or float64) whatever the network's precision; and the raw codes
@@ -51,7 +52,7 @@ class DenoisingAutoencoder(nn.Module):
         """
         sigma = expand_sigma(sigma, x)
         c_skip, c_out, c_in = (over(c, x) for c in coefficients(self.kind, sigma, self.sigma_data))
-        output, code = self.unet(c_in * x, sigma.log() / 4)
+        output, code = self.unet(c_in * x, sigma.log() / 4, inner)
         return c_skip * x + c_out * output.to(x.dtype), code
 
     def encode(self, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -82,13 +82,17 @@ class SkipDecoder(nn.Module):
         self.norm = group_norm(widths[0])
         self.head = zero_init(nn.Conv2d(widths[0], config.channels, 3, padding=1))
 
-    def forward(self, z: Tensor, features: list[Tensor], embedding: Tensor) -> Tensor:
-        """Return the raw output, shape (batch, channels, image_size, image_size)."""
+    def forward(
+        self, z: Tensor, features: list[Tensor], embedding: Tensor, inner: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return the raw output, shape (batch, channels, image_size, image_size); add what levels give to `inner`."""
         deepest = features[-1]
         h = self.from_code(z).reshape(len(z), deepest.shape[1], self.size, self.size)
         h = h.contiguous(memory_format=torch.channels_last)
         for i in reversed(range(len(self.levels))):
             h = self.levels[i](torch.cat([h, features[i]], dim=1), embedding)
+            if inner is not None:
+                inner.append(h)
             h = upsample(self.narrow[i - 1](h)) if i else h
         output: Tensor = self.head(F.silu(self.norm(h)))
         return output
@@ -104,11 +108,16 @@ class UNet(nn.Module):
         self.whitening = Whitening(config.latent_dim)
         self.decoder = SkipDecoder(config)
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the raw output, shape of `x`, and the raw code, shape (batch, latent_dim)."""
+    def forward(self, x: Tensor, c_noise: Tensor, inner: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the raw output, shape of `x`, and the raw code, shape (batch, latent_dim).
+
+        Feature maps are added to the list `inner` if it is given: of every resolution on the way down, then on the way up.
+        """
         embedding = self.embedding(c_noise)
         code, features = self.encoder(x.contiguous(memory_format=torch.channels_last), embedding)
-        return self.decoder(self.whitening(code), features, embedding), code
+        if inner is not None:
+            inner.extend(features)
+        return self.decoder(self.whitening(code), features, embedding, inner), code
 
     def encode(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Return the raw code alone, shape (batch, latent_dim)."""

@@ -95,7 +95,8 @@ class TwoSided(Fitted):
         """Estimate medians and spreads."""
         levels = torch.tensor([0.1587, 0.5, 0.8413], dtype=torch.float64)
         low, median, high = torch.quantile(checked(features), levels, dim=0)
-        tiny = torch.finfo(torch.float64).tiny
+        # The least that float32, in which detectors are kept, can tell from zero.
+        tiny = float(torch.finfo(torch.float32).tiny)
         self._kept = {
             "median": median,
             "below": (median - low).clamp_min(tiny),

@@ -330,7 +330,9 @@ class OODDetector:
             for i, opinion in enumerate(detector._opinions):
                 prefix = f"members.{i}."
                 opinion.density.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-            detector._maps.load({n: tensors[f"maps.{n}"] for n in ("mean", "std")})
+            # A detector that was fitted to columns alone has no maps.
+            if any(name.startswith("maps.") for name in tensors):
+                detector._maps.load({n: tensors[f"maps.{n}"] for n in ("mean", "std")})
         except KeyError as error:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: {error} is missing") from None
         model.set_precision(values["precision"])

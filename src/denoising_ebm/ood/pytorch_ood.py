@@ -67,7 +67,7 @@ class DenoisingEBMDetector(Detector):  # type: ignore[misc]
 
         Raises:
             RequiresFittingException: If the detector is not fitted.
-            ValueError: If images are of another shape than the model's.
+            ValueError: If images are of another shape than the model's, or have values beyond `low` and `high`.
         """
         if not self.detector.is_fitted:
             raise RequiresFittingException()
@@ -84,4 +84,11 @@ class DenoisingEBMDetector(Detector):  # type: ignore[misc]
         return self
 
     def _pixels(self, x: Tensor) -> Tensor:
-        return to_uint8(2 * (x.detach().float().cpu() - self.low) / (self.high - self.low) - 1)
+        x = x.detach().float().cpu()
+        slack = 0.01 * (self.high - self.low)
+        if len(x) and not (x.min() >= self.low - slack and x.max() <= self.high + slack):
+            raise ValueError(
+                f"images have values from {x.min():.3g} to {x.max():.3g}, outside of low={self.low:g} and "
+                f"high={self.high:g}: leave out the loader's Normalize, or give the low and high of black and white"
+            )
+        return to_uint8(2 * (x - self.low) / (self.high - self.low) - 1)

@@ -43,7 +43,8 @@ REASONS: dict[str, str] = {
     "ablation": (
         "The paper's optimum, sigma_max = 1, belongs to chains that start from semantic images and to its training of "
         "unknown length. The coarse structure of images has a standard deviation above 0.5, so a chain that starts at "
-        "sigma = 1 depends on the semantic image being right."
+        "sigma = 1 depends on the semantic image being right. S is the number of levels that training draws from; "
+        "chains take the same steps in all rows of one range."
     ),
     "detection": (
         "The paper's score, the energy at sigma = 0.05, is low wherever there is little to see: smooth SVHN digits come out "

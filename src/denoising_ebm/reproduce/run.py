@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,39 +89,47 @@ def reproduce(
     settings = {"scale": scale, "data": images.name, "seed": seed, "minutes": minutes, "model": trained_name}
     # Rows of other counts or other settings of training, as of another version, must not stand beside these.
     ledger = Ledger(folder, settings | {"configuration": _fingerprint(scale, first)}, log)
+    options: dict[str, Any] = {"inception": inception, "device": device}
+    # One for all studies of a set: they share its samples, its judge and its models.
+    shop = _workshop(ledger, scale, first, images, trained, options)
     sections: list[Section] = []
     for target in targets:
-        source = second if target == "table2" else images
-        if source is None:
-            sections.append(
-                Section("Table 2: samples of the second set", "No second set was given: add --second DATA.")
-            )
-            continue
-        place, base = ledger, first
-        if source is not images:
-            base = _base(source, scale, minutes, seed)
-            others = settings | {"data": source.name, "configuration": _fingerprint(scale, base)}
+        if target != "table2":
+            sections.append(STUDIES[target](shop))
+        elif second is None:
+            text = "No second set was given: add --second DATA."
+            sections.append(Section("Table 2: samples of the second set", text))
+        else:
+            base = _base(second, scale, minutes, seed)
+            others = settings | {"data": second.name, "configuration": _fingerprint(scale, base)}
             place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
-        model = trained if source is images else None
-        if model is not None and model.image_shape != tuple(source.train.shape[1:]):
-            raise ValueError(
-                f"the model takes images of shape {model.image_shape}, {source.name} has {tuple(source.train.shape[1:])}"
-            )
-        shop = Workshop(
-            place,
-            SIZES[scale],
-            base,
-            source.train,
-            source.test,
-            data_name=source.name,
-            odd=source.odd,
-            labels=source.labels,
-            trained=model,
-            inception=inception,
-            device=device,
-        )
-        sections.append(STUDIES[target](shop))
+            sections.append(STUDIES[target](_workshop(place, scale, base, second, None, options)))
     return write_pages(sections, folder, facts(settings, images, second, command, choose_device(device)))
+
+
+def _workshop(
+    ledger: Ledger,
+    scale: Scale,
+    base: Config,
+    images: Images,
+    trained: DenoisingEBM | None,
+    options: Mapping[str, Any],
+) -> Workshop:
+    shape = tuple(images.train.shape[1:])
+    if trained is not None and trained.image_shape != shape:
+        raise ValueError(f"the model takes images of shape {trained.image_shape}, {images.name} has {shape}")
+    return Workshop(
+        ledger,
+        SIZES[scale],
+        base,
+        images.train,
+        images.test,
+        data_name=images.name,
+        odd=images.odd,
+        labels=images.labels,
+        trained=trained,
+        **options,
+    )
 
 
 def _base(images: Images, scale: Scale, minutes: float, seed: int) -> Config:

@@ -46,6 +46,7 @@ def draw(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
+    sigma_max: float | None = None,
     **sampling: Any,
 ) -> Drawn:
     """Draw by one of the model's samplers.
@@ -57,10 +58,12 @@ def draw(
         steps: As for `DenoisingEBM.sample`.
         seed: Of the first batch.
         batch_size: Images at once.
+        sigma_max: Noise level that `annealed`, `mala` and `heun` start from, instead of the model's largest.
         sampling: Fields of `config.SamplingConfig` that differ from the model's own.
     """
     config, started = model.config, time.monotonic()
-    model.config = replace(config, sampling=replace(config.sampling, **sampling))
+    noise = config.noise if sigma_max is None else replace(config.noise, sigma_max=sigma_max)
+    model.config = replace(config, noise=noise, sampling=replace(config.sampling, **sampling))
     try:
         drawn = generate(model, num, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
         evaluations = count_evaluations(model, sampler, steps)
@@ -86,13 +89,19 @@ def count_evaluations(model: DenoisingEBM, sampler: Sampler, steps: int | None) 
 
 
 @torch.no_grad()
-def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0, batch_size: int = 128) -> Drawn:
+def draw_ncsn(
+    model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0, batch_size: int = 128
+) -> tuple[Drawn, Drawn]:
     """Draw by NCSN's protocol on the model's own network: annealed Langevin from uniform noise, `steps` at each level.
 
-    No denoising step follows, as published; the score is (D(x) - x) / sigma^2.
+    The score is (D(x) - x) / sigma^2.
+
+    Returns:
+        The ends of the chains, as published; and these with one denoising step at the last level, which takes the noise of
+        that level away (Jolicoeur-Martineau et al., 2020).
     """
     sigmas = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(steps)
-    images, started = [], time.monotonic()
+    images, denoised, started = [], [], time.monotonic()
     for i, start in enumerate(range(0, num, batch_size)):
         generator = torch.Generator().manual_seed(seed + i)
         shape = (min(batch_size, num - start), *model.image_shape)
@@ -100,5 +109,8 @@ def draw_ncsn(model: DenoisingEBM, num: int, *, steps: int = 100, seed: int = 0,
         drift = TextureEnergy(model.denoise, inner_noise=False, direction="first-term")
         x = annealed(drift, x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
         images.append(to_uint8(x.cpu()))
-    denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
-    return Drawn(torch.cat(images), None, denoiser * len(sigmas), time.monotonic() - started)
+        denoised.append(to_uint8(model.denoise(x, NCSN_SIGMAS[1]).cpu()))
+    seconds = time.monotonic() - started
+    cost = 3 if model.config.energy.denoiser == "gradient" else 1
+    published = Drawn(torch.cat(images), None, cost * len(sigmas), seconds)
+    return published, Drawn(torch.cat(denoised), None, cost * (len(sigmas) + 1), seconds)

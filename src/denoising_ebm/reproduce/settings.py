@@ -17,8 +17,9 @@ class Sizes:
     """Counts and budgets of a scale.
 
     Attributes:
-        samples: Images drawn for a row of tables 1 and 2, and for figure 5's curves.
+        samples: Images drawn for a row of tables 1 and 2.
         ablation_samples: For a row of table 3 (1,000 in the paper).
+        chain_samples: For a point of figure 5's curves.
         speed_samples: For a row of the speed table, one of which takes a thousand network evaluations an image.
         reference: Test images they are measured against, at most.
         seeds: Trainings of a row of table 3.
@@ -35,6 +36,7 @@ class Sizes:
 
     samples: int
     ablation_samples: int
+    chain_samples: int
     speed_samples: int
     reference: int
     seeds: int
@@ -53,6 +55,7 @@ SIZES: dict[Scale, Sizes] = {
     "tiny": Sizes(
         samples=64,
         ablation_samples=64,
+        chain_samples=64,
         speed_samples=64,
         reference=64,
         seeds=1,
@@ -70,6 +73,7 @@ SIZES: dict[Scale, Sizes] = {
     "small": Sizes(
         samples=2000,
         ablation_samples=1000,
+        chain_samples=1300,
         speed_samples=1300,
         reference=2000,
         seeds=3,
@@ -85,6 +89,7 @@ SIZES: dict[Scale, Sizes] = {
     "full": Sizes(
         samples=50_000,
         ablation_samples=1000,
+        chain_samples=50_000,
         speed_samples=10_000,
         reference=10_000,
         seeds=3,

@@ -69,9 +69,10 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
 
     def add(name: str, row: Mapping[str, Any]) -> None:
         if "missing" in row:
-            rows.append([f"{name}: {row['missing']}", *[None] * (len(_QUALITY) + 2)])
+            rows.append([f"{name}: {row['missing']}", *[None] * (len(_QUALITY) + 3)])
         else:
-            rows.append([name, *(row[key] for key in _QUALITY), row.get("evaluations"), row.get("s_per_64")])
+            cost = (row.get("evaluations"), row.get("s_per_64"), row.get("images seen"))
+            rows.append([name, *(row[key] for key in _QUALITY), *cost])
 
     add("training images (floor)", shop.row("floor", lambda: asdict(shop.judge(shop.train[:samples]))))
     for variant, sampler, direction in ROWS:
@@ -79,12 +80,13 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
         def make(
             variant: Variant = variant, sampler: Sampler = sampler, direction: Direction | None = direction
         ) -> dict[str, Any]:
+            seen = {"images seen": shop.model(variant).facts.get("images seen")}
             if (variant, sampler, direction) == DEFAULT:
-                return shop.measured(lambda: shop.samples)
+                return shop.measured(lambda: shop.samples) | seen
             steps = shop.sizes.mala_steps if sampler == "mala" else None
             changes: dict[str, Any] = {"direction": direction} if direction else {}
             by = partial(draw, shop.model(variant), samples, sampler, steps=steps, seed=shop.seed, **changes)
-            return shop.measured(by)
+            return shop.measured(by) | seen
 
         name = row_name(variant, sampler, direction)
         row = shop.row(name, make)
@@ -92,14 +94,15 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
         # They depend on the training and the latent chain alone: once for each variant.
         if "semantic_distance" in row and variant not in shown:
             shown.add(variant)
-            rows.append([f"{variant}, h(z^K)", row["semantic_distance"], *[None] * (len(_QUALITY) + 1)])
+            rows.append([f"{variant}, h(z^K)", row["semantic_distance"], *[None] * (len(_QUALITY) + 2)])
     for name, (fid, score) in printed.items():
-        rows.append([f"paper: {name}", None, None, None, None, None, fid, score, None, None])
+        rows.append([f"paper: {name}", None, None, None, None, None, fid, score, None, None, None])
     caption = (
         f"{shop.judge.protocol(samples, 'test')}; seed {shop.seed}. Evaluations of the network and seconds on this machine "
-        "for 64 images. Rows `paper` are printed figures for CIFAR-10 or CelebA 64 and 50,000 samples."
+        "for 64 images; images that the model has seen in training, on which rows must agree to compare objectives. "
+        "Rows `paper` are printed figures for CIFAR-10 or CelebA 64 and 50,000 samples."
     )
-    table = Table(["samples", *_HEADINGS, "evaluations", "s per 64"], rows, caption)
+    table = Table(["samples", *_HEADINGS, "evaluations", "s per 64", "images seen"], rows, caption)
     return Section(title, paper.REASONS["generation"], table)
 
 

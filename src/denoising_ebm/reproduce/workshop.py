@@ -12,7 +12,8 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.evaluation.quality import Judge
-from denoising_ebm.evaluation.reference import content_hash
+from denoising_ebm.hardware import choose_device
+from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import Drawn, draw
@@ -62,7 +63,8 @@ class Workshop:
     @cached_property
     def judge(self) -> Judge:
         """Measures samples against the test images."""
-        return Judge(self.test[: self.sizes.reference], inception=self._inception)
+        device = choose_device(self._device)
+        return Judge(self.test[: self.sizes.reference], inception=self._inception, device=device)
 
     @cached_property
     def _depends(self) -> dict[str, str]:

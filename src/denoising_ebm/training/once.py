@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from torch import Tensor
 
-from denoising_ebm.config import Config
+from denoising_ebm.config import Config, to_dict
+from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.state import STATE_FILE
 from denoising_ebm.training.trainer import train
@@ -23,7 +25,7 @@ def train_once(
     device: str = "auto",
     quiet: bool = False,
 ) -> DenoisingEBM:
-    """Train a model in `folder`, go on with an interrupted run there, or load a finished one.
+    """Train a model in `folder`, go on with an interrupted run there, or load a finished one of these images and settings.
 
     Args:
         pixels: As for `train`.
@@ -34,13 +36,18 @@ def train_once(
         quiet: As for `train`.
 
     Raises:
+        ValueError: If the run there is one of other images or settings.
         KeyboardInterrupt: If the user interrupted training, after it was saved.
     """
     marker = folder / FINISHED_FILE
-    if not marker.is_file():
+    identity = json.dumps({"images": content_hash(pixels), "config": to_dict(config)})
+    if marker.is_file():
+        if marker.read_text(encoding="utf-8") != identity:
+            raise ValueError(f"{folder}: holds a model of other images or settings; delete it to train anew")
+    else:
         resume = (folder / STATE_FILE).is_file()
         options = {"data_name": data_name, "device": device, "quiet": quiet}
         if not train(pixels, config, folder, resume=resume, **options).finished:  # type: ignore[arg-type]
             raise KeyboardInterrupt
-        marker.touch()
+        marker.write_text(identity, encoding="utf-8")
     return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")

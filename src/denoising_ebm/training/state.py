@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,31 +75,39 @@ class RunState:
             self.past = saved.get("past", {})
 
 
-def save_state(state: RunState, config: Config, folder: Path) -> None:
-    """Write `state.pt`, atomically; a crash or a full disk leaves the old one."""
-    values = {**state.capture(), "config": to_dict(config)}
+def save_state(state: RunState, config: Config, folder: Path, images: str) -> None:
+    """Write `state.pt`, atomically; a crash or a full disk leaves the old one. `images` is a hash of the training images."""
+    values = {**state.capture(), "config": to_dict(config), "images": images}
     # Through memory: torch's own writer reports a full disk as a RuntimeError without a file.
     buffer = io.BytesIO()
     torch.save(values, buffer)
     write_atomically(folder / STATE_FILE, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
-def read_state(config: Config, folder: Path) -> dict[str, Any]:
-    """Read `state.pt` and check that it belongs to `config`.
+def read_state(config: Config, folder: Path, images: str) -> dict[str, Any]:
+    """Read `state.pt` and check that it belongs to `config` and to the training images whose hash is `images`.
 
     Raises:
         FileNotFoundError: If the folder holds no state.
-        ValueError: If the file is damaged or the run has other settings.
+        ValueError: If the file is damaged or the run has other settings or images.
     """
     path = folder / STATE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: nothing to resume")
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable state ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a readable state ({reason})") from None
+    if not isinstance(saved, dict) or "config" not in saved:
+        raise ValueError(f"{path}: not a readable state ('config' is missing)")
     # Through a Config, so that fields younger than the file have their defaults.
     _compare(to_dict(from_dict(Config, saved["config"])), to_dict(config), "", path)
+    # Batches and the images that are held out are drawn by number: of other images they would be others.
+    if saved.get("images", images) != images:
+        raise ValueError(
+            f"{path}: the run was on other images; resume with the same data, --split, --limit and --resize"
+        )
     return saved
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.hardware import Precision, autocast, choose_device, choose_precision, describe
-from denoising_ebm.images import to_float
+from denoising_ebm.images import content_hash, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import check_tensors, write_atomically
 from denoising_ebm.training.draws import draw_batch, seeded
@@ -108,7 +108,8 @@ def train(
         check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
         model.load_state_dict(initial.state_dict())
         past = {name: initial.facts.get(name, 0) for name in ("images seen", "minutes")}
-    saved = read_state(config, folder) if resume else None
+    images = content_hash(pixels)
+    saved = read_state(config, folder, images) if resume else None
 
     step_module = _Step(model)
     training = config.training
@@ -132,14 +133,14 @@ def train(
             trim_metrics(folder, state.clock.step)
         else:
             # So that a run that dies before its first save can be resumed too.
-            save_state(state, config, folder)
+            save_state(state, config, folder, images)
     fabric.barrier()
 
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
     num_held = min(config.training.holdout, len(pixels) // 10)
     held, kept = pixels[order[:num_held]], pixels[order[num_held:]].to(fabric.device)
     facts = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
-    run = _Run(fabric, wrapped, state, config, folder, held, facts, precision)
+    run = _Run(fabric, wrapped, state, config, folder, held, facts, precision, images)
     with ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
@@ -162,7 +163,9 @@ class _Run:
         held: Tensor,
         facts: dict[str, Any],
         precision: Precision,
+        images: str,
     ) -> None:
+        self.images = images
         self.fabric, self.wrapped, self.state, self.config, self.folder = fabric, wrapped, state, config, folder
         self.held, self.facts, self.precision = held, facts, precision
         self._good = state.snapshot()
@@ -316,7 +319,7 @@ class _Run:
                 monitor.record(clock, {"heldout_loss": loss})
                 model.facts["held-out denoising loss"] = round(loss, 5)
             model.save_pretrained(self.folder / "model")
-            save_state(self.state, self.config, self.folder)
+            save_state(self.state, self.config, self.folder, self.images)
             if self.config.training.sample_minutes or final:
                 with autocast(self.fabric.device, self.precision):
                     save_previews(model, self.held, self.folder / "samples", clock.images_seen)
