@@ -205,7 +205,7 @@ def test_train_refuses_images_that_do_not_fit(debm: Any, folder: Path, tmp_path:
     assert error == f"{source}/003.png: is 40x40, expected 32x32; --resize brings it there"
     Image.new("RGB", (32, 32), (255, 0, 0)).save(source / "003.png")
     error = debm("train", source, *TRAIN, "--out", out).error
-    assert error == f"{source}/003.png: the image has 3 channel(s), the model takes 1"
+    assert error == f"{source}/003.png: the image has 3 channel(s), the model takes 1; --convert brings it there"
     empty = tmp_path / "empty"
     empty.mkdir()
     assert debm("train", empty, *TRAIN, "--out", out).error.startswith(f"{empty}: holds no images")
@@ -228,13 +228,14 @@ def test_interrupt_and_resume_give_the_same_model_as_one_run(
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    stopped = debm("train", folder, *TRAIN, "--out", out, "--max-images", "640", "--seed", "3")
+    stopped = debm("train", folder, *TRAIN, "--out", out, "--max-images", "640", "--seed", "3", "--limit", 299)
     thread.join()
     assert stopped.status == 130
-    assert f"continue with: debm train {folder} --out {out} --resume" in stopped.err
+    assert f"continue with: debm train {folder} --out {out} --resume --limit 299\n" in stopped.err
     seen = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["images_seen"]
     assert seen < 640
-    assert debm("train", folder, "--out", out, "--resume", "--precision", "fp32").status == 0
+    assert "the run was on other images" in debm("train", folder, "--out", out, "--resume").error
+    assert debm("train", folder, "--out", out, "--resume", "--limit", 299, "--precision", "fp32").status == 0
     straight = DenoisingEBM.from_pretrained(run).state_dict()
     for name, value in DenoisingEBM.from_pretrained(out).state_dict().items():
         torch.testing.assert_close(value, straight[name], rtol=0, atol=0, msg=name)
@@ -340,7 +341,7 @@ def test_score_writes_energies_and_percentiles(debm: Any, folder: Path, run: Pat
     assert done.status == 0 and f"{out}: 300 images scored, 2 unreadable" in done.err
     rows = rows_of(out.read_text())
     expected = ["name", "status", "score", "p_value", "flagged", "looks", "energy", "percentile", "sigma", "resize"]
-    assert list(rows[0]) == expected and len(rows) == 302
+    assert list(rows[0]) == [*expected, "reason"] and len(rows) == 302
     # In the order of the source: the damaged files come last here by their names.
     assert [(row["name"], row["energy"], row["status"]) for row in rows[300:]] == [
         ("cut.png", "", "unreadable"),
@@ -427,16 +428,33 @@ def test_score_refuses_unreadable_and_unfitting_images(debm: Any, folder: Path, 
     broken = tmp_path / "broken"
     broken.mkdir()
     shutil.copy(folder / "text.png", broken)
-    assert "none of 1 images can be read" in debm("score", run, broken, "--out", out).error
-    coloured = tmp_path / "coloured"
-    coloured.mkdir()
-    Image.new("RGB", (32, 32), (255, 0, 0)).save(coloured / "a.png")
-    assert "the image has 3 channel(s), the model takes 1" in debm("score", run, coloured, "--out", out).error
-    Image.new("L", (48, 32)).save(coloured / "a.png")
-    assert "is 48x32, expected 32x32; --resize" in debm("score", run, coloured, "--out", out).error
     assert debm("score", run, "digits", "--split", "all", "--out", out).error == "digits: no split 'all', only test"
     assert out.read_text() == "old"
-    assert debm("score", run, coloured, "--out", out, "--resize", "bilinear").status == 0
+    # A row for each file, whatever is wrong with it.
+    error = debm("score", run, broken, "--out", out).error
+    assert error.startswith(f"{broken}: none of 1 images can be read; text.png: cannot identify")
+    (row,) = rows_of(out.read_text())
+    assert (row["name"], row["status"]) == ("text.png", "unreadable") and row["reason"].startswith("cannot identify")
+
+
+def test_images_that_do_not_fit_have_a_row_with_the_reason(debm: Any, folder: Path, run: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(folder / "000.png", mixed / "a.png")
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(mixed / "b.png")
+    Image.new("L", (48, 32)).save(mixed / "c.png")
+    shutil.copy(folder / "001.png", mixed / "d.png")
+    done = debm("score", run, mixed)
+    assert done.status == 0 and "2 unreadable or unfit image(s) left out, first b.png: the image has 3" in done.err
+    rows = {row["name"]: row for row in rows_of(done.out)}
+    assert [row["status"] for row in rows.values()] == ["ok", "unreadable", "unreadable", "ok"]
+    assert rows["b.png"]["reason"] == "the image has 3 channel(s), the model takes 1; --convert brings it there"
+    assert rows["c.png"]["reason"] == "is 48x32, expected 32x32; --resize brings it there"
+    assert f"{mixed}/b.png: the image has 3 channel(s)" in debm("score", run, mixed, "--strict").error
+    converted = {row["name"]: row for row in rows_of(debm("score", run, mixed, "--convert", "--resize", "box").out)}
+    assert {row["status"] for row in converted.values()} == {"ok"}
+    for name in ("a.png", "d.png"):
+        assert float(converted[name]["energy"]) == pytest.approx(float(rows[name]["energy"]), rel=1e-5)
 
 
 def test_score_and_sample_survive_a_full_disk(

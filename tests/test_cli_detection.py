@@ -17,6 +17,7 @@ from command import rows_of
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.cli import main
 from denoising_ebm.ood.alterations import alterations
+from denoising_ebm.ood.conformal import benjamini_hochberg
 from denoising_ebm.ood.detectors import OODDetector
 from denoising_ebm.ood.metrics import auroc
 
@@ -65,6 +66,36 @@ def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["detector.json", "detector.safetensors"]
 
 
+def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:
+    out = ["--altered-images", 5, "--out", tmp_path / "out", *FAST]
+    error = debm("fit-detector", run, folder, "--calibration", folder, *out).error
+    assert error == f"{folder}: its images are all among those of {folder} that are fitted to"
+    assert not (tmp_path / "out").exists()
+    some = ["--images", 100, "--calibration", folder]
+    done = debm("fit-detector", run, folder, *some, *out)
+    assert "100 images that are fitted to as well are left out" in done.err and "calibrated on 200 images" in done.err
+    known = debm("evaluate", run, "--in", folder, "--detector", tmp_path / "out", "--ood", "constant", *FAST)
+    assert "fitted to or calibrated on 300 of these 300 images" in known.err
+    new = ["--in", "fashion-mnist", "--limit", 20, "--ood", "constant"]
+    assert "fitted to" not in debm("evaluate", run, *new, "--detector", tmp_path / "out", *FAST).err
+    alone = debm("fit-detector", run, folder, "--images", 40, *out)
+    assert f"a fifth of {folder} stands for the normal images to come" in alone.err
+
+
+def test_images_are_prepared_as_those_of_fitting(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    for i in range(40):
+        Image.open(folder / f"{i:03d}.png").resize((48, 64), Image.Resampling.BICUBIC).save(large / f"{i:02d}.png")
+    options = ["--resize", "lanczos", "--center-crop", 44, "--altered-images", 5, "--out", tmp_path / "out"]
+    assert debm("fit-detector", run, large, *options, *FAST).status == 0
+    score = ["score", run, large, "--detector", tmp_path / "out", *FAST]
+    plain, said, other = debm(*score), debm(*score, *options[:4]), debm(*score, "--resize", "box")
+    assert plain.status == 0 and plain.out == said.out and rows_of(plain.out)[0]["resize"] == "lanczos"
+    assert "--resize" not in plain.err + said.err
+    assert "--resize box: the detector was fitted to images with --resize lanczos; images made otherwise" in other.err
+
+
 def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -79,7 +110,8 @@ def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: 
     rows = rows_of(out.read_text())
     assert [row["name"] for row in rows] == sorted(path.name for path in mixed.iterdir())
     by_name = {row["name"]: row for row in rows}
-    assert by_name["252a.png"] == dict.fromkeys(rows[0], "") | {"name": "252a.png", "status": "unreadable"}
+    unread = {"name": "252a.png", "status": "unreadable", "reason": by_name["252a.png"]["reason"]}
+    assert by_name["252a.png"] == dict.fromkeys(rows[0], "") | unread and unread["reason"]
     assert by_name["260a.png"]["flagged"] == "true"
     assert float(by_name["260a.png"]["p_value"]) == pytest.approx(1 / 41, rel=1e-3)
     readable = [row for row in rows if row["status"] == "ok"]
@@ -99,7 +131,15 @@ def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: 
     assert parts.status == 0
     table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [row["name"] for row in table] == [row["name"] for row in rows]
+    flags = benjamini_hochberg(detector.p_values(scores), 0.2).tolist()
+    assert [row["flagged"] for row in table if row["status"] == "ok"] == flags
     assert [row["flagged"] for row in table].count(None) == 1
+    assert "none is flagged unless at least 5 are odder than all calibration images" in parts.err
+    # With enough of them it does flag: the noise, many times.
+    for i in range(8):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)).save(mixed / f"n{i}.png")
+    many = {row["name"]: row["flagged"] for row in rows_of(debm("score", fitted, mixed, "--fdr", 0.2, *FAST).out)}
+    assert all(many[f"n{i}.png"] == "true" for i in range(8)) and list(many.values()).count("true") < 20
 
 
 def test_maps_and_page(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
@@ -136,9 +176,9 @@ def test_maps_of_large_images_from_tiles(debm: Any, fitted: Path, tmp_path: Path
     assert picture.shape == (129, 96, 3)
     np.testing.assert_array_equal(picture[:64, :, 0], sheet)
     Image.fromarray(sheet[:20, :40]).save(large / "b.png")
-    assert (
-        f"{large}/b.png: images must be at least 32 x 32, got 20 x 40" in debm("score", fitted, large, *options).error
-    )
+    done = debm("score", fitted, large, *options)
+    assert done.status == 0 and f"{large}/b.png: no map: images must be at least 32 x 32, got 20 x 40" in done.err
+    assert "1 maps" in done.err
 
 
 def test_page_of_energies_without_a_detector(debm: Any, run: Path, tmp_path: Path) -> None:
@@ -196,7 +236,8 @@ def test_evaluate_refuses_what_is_not_there(debm: Any, run: Path, tmp_path: Path
     assert debm(*start, "a=digits", "--ood", "a=digits").error == "--ood: a is given twice"
     assert "nowhere: no such file" in debm(*start, "a=nowhere").error
     assert debm(*start, "a=digits@train").error == "digits: no split 'train', only test"
-    assert debm(*start, "digits=digits", "--resamples", 1).error == "resamples must be >= 2, got 1"
+    assert debm(*start, "digits=digits", "--resamples", 1).error == "--resamples must be >= 2, got 1"
+    assert debm(*start, "digits=digits", "--batch-size", 0).error == "--batch-size must be >= 1, got 0"
 
 
 def test_evaluate_without_a_detector_measures_the_energy(debm: Any, run: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged, p_values
+from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged, least_discoveries, p_values
 
 
 def test_p_values_count_calibration_scores_at_least_as_large() -> None:
@@ -67,6 +67,14 @@ def test_benjamini_hochberg_against_scipy(generator: torch.Generator) -> None:
         assert benjamini_hochberg(p, 0.1).tolist() == expected.tolist()
     assert not benjamini_hochberg(torch.ones(5), 0.1).any()
     assert benjamini_hochberg(torch.empty(0), 0.1).shape == (0,)
+
+
+@pytest.mark.parametrize(("fdr", "num", "images"), [(0.1, 199, 10_000), (0.1, 199, 20), (0.2, 40, 100), (0.5, 9, 7)])
+def test_least_number_of_discoveries(fdr: float, num: int, images: int) -> None:
+    least = least_discoveries(fdr, num, images)
+    for odd in (least - 1, least):
+        scores = torch.cat([torch.ones(odd), torch.full((max(images - odd, 0),), -1.0)])
+        assert bool(benjamini_hochberg(p_values(torch.zeros(num), scores), fdr).any()) == (odd == least <= images)
 
 
 def test_bad_scores_are_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,38 @@ def test_calibration_images_take_no_part_in_fitting(model: DenoisingEBM, pixels:
     torch.testing.assert_close(first.score(pixels[290:]), second.score(pixels[290:]))
     torch.testing.assert_close(first.calibration, second.score(pixels[150:200]))
     assert len(second.calibration) == 90
+
+
+def test_pixels_of_calibration_images_do_not_move_scores(model: DenoisingEBM, pixels: Tensor) -> None:
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    changed = pixels[:100].clone()
+    changed[order[:20]] = 255 - changed[order[:20]]
+    detectors = [OODDetector(model, SMALL).fit(images) for images in (pixels[:100], changed)]
+    first, second = (detector.score(pixels[200:]) for detector in detectors)
+    assert torch.equal(first, second)
+    assert not torch.equal(detectors[0].calibration, detectors[1].calibration)
+    assert torch.equal(detectors[0].has_seen(pixels[80:120]), torch.tensor([True] * 20 + [False] * 20))
+    with pytest.raises(ValueError, match="the calibration images are those of fitting"):
+        OODDetector(model, SMALL).fit(pixels[:40], calibration=pixels[10:20])
+
+
+def test_scores_are_the_same_in_parts(detector: OODDetector, pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = detector.score(pixels[200:220])
+    monkeypatch.setattr("denoising_ebm.ood.detectors.SCORED_AT_ONCE", 7)
+    torch.testing.assert_close(detector.score(pixels[200:220]), whole, rtol=1e-5, atol=1e-5)
+    assert detector.score(pixels[:0]).shape == (0,)
+
+
+def test_threads_can_share_a_detector(model: DenoisingEBM, pixels: Tensor) -> None:
+    features = FeatureConfig(sigmas=(0.2,), families=("pooled",))
+    detector = OODDetector(model, DetectorConfig(features, (Member(("pooled",), "neighbours"),), maps=SMALL.maps))
+    detector.fit(pixels[:60])
+    parts = torch.split(pixels[200:280], 10)
+    expected = [detector.score(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, single in zip(pool.map(detector.score, parts), expected, strict=True):
+                torch.testing.assert_close(found, single, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_functions_of_the_image(detector: OODDetector, pixels: Tensor) -> None:

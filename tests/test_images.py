@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import denoising_ebm
-from denoising_ebm.images import ImageSet, load_images, to_float, to_uint8
+from denoising_ebm.images import ImageSet, image_hashes, load_images, to_float, to_uint8
 
 DATA = Path(denoising_ebm.__file__).parent / "data"
 # Measured on the official idx files: sums of the values and of their squares over the 28x28 originals of the sample.
@@ -160,7 +160,8 @@ def test_nothing_is_left_in_the_cache_or_the_progress_settings(folder: Path, tmp
     assert sorted(Path(datasets.config.HF_DATASETS_CACHE).glob("*")) == before
 
 
-def test_subfolders_named_as_splits_are_splits(folder: Path) -> None:
+def test_subfolders_named_as_splits_are_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
     for split, seed in (("train", 5), ("test", 6)):
         (folder / split / "cat").mkdir(parents=True)
         Image.fromarray(noise(seed)).save(folder / split / "cat" / "x.png")
@@ -257,10 +258,54 @@ def test_gray_beside_color_becomes_rgb_unless_told(folder: Path) -> None:
     Image.fromarray(gray).save(folder / "b.png")
     images = load_images(folder)
     assert np.array_equal(images.pixels[1].numpy(), np.stack([gray] * 3))
-    with pytest.raises(ValueError, match=r"photos/b\.png: the image has 1 channel\(s\), the model takes 3$"):
+    with pytest.raises(ValueError, match=r"photos/b\.png: the image has 1 channel\(s\), the model takes 3; --convert"):
         load_images(folder, channels=3)
-    with pytest.raises(ValueError, match=r"photos/a\.png: the image has 3 channel\(s\), the model takes 1$"):
+    with pytest.raises(ValueError, match=r"photos/a\.png: the image has 3 channel\(s\), the model takes 1; --convert"):
         load_images(folder, channels=1)
+
+
+def test_convert_brings_gray_and_colour_to_what_is_asked(folder: Path) -> None:
+    Image.fromarray(noise(9, channels=1)).save(folder / "b.png")
+    to_rgb = load_images(folder, channels=3, convert=True)
+    assert np.array_equal(to_rgb.pixels[1].numpy(), np.stack([noise(9, channels=1)] * 3))
+    to_gray = load_images(folder, channels=1, convert=True)
+    red, green, blue = to_rgb.pixels[0].double()
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    assert float((to_gray.pixels[0, 0].double() - luma).abs().max()) <= 1
+    assert np.array_equal(to_gray.pixels[1, 0].numpy(), noise(9, channels=1))
+
+
+def test_unfit_images_can_be_left_out_like_unreadable_ones(folder: Path) -> None:
+    Image.fromarray(noise(4, 40, 40)).save(folder / "b.png")
+    (folder / "c.png").write_bytes(b"damaged")
+    images = load_images(folder, image_size=32, channels=3, skip_unfit=True)
+    assert images.names == ("a.png", "z/c.png")
+    assert [(image.name, image.place) for image in images.unreadable] == [("b.png", 1), ("c.png", 1)]
+    assert images.unreadable[0].reason == "is 40x40, expected 32x32; --resize brings it there"
+    nothing = load_images(folder, image_size=32, channels=1, skip_unfit=True)
+    assert len(nothing) == 0 and len(nothing.unreadable) == 4 and nothing.pixels.shape == (0, 1, 32, 32)
+    with pytest.raises(ValueError, match="skip_unfit needs an image_size and channels"):
+        load_images(folder, image_size=32, skip_unfit=True)
+
+
+def test_hashes_tell_images_apart(generator: torch.Generator) -> None:
+    pixels = torch.randint(0, 256, (50, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    hashes = image_hashes(pixels)
+    assert len(hashes.unique()) == 50 and torch.equal(image_hashes(pixels.flip(0)), hashes.flip(0))
+    pixels[3, 1, 2, 2] ^= 1
+    assert (image_hashes(pixels) != hashes).nonzero().flatten().tolist() == [3]
+
+
+def test_a_class_named_as_a_split_does_not_hide_the_others(tmp_path: Path) -> None:
+    for kind, seed in (("bus", 0), ("car", 1), ("train", 2)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(noise(seed)).save(tmp_path / kind / "x.png")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"holds a folder train/, which names a split, beside images .*bus/x\.png"):
+            load_images(tmp_path, split=split)
+    images = load_images(tmp_path, split="all")
+    assert images.names == ("bus/x.png", "car/x.png", "train/x.png")
+    assert images.labels == ("bus", "car", "train")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

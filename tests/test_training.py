@@ -79,16 +79,19 @@ def test_two_processes_have_the_gradients_of_one(name: str, two: Path, tmp_path:
     one = torch.load(tmp_path / f"{name}-0.pt")
     both = [torch.load(two / f"{name}-{rank}.pt") for rank in (0, 1)]
     assert [run["steps"] for run in (one, *both)] == [2, 2, 2]
-    norm = torch.stack([gradient.norm() for gradient in one["gradients"].values()]).norm()
-    assert float(norm) > 0.1
-    for run in both:
-        gaps = [(run["gradients"][key] - gradient).norm() for key, gradient in one["gradients"].items()]
-        assert float(torch.stack(gaps).norm() / norm) < 1e-6
     assert_equal(both[0], both[1])
-    # Adam divides by the size of a gradient, so rounding moves weights whose gradient is all rounding by up to two steps.
-    for key, value in one["weights"].items():
-        if value.is_floating_point() and key != "reference" and "whitening" not in key:
-            torch.testing.assert_close(both[0]["weights"][key], value, rtol=0, atol=4.1e-3)
+    # The second step's gradients are those of the weights and code statistics that the first one left.
+    for step, limit in ((0, 1e-6), (1, 1e-3)):
+        expected = one["gradients"][step]
+        norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        assert float(norm) > 0.1
+        gaps = [(both[0]["gradients"][step][key] - gradient).norm() for key, gradient in expected.items()]
+        assert float(torch.stack(gaps).norm() / norm) < limit
+    # Adam divides by the size of a gradient, so single weights whose gradient is all rounding may move by whole steps: the
+    # bound is on all of them together. Without a common gradient they would be about a step of 1e-3 apart.
+    floats = {key: v for key, v in one["weights"].items() if v.is_floating_point() and key != "reference"}
+    gap = torch.cat([(both[0]["weights"][key] - value).flatten() for key, value in floats.items()])
+    assert float(gap.square().mean().sqrt()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["contrastive", "persistent"])
@@ -97,6 +100,13 @@ def test_processes_stay_together_under_algorithm_1(name: str, two: Path) -> None
     assert first["steps"] == 4
     assert_equal(first, second)
     assert all(value.isfinite().all() for key, value in first["weights"].items() if key != "reference")
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(two: Path) -> None:
+    for rank in (0, 1):
+        found = torch.load(two / f"interrupted-{rank}.pt")
+        assert found == {"finished": [False, True], "steps": [3, 7]}
+    assert read_state(two / "interrupted")["clock"]["step"] == 10
 
 
 def test_one_log_and_one_state_for_all_processes(two: Path) -> None:
@@ -285,7 +295,8 @@ def test_divergence_rolls_back_and_ends_the_phase(kind: str, tmp_path: Path, mon
 def test_a_run_that_only_diverges_can_still_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "make_objective", lambda name, config: Faulty(config, lambda step: True, "nan"))
     folder, config = tmp_path / "run", tiny_config()
-    assert train(random_pixels(20), config, folder).finished
+    result = train(random_pixels(20), config, folder)
+    assert result.finished and result.diverged == 1 and result.model.facts["phases ended by divergence"] == 1
     assert len(events(folder)) == 3
     assert all(bool(p.isfinite().all()) for p in DenoisingEBM.from_pretrained(folder).parameters())
     # There is nothing left to do, which is no error.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -14,6 +16,28 @@ from denoising_ebm.config import Phase
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.trainer import train
 from support import random_pixels, randomise, tiny_config
+
+
+def interrupted(folder: Path, rank: int) -> None:
+    """Save at every log line; the last process gets SIGTERM in step 3; go on to the end. Writes `interrupted-RANK.pt`."""
+    config = tiny_config(max_images=80, log_every=1, sample_minutes=1e-9)
+    chosen = replace(config, training=replace(config.training, holdout=0))
+    options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "quiet": True}
+    steps: list[int] = []
+
+    def count(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 3 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = register_optimizer_step_pre_hook(count)
+    first = train(random_pixels(20), chosen, folder / "interrupted", **options)
+    before = len(steps)
+    second = train(random_pixels(20), chosen, folder / "interrupted", resume=True, **options)
+    handle.remove()
+    values = {"finished": [first.finished, second.finished], "steps": [before, len(steps) - before]}
+    torch.save(values, folder / f"interrupted-{rank}.pt")
+
 
 RUNS = ("denoising", "score", "contrastive", "persistent")
 
@@ -38,7 +62,7 @@ def run(name: str, folder: Path, rank: int) -> None:
     pixels = random_pixels(20)
     result = train(pixels, config, folder / name, initial=initial, device="cpu", precision="fp32", quiet=True)
     handle.remove()
-    values = {"gradients": gradients[0], "steps": len(gradients), "weights": result.model.state_dict()}
+    values = {"gradients": gradients[:2], "steps": len(gradients), "weights": result.model.state_dict()}
     torch.save(values, folder / f"{name}-{rank}.pt")
 
 
@@ -46,3 +70,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for each in RUNS:
         run(each, Path(sys.argv[1]), int(os.environ["RANK"]))
+    interrupted(Path(sys.argv[1]), int(os.environ["RANK"]))

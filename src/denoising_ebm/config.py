@@ -6,6 +6,7 @@ The defaults of every field are the paper's numbers where it gives one; the pres
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -405,6 +406,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{where}: union fields are not supported")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+        # YAML 1.1 takes 5e-4, without a point, for a text.
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")

@@ -12,19 +12,24 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the named device; `auto` is CUDA if there is any, else the CPU.
+    """Return the device `cpu`, `cuda` or `cuda:N`; `auto` is CUDA if there is any, else the CPU.
 
     Raises:
-        ValueError: If the device does not exist here.
+        ValueError: If the device does not exist here or is of another kind.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}: use auto, cpu or cuda")
+    count = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cuda" and not count:
         raise ValueError(f"device {name!r} was asked for, but torch sees no CUDA GPU")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device {name!r} was asked for, but torch sees {count} CUDA GPU(s), numbered from 0")
     return device
 
 

@@ -32,7 +32,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
 class Unreadable(NamedTuple):
-    """An image that was left out."""
+    """An image that was left out: damaged, or with `skip_unfit` of a size or channel count that does not fit."""
 
     name: str
     reason: str
@@ -94,8 +94,15 @@ def to_uint8(x: Tensor) -> Tensor:
 def content_hash(pixels: Tensor, purpose: str = "") -> str:
     """Return a hash of pixels, their shape and order, and of `purpose`: 32 hexadecimal digits."""
     digest = hashlib.sha256(f"{purpose}\n{pixels.dtype}{tuple(pixels.shape)}\n".encode())
-    digest.update(pixels.contiguous().cpu().numpy())
+    digest.update(pixels.contiguous().cpu().numpy().data)
     return digest.hexdigest()[:32]
+
+
+def image_hashes(pixels: Tensor) -> Tensor:
+    """Return a 64-bit hash of every image, int64, shape `(n,)`: equal for equal images."""
+    rows = pixels.contiguous().cpu().numpy()
+    hashes = [int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "big", signed=True) for row in rows]
+    return torch.tensor(hashes, dtype=torch.int64)
 
 
 def load_images(
@@ -107,7 +114,9 @@ def load_images(
     resize: str | None = None,
     center_crop: int | None = None,
     limit: int | None = None,
+    convert: bool = False,
     strict: bool = False,
+    skip_unfit: bool = False,
     progress: bool = True,
 ) -> ImageSet:
     """Load square images of one size from any source.
@@ -126,7 +135,10 @@ def load_images(
         resize: Filter in `RESIZE` that brings the central square of other sizes to `image_size`, with antialiasing.
         center_crop: Side in pixels of the central square that is cut out before anything else (CelebA: 140).
         limit: Stop after this many images.
+        convert: Bring gray images to three channels where `channels` is 3, and colour to gray (ITU-R 601) where it is 1.
         strict: Raise at the first unreadable image; otherwise skip it and list it in `unreadable`.
+        skip_unfit: Treat images of another size or channel count like unreadable ones, and return an empty set where none
+            is left; needs `image_size` and `channels`.
         progress: Show progress on a terminal.
 
     Returns:
@@ -138,6 +150,8 @@ def load_images(
             `resize`), or no image can be read; with `strict` at any unreadable image.
     """
     _check_arguments(image_size, channels, resize, center_crop, limit)
+    if skip_unfit and (image_size is None or channels is None):
+        raise ValueError("skip_unfit needs an image_size and channels to fit")
     root, entries, count = open_source(source, split, limit is not None)
     if progress and sys.stderr.isatty() and (count is None or min(count, limit or count) > 2000):
         entries = _with_progress(entries, count if limit is None else limit)
@@ -146,29 +160,37 @@ def load_images(
     names: list[str] = []
     labels: list[str | None] = []
     unreadable: list[Unreadable] = []
-    for (name, _, label), image, reason in _decoded(root, entries, channels):
+    for (name, _, label), decoded, reason in _decoded(root, entries):
+        image: Image.Image | None = None
+        if decoded is not None:
+            try:
+                image = _shape(_with_channels(decoded, channels, convert), image_size, resize, center_crop)
+            except ValueError as error:
+                reason = str(error)
+                if strict or not skip_unfit:
+                    raise ValueError(f"{root}/{name}: {reason}") from None
+        elif strict:
+            raise ValueError(f"{root}/{name}: unreadable image: {reason}")
         if image is None:
-            if strict:
-                raise ValueError(f"{root}/{name}: unreadable image: {reason}")
             unreadable.append(Unreadable(name, reason, len(names)))
             continue
-        try:
-            image = _shape(image, image_size, resize, center_crop)
-        except ValueError as error:
-            raise ValueError(f"{root}/{name}: {error}") from None
         if arrays and image.width != arrays[0].shape[-1]:
             first = arrays[0].shape[-1]
             raise ValueError(
                 f"{root}: sizes differ: {names[0]} is {first}x{first}, {name} is {image.width}x{image.height}; "
                 "give the image size and --resize to bring all to one size"
             )
-        arrays.append(_array(image, channels))
+        arrays.append(_array(image))
         names.append(name)
         labels.append(label)
         if len(arrays) == limit:
             break
 
     if not arrays:
+        if unreadable and skip_unfit:
+            assert image_size is not None and channels is not None
+            empty = torch.empty((0, channels, image_size, image_size), dtype=torch.uint8)
+            return ImageSet(empty, (), tuple(unreadable))
         if unreadable:
             first = unreadable[0]
             raise ValueError(f"{source}: none of {len(unreadable)} images can be read; {first.name}: {first.reason}")
@@ -179,27 +201,41 @@ def load_images(
 
 
 def each_image(
-    source: str | Path, *, split: str = "train", channels: int | None = None, limit: int | None = None
+    source: str | Path,
+    *,
+    split: str = "train",
+    channels: int | None = None,
+    limit: int | None = None,
+    convert: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield name and pixels of the readable images of a source, one by one, each of its own size.
 
     Args:
         source: As for `load_images`.
         split: Part of the source.
-        channels: Expected channels, 1 or 3; each image's own if None.
+        channels: Channels, 1 or 3, others being left out; each image's own if None.
         limit: Stop after this many images.
+        convert: As for `load_images`.
 
     Yields:
         The name, and uint8 of shape `(channels, height, width)`.
 
     Raises:
         FileNotFoundError: If the source or the split does not exist.
-        ValueError: If an image has another channel count.
     """
     root, entries, _ = open_source(source, split, limit is not None)
-    readable = ((entry.name, image) for entry, image, _ in _decoded(root, entries, channels) if image is not None)
-    for name, image in itertools.islice(readable, limit):
-        yield name, torch.from_numpy(_array(image, channels).copy())
+
+    def readable() -> Iterator[tuple[str, Tensor]]:
+        for entry, decoded, _ in _decoded(root, entries):
+            if decoded is None:
+                continue
+            try:
+                image = _with_channels(decoded, channels, convert)
+            except ValueError:
+                continue
+            yield entry.name, torch.from_numpy(_array(image).copy())
+
+    yield from itertools.islice(readable(), limit)
 
 
 def _check_arguments(
@@ -216,30 +252,38 @@ def _check_arguments(
         raise ValueError("resize needs an image_size to resize to")
 
 
-def _decoded(
-    root: str, entries: Iterable[Entry], channels: int | None
-) -> Iterator[tuple[Entry, Image.Image | None, str]]:
-    """Yield entry, image in mode L or RGB, and why there is none if so; refuse another number of channels."""
+class _Decoded(NamedTuple):
+    image: Image.Image  #: In mode L or RGB.
+    channels: tuple[int, ...]  #: The channel counts that it can stand for without conversion, its own first.
+
+
+def _decoded(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, _Decoded | None, str]]:
+    """Yield entry, image, and why there is none if so."""
     for entry in entries:
         try:
-            image, kinds = _decode(read_bytes(entry.value))
+            yield entry, _decode(read_bytes(entry.value)), ""
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
             yield entry, None, str(error).partition("\n")[0] or type(error).__name__
-            continue
-        if channels is not None and channels not in kinds:
-            raise ValueError(f"{root}/{entry.name}: the image has {kinds[0]} channel(s), the model takes {channels}")
-        yield entry, image, ""
 
 
-def _array(image: Image.Image, channels: int | None) -> npt.NDArray[np.uint8]:
-    array = np.asarray(image.convert("RGB") if channels == 3 else image)
+def _with_channels(decoded: _Decoded, channels: int | None, convert: bool) -> Image.Image:
+    """Return the image with `channels` channels, or refuse."""
+    image, kinds = decoded
+    if channels is None:
+        return image
+    if channels not in kinds and not convert:
+        raise ValueError(f"the image has {kinds[0]} channel(s), the model takes {channels}; --convert brings it there")
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _array(image: Image.Image) -> npt.NDArray[np.uint8]:
+    array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _decode(raw: bytes) -> tuple[Image.Image, tuple[int, ...]]:
-    """Decode to mode L or RGB; also return the channel counts that the image can stand for, L first."""
+def _decode(raw: bytes) -> _Decoded:
     opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
     format_has_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
     opened.load()
@@ -253,13 +297,13 @@ def _decode(raw: bytes) -> tuple[Image.Image, tuple[int, ...]]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if gray:
-        return image.convert("L"), (1,) if format_has_gray else (1, 3)
+        return _Decoded(image.convert("L"), (1,) if format_has_gray else (1, 3))
     image = image.convert("RGB")
     if not format_has_gray:
         array = np.asarray(image)
         if (array == array[..., :1]).all():
-            return image.convert("L"), (1, 3)
-    return image, (3,)
+            return _Decoded(image.convert("L"), (1, 3))
+    return _Decoded(image, (3,))
 
 
 def _shape(image: Image.Image, image_size: int | None, resize: str | None, center_crop: int | None) -> Image.Image:

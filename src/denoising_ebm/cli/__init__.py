@@ -41,7 +41,7 @@ Help on a command: debm COMMAND --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `debm` and return its exit status: 0, 2 after an error of the user's, 130 after Ctrl-C.
+    """Run `debm` and return its exit status: 0, 1 if training diverged, 2 after an error of the user's, 130 after Ctrl-C.
 
     Args:
         argv: The arguments; those of the process if None.
@@ -60,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (ArgumentError, ValueError, OSError) as error:
         print(f"debm: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        # By name: torch is not imported for this.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"debm: error: out of GPU memory: {_one_line(error)}; take smaller batches", file=sys.stderr)
         return 2
 
 

@@ -53,6 +53,11 @@ def add_source_options(parser: ArgumentParser, split: str) -> None:
         "--center-crop", type=int | None, metavar="N", help="first cut out the central square of N pixels"
     )
     group.add_argument(
+        "--convert",
+        action="store_true",
+        help="bring gray images to RGB, or RGB to gray, where the model takes the other",
+    )
+    group.add_argument(
         "--strict", action="store_true", help="stop at an unreadable image (by default it is left out and counted)"
     )
 
@@ -66,8 +71,16 @@ def add_device_options(parser: ArgumentParser) -> None:
     )
 
 
-def read_images(source: str, args: Namespace, image_size: int, channels: int) -> ImageSet:
-    """Load images as the options of `add_source_options` say, and tell the user what was left out."""
+def read_images(source: str, args: Namespace, image_size: int, channels: int, *, skip_unfit: bool = False) -> ImageSet:
+    """Load images as the options of `add_source_options` say, and tell the user what was left out.
+
+    Args:
+        source: Where they are.
+        args: The options.
+        image_size: Of the model.
+        channels: Of the model.
+        skip_unfit: As for `load_images`.
+    """
     from denoising_ebm.images import load_images
 
     images = load_images(
@@ -78,12 +91,28 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int) ->
         resize=args.resize,
         center_crop=args.center_crop,
         limit=args.limit,
+        convert=args.convert,
         strict=args.strict,
+        skip_unfit=skip_unfit and not args.strict,
     )
     if images.unreadable:
-        first = images.unreadable[0]
-        note(f"{source}: {len(images.unreadable)} unreadable image(s) left out, first {first.name}: {first.reason}")
+        first, kind = images.unreadable[0], "unreadable or unfit" if skip_unfit else "unreadable"
+        note(f"{source}: {len(images.unreadable)} {kind} image(s) left out, first {first.name}: {first.reason}")
     return images
+
+
+def prepare_as_fitted(args: Namespace, detector: OODDetector | None) -> None:
+    """Bring images to the model's size as those were that the detector was fitted to, unless options say how."""
+    for name, fitted in detector.preparation.items() if detector is not None else ():
+        if args[name] is None:
+            args[name] = fitted
+        elif args[name] != fitted:
+            option = f"--{name.replace('_', '-')}"
+            before = f"{option} {fitted}" if fitted else "none"
+            note(
+                f"{option} {args[name]}: the detector was fitted to images with {before}; images made otherwise look odd, "
+                "and its false-alarm rate need not hold"
+            )
 
 
 def read_odd_sets(wanted: Sequence[str], normal: Tensor, args: Namespace) -> dict[str, Tensor]:
@@ -140,6 +169,17 @@ def note(message: str) -> None:
     """Say something beside the result: on stderr, once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
         print(f"debm: {message}", file=sys.stderr)
+
+
+def check_at_least(args: Namespace, least: int, *names: str) -> None:
+    """Refuse options below `least`, before any work is done.
+
+    Raises:
+        ValueError: If so.
+    """
+    for name in names:
+        if args[name] < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be >= {least}, got {args[name]}")
 
 
 def check_suffix(path: str | None, suffix: str) -> Path | None:

@@ -15,7 +15,9 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_at_least,
     note,
+    prepare_as_fitted,
     progress_bar,
     read_detector,
     read_images,
@@ -78,12 +80,21 @@ def run(args: Namespace) -> int:
 
     if args.sigma <= 0:
         raise ValueError(f"--sigma must be > 0, got {args.sigma:g}")
+    check_at_least(args, 1, "batch_size")
+    check_at_least(args, 2, "resamples")
+    check_at_least(args, 0, "seed")
     model = read_model(args)
     detector = read_detector(args, model)
+    prepare_as_fitted(args, detector)
     # A set that is not there stops before any work is done.
     network = model.config.network
     normal_images = read_images(args["in"], args, network.image_size, network.channels).pixels
     sets = {"normal": normal_images, **read_odd_sets(args.ood, normal_images, args)}
+    if detector is not None and (known := int(detector.has_seen(normal_images).sum())):
+        note(
+            f"{args['in']}: the detector was fitted to or calibrated on {known:,} of these {len(normal_images):,} images, "
+            "so its figures are better than those of new images"
+        )
     if detector is None:
         note(f"{args.model}: has no detector (`debm fit-detector` makes one), so only the energy is measured")
     noise = model.scoring_noise(seed=args.seed) if model.config.energy.inner_noise else None

@@ -12,6 +12,7 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_at_least,
     note,
     progress_bar,
     read_images,
@@ -70,18 +71,19 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(args: Namespace) -> int:
     """Fit and write."""
-    if args.images < 20:
-        raise ValueError(f"--images must be >= 20, got {args.images}")
-    for name in ("calibration_images", "altered_images"):
-        if args[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {args[name]}")
+    check_at_least(args, 20, "images")
+    check_at_least(args, 1, "calibration_images", "altered_images", "batch_size")
+    check_at_least(args, 0, "seed")
     import torch
 
+    from denoising_ebm.images import image_hashes
     from denoising_ebm.model_folder import bundled_models, find_model_folder
     from denoising_ebm.ood.detectors import MAP_IMAGES, DetectorConfig, OODDetector
 
-    if args.out is None and args.model in bundled_models() and not Path(args.model).is_dir():
-        raise ValueError(f"{args.model}: is part of the package; say with --out where the detector goes")
+    folder = Path(args.out) if args.out else find_model_folder(args.model)
+    if not args.out and not Path(args.model).is_dir():
+        where = "part of the package" if args.model in bundled_models() else "in a cache that other programs read"
+        raise ValueError(f"{args.model}: is {where}; say with --out where the detector goes")
     model = read_model(args)
     network = model.config.network
     pixels = read_images(args.data, args, network.image_size, network.channels).pixels
@@ -92,14 +94,25 @@ def run(args: Namespace) -> int:
         options = args.clone()
         options.split, options.limit = args.calibration_split, None
         held = read_images(args.calibration, options, network.image_size, network.channels).pixels
-        held = held[torch.randperm(len(held), generator=draws)[: args.calibration_images]]
+        held = held[torch.randperm(len(held), generator=draws)]
+        known = torch.isin(image_hashes(held), image_hashes(pixels[chosen]))
+        if bool(known.all()):
+            raise ValueError(f"{args.calibration}: its images are all among those of {args.data} that are fitted to")
+        if bool(known.any()):
+            note(f"{args.calibration}: {int(known.sum()):,} images that are fitted to as well are left out")
+        held = held[~known][: args.calibration_images]
+    else:
+        note(
+            f"a fifth of {args.data} stands for the normal images to come; if the model was trained on them, more than the "
+            "promised share of new ones is flagged: give new ones with --calibration"
+        )
     detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered_images))
     num = len(chosen) if held is not None else len(chosen) - len(chosen) // 5
     altered = detector.config.num_altered(num, network.channels)
     total = len(chosen) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
     with progress_bar("fitting", total) as advance:
         detector.fit(pixels[chosen], calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
-    folder = Path(args.out) if args.out else find_model_folder(args.model)
+    detector.preparation = {"resize": args.resize, "center_crop": args.center_crop}
     detector.save(folder)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())
     lowest = 1 / (len(detector.calibration) + 1)

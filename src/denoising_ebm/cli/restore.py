@@ -12,6 +12,7 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_at_least,
     check_suffix,
     note,
     progress_bar,
@@ -85,8 +86,9 @@ def run(args: Namespace) -> int:
     grid = check_suffix(args.grid, ".png")
     if not args.out and grid is None and not args.degrade:
         raise ValueError("nothing to write: give --out, --grid or --degrade")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}")
+    check_at_least(args, 1, "batch_size", "draws")
+    check_at_least(args, 2, "steps")
+    check_at_least(args, 0, "seed")
     needed = {"denoise": "sigma", "inpaint": "mask", "deblur": "blur"}[args.task]
     if args[needed] is None:
         raise ValueError(f"--task {args.task} needs --{needed}")

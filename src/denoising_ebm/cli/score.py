@@ -14,8 +14,10 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_at_least,
     check_suffix,
     note,
+    prepare_as_fitted,
     progress_bar,
     read_detector,
     read_images,
@@ -37,9 +39,12 @@ Score images. With a detector (`debm fit-detector` puts one beside the model): a
 p-value (share of normal images at least as odd) and, with --fpr or --fdr, a flag. Always: the energy (low = normal) and its
 percentile among the model's own held-out images. A detector's scores are computed in the precision it was fitted in.
 
+Images are brought to the model's size as those were that the detector was fitted to, unless --resize or --center-crop say
+otherwise.
+
 Columns: name, status (ok or unreadable), score, p_value, flagged, looks (if p_value <= .1: which alteration of a normal
-image it resembles most, a hint at why it is odd), energy, percentile, sigma, resize; a row for each file, in the order of
-the source."""
+image it resembles most, a hint at why it is odd), energy, percentile, sigma, resize, reason (why it is unreadable: damaged,
+or of another size or channel count); a row for each file, in the order of the source."""
 EPILOG = """\
 Examples:
   debm score runs/mine new-images/ --fpr 0.05 --out scores.csv      at most 5 % of normal images are flagged
@@ -59,7 +64,9 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     )
     group.add_argument("--maps", metavar="DIR", help="also write a PNG an image: the image above where it is odd")
     group.add_argument(
-        "--tiles", action="store_true", help="make the maps at the images' own size, from overlapping tiles"
+        "--tiles",
+        action="store_true",
+        help="make the maps at the images' own size, from overlapping tiles: for a detector fitted to images of that scale",
     )
     group.add_argument("--report", metavar="FILE", help="also write a page (.html): how many are odd, which, and where")
     group = parser.add_argument_group("flagging")
@@ -96,7 +103,7 @@ def run(args: Namespace) -> int:
     """Score and write."""
     _check(args)
     from denoising_ebm.model import REFERENCE_SIGMAS
-    from denoising_ebm.ood.conformal import check_rate
+    from denoising_ebm.ood.conformal import check_rate, least_discoveries
     from denoising_ebm.scoring.table import check_table_path, csv_text, score_images, write_table
 
     if args.out is not None:
@@ -107,7 +114,16 @@ def run(args: Namespace) -> int:
         raise ValueError(f"{args.model}: --fpr and --fdr need a detector; `debm fit-detector` makes it")
     if detector is not None and args.fpr is not None:
         check_rate(args.fpr, len(detector.calibration))
-    images = read_images(args.images, args, model.config.network.image_size, model.config.network.channels)
+    prepare_as_fitted(args, detector)
+    network = model.config.network
+    images = read_images(args.images, args, network.image_size, network.channels, skip_unfit=True)
+    if detector is not None and args.fdr is not None:
+        least = least_discoveries(args.fdr, len(detector.calibration), max(len(images), 1))
+        if least > 1:
+            note(
+                f"--fdr {args.fdr:g} of {len(images):,} images with {len(detector.calibration):,} calibration images: none "
+                f"is flagged unless at least {least:,} are odder than all calibration images"
+            )
     with progress_bar("scoring", len(images) * (1 if detector is None else 2)) as advance:
         rows = score_images(
             model,
@@ -123,7 +139,7 @@ def run(args: Namespace) -> int:
             advance=advance,
         )
     readable = [row for row in rows if row.status == "ok"]
-    if detector is None:
+    if detector is None and readable:
         note("no p-values: the model has no detector; `debm fit-detector` makes one")
         if readable[0].percentile is None:
             levels = zip(REFERENCE_SIGMAS, model.reference, strict=True)
@@ -133,9 +149,13 @@ def run(args: Namespace) -> int:
         sys.stdout.write(csv_text(rows))
     else:
         write_table(rows, Path(args.out))
-        flagged = "" if readable[0].flagged is None else f", {sum(bool(row.flagged) for row in readable)} flagged"
+        asked = readable and readable[0].flagged is not None
+        flagged = f", {sum(bool(row.flagged) for row in readable)} flagged" if asked else ""
         filtered = f", resized with {args.resize}" if args.resize else ""
         note(f"{args.out}: {len(images)} images scored{flagged}, {len(images.unreadable)} unreadable{filtered}")
+    if not readable:
+        first = images.unreadable[0]
+        raise ValueError(f"{args.images}: none of {len(rows)} images can be read; {first.name}: {first.reason}")
     if args.maps is not None:
         _write_maps(args, model, detector, images)
     if args.report is not None:
@@ -153,6 +173,8 @@ def _check(args: Namespace) -> None:
         raise ValueError("--fpr and --fdr exclude each other")
     if args.tiles and args.maps is None:
         raise ValueError("--tiles needs --maps")
+    check_at_least(args, 1, "batch_size", "draws")
+    check_at_least(args, 0, "seed")
     check_suffix(args.report, ".html")
 
 
@@ -184,12 +206,14 @@ def _write_maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | No
         if detector is None:
             raise ValueError(f"{args.model}: --tiles needs a detector; `debm fit-detector` makes it")
         channels, limit, count = model.config.network.channels, Z_LIMIT, 0
+        options = {"split": args.split, "channels": channels, "limit": args.limit, "convert": args.convert}
         with progress_bar("maps", len(images)) as advance:
-            for name, pixels in each_image(args.images, split=args.split, channels=channels, limit=args.limit):
+            for name, pixels in each_image(args.images, **options):
                 try:
                     maps = detector.maps(pixels[None], batch_size=args.batch_size)
                 except ValueError as error:
-                    raise ValueError(f"{args.images}/{name}: {error}") from None
+                    note(f"{args.images}/{name}: no map: {error}")
+                    continue
                 write_maps(pixels[None], maps, [name], folder, limit, signed=True)
                 count += 1
                 advance(1)

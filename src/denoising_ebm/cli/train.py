@@ -118,11 +118,25 @@ def run(args: Namespace) -> int:
         tensorboard=args.tensorboard,
     )
     if not result.finished:
-        command = shlex.join(["debm", "train", args.data, "--out", args.out, "--resume"])
-        note(f"stopped and saved; continue with: {command} (and the options for images, if you gave any)")
+        command = shlex.join(["debm", "train", args.data, "--out", args.out, "--resume", *_image_options(args)])
+        note(f"stopped and saved; continue with: {command}")
         return 130
+    if result.diverged:
+        note(
+            f"{result.diverged} phase(s) of the recipe ended by divergence, so {Path(args.out) / 'model'} is as it was "
+            f"before; see {Path(args.out) / 'metrics.jsonl'}, and try a lower --training.learning_rate"
+        )
+        return 1
     note(f"model: {Path(args.out) / 'model'}")
     return 0
+
+
+def _image_options(args: Namespace) -> list[str]:
+    """Return the options for images that were given: a resumed run must see the same."""
+    given = {name: args[name] for name in ("limit", "resize", "center_crop") if args[name] is not None}
+    if args.split != "train":
+        given["split"] = args.split
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 class _PeekParser(argparse.ArgumentParser):

@@ -112,6 +112,19 @@ def benjamini_hochberg(p: Tensor, fdr: float) -> Tensor:
     return p <= ordered[int(passing[-1])]
 
 
+def least_discoveries(fdr: float, num_calibration: int, num_images: int) -> int:
+    """Return how many of a batch must be odder than all calibration images before Benjamini-Hochberg flags any.
+
+    Their p-value, 1 / (num_calibration + 1), is the smallest there is.
+
+    Args:
+        fdr: False discovery rate, in (0, 1).
+        num_calibration: Calibration images.
+        num_images: Images of the batch.
+    """
+    return max(1, math.ceil(num_images / (fdr * (num_calibration + 1)) - _SLACK))
+
+
 def _checked(values: Tensor, name: str) -> Tensor:
     if values.ndim != 1:
         raise ValueError(f"{name} must have shape (n,), got {tuple(values.shape)}")

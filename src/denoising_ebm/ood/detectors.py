@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from denoising_ebm.config import from_dict
+from denoising_ebm.images import image_hashes
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder, write_atomically
 from denoising_ebm.ood.alterations import alterations
@@ -27,6 +28,8 @@ CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
 FORMAT = 2
 #: Images that the statistics of maps are taken from, at most.
 MAP_IMAGES = 1000
+#: Images whose features, some thousand numbers each, are kept at a time in scoring.
+SCORED_AT_ONCE = 4096
 
 Progress = Callable[[int], object]
 
@@ -89,6 +92,9 @@ class OODDetector:
         self.model = model
         self.config = config or DetectorConfig()
         self.facts: dict[str, Any] = {}
+        #: How files became the images that it was fitted to (`resize`, `center_crop`); those to score must be made alike.
+        self.preparation: dict[str, Any] = {}
+        self._seen = torch.empty(0, dtype=torch.int64)
         self._opinions = [member.build() for member in self.config.members]
         self._scale: Tensor | None = None
         self._kinds: tuple[str, ...] = ()
@@ -126,7 +132,8 @@ class OODDetector:
             Itself.
 
         Raises:
-            ValueError: If there are fewer than 20 images or no calibration images, or images are of another shape.
+            ValueError: If there are fewer than 20 images, no calibration images or only such as are fitted to, or images
+                are of another shape.
         """
         if len(images) < 20:
             raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(images)}")
@@ -136,6 +143,9 @@ class OODDetector:
         if calibration is None:
             num = len(images) // 5
             calibration, order = images[order[:num]], order[num:]
+        fitted, held = image_hashes(images[order]), image_hashes(calibration)
+        if bool(torch.isin(held, fitted).all()):
+            raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
         columns = compute_features(
             self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
         )
@@ -143,7 +153,16 @@ class OODDetector:
         self.fit_columns(columns, altered)
         self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
         self.calibrate(calibration, batch_size=batch_size, progress=progress)
+        self._seen = torch.cat([fitted, held])
         return self
+
+    def has_seen(self, images: Tensor) -> Tensor:
+        """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones.
+
+        Args:
+            images: uint8, shape `(n, channels, height, width)`.
+        """
+        return torch.isin(image_hashes(images), self._seen)
 
     def altered_columns(
         self, images: Tensor, *, seed: int = 0, batch_size: int = 256, progress: Progress | None = None
@@ -212,7 +231,10 @@ class OODDetector:
         Raises:
             ValueError: If the detector is not fitted or the images are of another shape.
         """
-        return self.combine(self.columns(images, batch_size=batch_size, progress=progress))
+        if len(images) == 0:
+            return torch.empty(0, dtype=torch.float64)
+        parts = torch.split(images, SCORED_AT_ONCE)
+        return torch.cat([self.combine(self.columns(part, batch_size=batch_size, progress=progress)) for part in parts])
 
     def columns(
         self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None
@@ -276,6 +298,7 @@ class OODDetector:
         tensors |= {f"maps.{name}": tensor for name, tensor in self._maps.tensors().items()}
         # Distances need no more than float32; the scores that are compared with later ones do.
         tensors = {name: t if name in ("scale", "calibration") else t.float() for name, t in tensors.items()}
+        tensors["seen"] = self._seen
         values = {
             "format": FORMAT,
             "model": self.model.fingerprint(),
@@ -283,6 +306,7 @@ class OODDetector:
             "config": asdict(self.config),
             "alterations": self._kinds,
             "facts": self.facts,
+            "preparation": self.preparation,
         }
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         write_atomically(Path(folder) / TENSORS_FILE, lambda path: path.write_bytes(content))
@@ -324,6 +348,8 @@ class OODDetector:
             )
         detector = cls(model, from_dict(DetectorConfig, values["config"], where=f"{path}: config"))
         detector.facts = dict(values.get("facts", {}))
+        detector.preparation = dict(values.get("preparation", {}))
+        detector._seen = tensors.get("seen", detector._seen)
         detector._kinds = tuple(values["alterations"])
         try:
             detector._scale, detector.calibration = tensors["scale"], tensors["calibration"]

@@ -133,12 +133,12 @@ def blurred(width: float, size: int, noise: float = 0.0) -> Degradation:
     the cosines of the discrete cosine transform (DCT-II).
 
     Args:
-        width: Standard deviation of the kernel, in pixels, > 0; cut off at 4 of them.
+        width: Standard deviation of the kernel, in pixels, > 0 and at most `size`; cut off at 4 of them.
         size: Height and width of the images in pixels.
         noise: Added after the blur.
     """
-    if width <= 0:
-        raise ValueError(f"the blur's width must be > 0, got {width}")
+    if not 0 < width <= size:
+        raise ValueError(f"the blur's width must be > 0 and at most the images' size of {size} pixels, got {width}")
     radius = max(1, round(4 * width))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (offsets / width) ** 2)

@@ -7,8 +7,8 @@ denoiser, so the chains are those of sampling. The Jacobian of D carries what is
 without it (a multiple of the identity in its place) missing pixels do not join what is around them.
 
 One r^2 for all directions is wrong by orders of magnitude, since images are smooth. Where pixels are missing the known ones
-are weighed by the r_f^2 of each frequency f instead (`restoration.prior`). A model trained by `score` has neither: its D is
-a gradient itself, whose Jacobian would take second derivatives at every step.
+are weighed by the r_f^2 of each frequency f instead (`restoration.prior`), in images of up to `MAX_WEIGHED_SIZE`. A model
+trained by `score` has neither: its D is a gradient itself, whose Jacobian would take second derivatives at every step.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MAX_GAIN = 5.0
 #: How many times further than to the known pixels a step may go; it would without end if the images had much more fine
 #: detail than `restoration.prior` says.
 MAX_OVERSHOOT = 4.0
+#: Largest images, in pixels a side, whose missing pixels are weighed by frequency: the matrix takes 8 size^4 bytes.
+MAX_WEIGHED_SIZE = 96
 
 
 def seeded_generator(seed: int) -> torch.Generator:
@@ -69,7 +71,8 @@ class GuidedDenoiser:
         """
         sigma, num = expand_sigma(sigma, x), len(self._y)
         weigh = None
-        if self._degradation.hides_pixels and self._model.config.energy.denoiser == "output":
+        small, by_output = x.shape[-1] <= MAX_WEIGHED_SIZE, self._model.config.energy.denoiser == "output"
+        if self._degradation.hides_pixels and small and by_output:
             level = float(sigma[0]) ** 2
             weigh = self._degradation.weigher(level * self._prior / (level + self._prior))
         # A draw at a time, which bounds the memory that derivatives take.

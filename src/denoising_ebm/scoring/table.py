@@ -19,7 +19,7 @@ from denoising_ebm.images import ImageSet, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.conformal import benjamini_hochberg
-from denoising_ebm.ood.detectors import OODDetector
+from denoising_ebm.ood.detectors import SCORED_AT_ONCE, OODDetector
 
 #: Largest p-value of an image of which the table says what it looks like.
 LOOKS_AT_MOST = 0.1
@@ -35,7 +35,7 @@ class Score:
 
     Attributes:
         name: Path of the image in its source, or `file.parquet#row`.
-        status: `ok` or `unreadable`.
+        status: `ok`, or `unreadable`: damaged, or of a size or channel count that the model does not take.
         score: How odd the detector finds it; 0 is usual, larger is more odd.
         p_value: Share of normal images at least as odd (conformal), in (0, 1].
         flagged: Whether it is called odd at the rate asked for.
@@ -44,6 +44,7 @@ class Score:
         percentile: Share of the model's reference images with a lower energy, 0..100.
         sigma: Noise level of the energy.
         resize: Filter that brought images of other sizes to the model's.
+        reason: Why it is unreadable.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Score:
     percentile: float | None = None
     sigma: float | None = None
     resize: str | None = None
+    reason: str | None = None
 
 
 @torch.no_grad()
@@ -99,25 +101,30 @@ def score_images(
         raise ValueError("a false-alarm rate needs a detector: `debm fit-detector` makes it")
     noise = model.scoring_noise(draws, seed) if model.config.energy.inner_noise else None
     chunks: list[Tensor] = []
-    for pixels in torch.split(images.pixels, batch_size):
+    for pixels in torch.split(images.pixels, batch_size) if len(images) else ():
         chunks.append(model.energy(to_float(pixels).to(model.device), sigma, noise))
         if advance is not None:
             advance(len(pixels))
-    energies = torch.cat(chunks)
+    energies = torch.cat(chunks) if len(images) else torch.empty(0)
     columns: dict[str, list[Any]] = {
         "energy": [_shortest(energy) for energy in energies.cpu().numpy()],
         "percentile": [
             None if math.isnan(share) else round(share, 2) for share in model.percentile(energies, sigma).tolist()
         ],
     }
-    if detector is not None:
-        features = detector.columns(images.pixels, batch_size=batch_size, progress=advance)
-        scores, looks = detector.combine(features), detector.looks(features)
+    if detector is not None and len(images):
+        parts: list[Tensor] = []
+        columns["looks"] = []
+        # Their features are thousands of numbers an image: not all at once.
+        for pixels in torch.split(images.pixels, SCORED_AT_ONCE):
+            features = detector.columns(pixels, batch_size=batch_size, progress=advance)
+            parts.append(detector.combine(features))
+            looks, odd = detector.looks(features), detector.p_values(parts[-1]) <= LOOKS_AT_MOST
+            columns["looks"] += [looks[i] if looks and odd[i] else None for i in range(len(pixels))]
+        scores = torch.cat(parts)
         p = detector.p_values(scores)
         columns["score"] = [round(score, 4) for score in scores.tolist()]
         columns["p_value"] = [float(f"{value:.4g}") for value in p.tolist()]
-        if looks is not None:
-            columns["looks"] = [name if value <= LOOKS_AT_MOST else None for name, value in zip(looks, p, strict=True)]
         if fpr is not None:
             columns["flagged"] = detector.flag(scores, fpr).tolist()
         elif fdr is not None:
@@ -127,7 +134,7 @@ def score_images(
         for i, name in enumerate(images.names)
     ]
     for image in reversed(images.unreadable):
-        rows.insert(image.place, Score(image.name, "unreadable", resize=resize))
+        rows.insert(image.place, Score(image.name, "unreadable", resize=resize, reason=image.reason))
     return rows
 
 
@@ -153,7 +160,7 @@ def write_table(rows: Sequence[Score], path: Path) -> None:
         import pyarrow.parquet
 
         text, number = pa.string(), pa.float64()
-        kinds = {name: text for name in ("name", "status", "looks", "resize")}
+        kinds = {name: text for name in ("name", "status", "looks", "resize", "reason")}
         kinds |= {"flagged": pa.bool_(), "energy": pa.float32()}
         schema = pa.schema([(field.name, kinds.get(field.name, number)) for field in fields(Score)])
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)

@@ -34,6 +34,7 @@ class Clock:
     phase_step: int = 0  #: Steps done in this phase.
     rollbacks: int = 0  #: Divergences in this phase.
     rate_scale: float = 1.0  #: Factor on the learning rate, halved at every divergence.
+    diverged: int = 0  #: Phases that ended by divergence.
 
 
 @dataclass

@@ -60,6 +60,7 @@ class TrainingResult:
 
     model: DenoisingEBM  #: The averaged, calibrated model in eval mode.
     finished: bool  #: False if the run was interrupted; `resume` continues it.
+    diverged: int = 0  #: Phases that ended by divergence; the model is as it was before that.
 
 
 def train(
@@ -78,7 +79,7 @@ def train(
     """Train a model and write its run folder: config.yaml, metrics.jsonl, samples/, state.pt and model/.
 
     Under `torchrun` every process takes its slice of each batch. Ctrl-C (or SIGTERM) finishes the step, saves and
-    returns; a resumed run continues exactly.
+    returns; a resumed run continues exactly (but persistent chains of all processes except the first start anew).
 
     Args:
         pixels: Training images, uint8, shape (n, channels, height, width).
@@ -124,6 +125,9 @@ def train(
         # Past the last phase when that ended by divergence.
         phase = config.recipe[min(saved["clock"]["phase"], len(config.recipe) - 1)]
         state.objective = make_objective(phase.objective, config)
+        if fabric.global_rank:
+            # Those saved are the first process's: taken over by all they would be the same chains everywhere.
+            saved["objective"] = state.objective.state_dict()
         state.restore(saved, clock=True)
     if fabric.global_rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +151,7 @@ def train(
         stack.callback(monitor.close)
         finished = run.loop(kept, monitor, interrupted)
         run.save(monitor, final=finished)
-    return TrainingResult(run.evaluation_model(), finished)
+    return TrainingResult(run.evaluation_model(), finished, state.clock.diverged)
 
 
 class _Run:
@@ -179,7 +183,12 @@ class _Run:
         monitor.start(self.progress())
         started, before = time.monotonic(), state.clock.seconds
         last_preview = state.clock.seconds
-        while self._enter_phase(monitor) and not self._agree(interrupted.is_set()):
+        stopped = False
+        while self._enter_phase(monitor):
+            # Signals reach processes at different steps, and each has a clock of its own: they act on what all agree on,
+            # or one would wait for the others for ever.
+            if stopped := self._agree(interrupted.is_set()):
+                break
             figures = self._step(pixels)
             monitor.add(figures, training.batch_size)
             clock = state.clock
@@ -188,14 +197,15 @@ class _Run:
             clock.seconds = before + time.monotonic() - started
             if clock.step % training.log_every == 0:
                 self._check_health(monitor)
-                if training.sample_minutes and clock.seconds - last_preview >= 60 * training.sample_minutes:
+                since = self._agree(clock.seconds - last_preview)
+                if training.sample_minutes and since >= 60 * training.sample_minutes:
                     self.save(monitor, final=False)
                     last_preview = clock.seconds
                     # Previews and saving are not training time.
                     started, before = time.monotonic(), clock.seconds
                     monitor.pause()
         self._check_health(monitor)
-        return not interrupted.is_set()
+        return not stopped
 
     def _step(self, pixels: Tensor) -> dict[str, Tensor]:
         training, clock, fabric = self.config.training, self.state.clock, self.fabric
@@ -278,6 +288,7 @@ class _Run:
         message = f"the {phase} phase diverged at step {clock.step} ({worst}): back to the last good state, "
         if clock.rollbacks >= MAX_ROLLBACKS:
             monitor.event(clock, message + f"phase ended after {clock.rollbacks} divergences")
+            clock.diverged += 1
             self._start_phase(clock.phase + 1)
         else:
             monitor.event(clock, message + f"learning rate halved to {rate / 2:.3g}")
@@ -304,6 +315,8 @@ class _Run:
     def _facts(self) -> dict[str, Any]:
         clock, past = self.state.clock, self.state.past
         facts = {**self.facts, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
+        if clock.diverged:
+            facts["phases ended by divergence"] = clock.diverged
         if not past:
             return facts
         # The weights have seen what the initial model saw, too.
