@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from denoising_ebm.config import Config, ContrastiveConfig, Direction, EnergyCon
 from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
 from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
 from denoising_ebm.hardware import describe
+from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.training.draws import draw_batch
 from denoising_ebm.training.objectives import Contrastive
-from denoising_ebm.training.trainer import train
+from denoising_ebm.training.once import train_once
 
 #: Drifts of the pixel chain to sample with. The exact gradient takes three times as long, so it is measured where it
 #: answers a question: does plain denoising saturate, and does `score` not?
@@ -53,6 +55,8 @@ def variants(base: Config) -> dict[str, Config]:
         base,
         network=dataclasses.replace(base.network, precondition="energy"),
         energy=EnergyConfig(inner_noise=False, denoiser="gradient"),
+        # Its r is no denoiser, so the first term of the gradient leads nowhere.
+        sampling=dataclasses.replace(base.sampling, direction="exact"),
         recipe=(Phase("score"),),
     )
     return {
@@ -97,11 +101,7 @@ def run_row(name: str, config: Config, args: argparse.Namespace, reference: Feat
     )
     config = dataclasses.replace(config, training=training)
     images = load_images("fashion-mnist", split="train").pixels
-    resume = (folder / "state.pt").exists()
-    result = train(images, config, folder, data_name="fashion-mnist (bundled, train)", resume=resume)
-    if not result.finished:
-        raise SystemExit(f"{name}: interrupted and saved; the same command goes on")
-    model, extractor = result.model, EfficientNetLite0Features()
+    model, extractor = train_once(images, config, folder, data_name="fashion-mnist"), EfficientNetLite0Features()
     row: dict[str, Any] = {"variant": name, "images seen": model.facts["images seen"]}
     for direction in DIRECTIONS[name]:
         samples, semantic, seconds = draw(model, direction, args.samples, args.seed)
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--only", nargs="*", help="names of variants")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(args.out, settings_of(vars(args), preset=str(preset("fashion-mnist"))))
 
     extractor = EfficientNetLite0Features()
     test = load_images("fashion-mnist", split="test").pixels[: args.samples]
@@ -137,10 +137,8 @@ def main() -> None:
     for name, config in variants(preset("fashion-mnist")).items():
         if args.only and name not in args.only:
             continue
-        path = args.out / f"{name}.json"
-        if not path.exists():
-            path.write_text(json.dumps(run_row(name, config, args, reference)))
-        rows.append(json.loads(path.read_text()))
+        row = ledger.row(name, partial(run_row, name, config, args, reference))
+        rows.append({column: value for column, value in row.items() if column not in ("seconds", "depends")})
         print(json.dumps(rows[-1]), flush=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))

@@ -27,15 +27,17 @@ from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statist
 from denoising_ebm.evaluation.figures import png_bytes, training_curves
 from denoising_ebm.generation import generate
 from denoising_ebm.hardware import describe
+from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.training.draws import draw_batch
 from denoising_ebm.training.monitor import read_metrics
 from denoising_ebm.training.objectives import Contrastive
 from denoising_ebm.training.trainer import train
 
-#: What each row changes of the preset's contrastive settings; None is denoising alone.
+#: What each row changes of the preset's contrastive settings; None is denoising alone. The paper has clean positives, weight
+#: 1 and no bound on energies, and other lengths and steps of chains.
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "denoising": None,
-    "as in the paper": {"positives": "clean", "weight": 1.0, "regularisation": 0.0},
+    "clean positives": {"positives": "clean", "weight": 1.0, "regularisation": 0.0},
     "noisy positives": {"positives": "noisy", "weight": 1.0, "regularisation": 0.0},
     "noisy positives, small weight": {"positives": "noisy", "weight": 0.1, "regularisation": 0.0},
     "noisy positives, small weight, energies bounded": {"positives": "noisy", "weight": 0.1, "regularisation": 0.01},
@@ -113,8 +115,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--out", type=Path, default=Path("runs/contrastive"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     initial = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
+    ledger = Ledger(args.out, settings_of(vars(args), weights=initial.fingerprint(), config=str(initial.config)))
     base, network = initial.config, initial.config.network
     sizes = {"image_size": network.image_size, "channels": network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
@@ -128,11 +130,9 @@ def main() -> None:
     for name, changes in {"before": None, **VARIANTS}.items():
         if args.only and name not in (*args.only, "before"):
             continue
-        folder = args.out / name.replace(" ", "-").replace(",", "")
-        folder.mkdir(exist_ok=True)
-        path = folder / "row.json"
-        if not path.exists():
-            model = initial
+
+        def make(name: str = name, changes: dict[str, Any] | None = changes) -> dict[str, Any]:
+            folder, model = args.out / name.replace(" ", "-").replace(",", ""), initial
             if name != "before":
                 config = variant(base, changes, args)
                 started = {"resume": True} if (folder / "state.pt").exists() else {"initial": initial}
@@ -141,8 +141,10 @@ def main() -> None:
                     raise SystemExit(f"{name}: interrupted and saved; the same command goes on")
                 model = result.model
                 (folder / "curves.png").write_bytes(png_bytes(training_curves(read_metrics(folder))))
-            path.write_text(json.dumps(measure(model, base, test, reference, args)))
-        rows[name] = json.loads(path.read_text())
+            return measure(model, base, test, reference, args)
+
+        row = ledger.row(name, make)
+        rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
         print(name, json.dumps(rows[name]), flush=True)
     print("\n| | " + " | ".join(rows) + " |\n|" + "---|" * (len(rows) + 1))
     for figure in rows["before"]:

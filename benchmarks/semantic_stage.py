@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
 from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.hardware import describe
+from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.sampling import two_stage
 
 Start = Callable[[int, torch.Generator], Tensor]
@@ -126,8 +126,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="parts of names of starts")
     parser.add_argument("--out", type=Path, default=Path("runs/semantic"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
+    # `steps` only chooses rows.
+    settings = {name: value for name, value in vars(args).items() if name != "steps"}
+    ledger = Ledger(args.out, settings_of(settings, weights=model.fingerprint(), sampling=str(model.config.sampling)))
     network = model.config.network
     sizes = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=args.fit, **sizes).pixels
@@ -155,19 +157,19 @@ def main() -> None:
         if args.only and not any(part in name for part in args.only):
             continue
         for steps in args.steps if name == "N(0, I)" else [0, model.config.sampling.semantic_steps]:
-            path = args.out / f"{name}-{steps}.json".replace(" ", "_").replace("(", "").replace(")", "")
-            if not path.exists():
+            path = args.out / f"{name}-{steps}.png".replace(" ", "_").replace("(", "").replace(")", "")
+
+            def make(start: Start = start, steps: int = steps, path: Path = path) -> dict[str, float]:
                 semantic, images = draw(model, start, steps, args.samples, args.seed)
-                distances = [
-                    frechet_distance(feature_statistics(kind, extractor), reference) for kind in (semantic, images)
-                ]
-                path.write_text(json.dumps(distances))
-                save_grid(
-                    torch.cat([to_float(semantic[:32]), to_float(images[:32])]), path.with_suffix(".png"), columns=16
-                )
-            before, after = json.loads(path.read_text())
-            pictures.append(path.with_suffix(".png"))
-            print(f"| {name} | {steps} | {before:.1f} | {after:.1f} |", flush=True)
+                save_grid(torch.cat([to_float(semantic[:32]), to_float(images[:32])]), path, columns=16)
+                kinds = {"before": semantic, "after": images}
+                return {
+                    key: frechet_distance(feature_statistics(kind, extractor), reference) for key, kind in kinds.items()
+                }
+
+            row = ledger.row(f"{name}, K = {steps}", make)
+            pictures.append(path)
+            print(f"| {name} | {steps} | {row['before']:.1f} | {row['after']:.1f} |", flush=True)
     print("\npictures:", ", ".join(map(str, pictures)))
 
 

@@ -26,6 +26,7 @@ from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.hardware import describe
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import over
+from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.training.objectives import heldout_loss
 from denoising_ebm.training.trainer import train
 
@@ -116,6 +117,9 @@ def main() -> None:
     if args.row:
         run_row(args.row, args)
         return
+    Ledger(
+        args.out, {"data": args.data, "preset": str(preset(args.preset)), "minutes": args.minutes, "seed": args.seed}
+    )
     names = [name for name in VARIANTS if not args.only or name in args.only]
     threads = max(1, torch.get_num_threads() // args.jobs)
 

@@ -104,7 +104,9 @@ def test_value_ranges(adapter: DenoisingEBMDetector) -> None:
     torch.testing.assert_close(adapter(sets.test.float() / 255), expected)
     torch.testing.assert_close(other(sets.test.float() / 127.5 - 1), expected)
     # A loader that standardises would else have most of its pixels cut off.
-    with pytest.raises(ValueError, match=r"values from -1 to 0.937, outside of low=0 and high=1: leave out .* Normalize"):
+    with pytest.raises(
+        ValueError, match=r"values from -1 to 0.937, outside of low=0 and high=1: leave out .* Normalize"
+    ):
         adapter(sets.test.float() / 127.5 - 1)
     metrics = OODMetrics()
     metrics.update(torch.cat([expected, expected + 100]), torch.cat([torch.zeros(60), -torch.ones(60)]))

@@ -57,11 +57,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="parts of names of rows")
+    parser.add_argument("--rates", type=float, nargs="*", help="train each baseline at these learning rates instead")
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"))
     args = parser.parse_args()
     Ledger(
         args.out,
-        {"data": args.data, "preset": args.preset, "minutes": args.minutes, "samples": args.samples, "seed": args.seed},
+        {"data": args.data, "preset": str(preset(args.preset)), "minutes": args.minutes, "samples": args.samples}
+        | {"seed": args.seed},
     )
     config = preset(args.preset)
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
@@ -90,13 +92,16 @@ def main() -> None:
         facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
         return lambda num, generator: model.sample(num, sampler=sampler, seed=generator.initial_seed()), facts
 
-    def of(method: Any) -> tuple[Draw, dict[str, Any]]:
+    def of(method: Any, rate: float | None) -> tuple[Draw, dict[str, Any]]:
         torch.manual_seed(args.seed)
         model = method(config)
+        if rate is not None:
+            model.config = replace(model.config, training=replace(model.config.training, learning_rate=rate))
         averaged, seen = fit(model, pixels, model.config, args.minutes)
         if isinstance(model, IGEBM):
             averaged.buffer = model.buffer  # the chains, which are no weights to average
-        return averaged.draw, {"parameters": count(averaged), "images seen": seen}
+        steps = seen // model.config.training.batch_size
+        return averaged.draw, {"parameters": count(averaged), "images seen": seen, "steps": steps}
 
     def of_ebmkit() -> tuple[Draw, dict[str, Any]]:
         method = EbmKit(config, args.seed)
@@ -111,16 +116,18 @@ def main() -> None:
     for sampler, title in OURS.items():
         row(title, lambda sampler=sampler: of_ours(sampler))  # type: ignore[misc]
     for method in METHODS:
-        row(method.title, lambda method=method: of(method))  # type: ignore[misc]
+        for rate in args.rates or [None]:
+            title = method.title if rate is None else f"{method.title}, rate {rate:g}"
+            row(title, lambda method=method, rate=rate: of(method, rate))  # type: ignore[misc]
     row(EbmKit.title, of_ebmkit)
     row(TorchEBMChains.title, of_torchebm)
 
     print(f"\n{describe(CPU)}; {args.minutes:g} minutes each; {judge.protocol(args.samples, 'test')}; seed {args.seed}")
     print(f"floor (training images): {judge.distance(pixels[: args.samples]):.1f}\n")
-    columns = ["parameters", "images seen", "distance", "precision", "recall", "coverage", "s per 64"]
+    columns = ["parameters", "images seen", "steps", "distance", "precision", "recall", "coverage", "s per 64"]
     print("| method | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for name, figures in rows.items():
-        print(f"| {name} | " + " | ".join(show(figures[column]) for column in columns) + " |")
+        print(f"| {name} | " + " | ".join(show(figures.get(column)) for column in columns) + " |")
 
 
 def count(model: torch.nn.Module) -> int:
@@ -128,8 +135,10 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def show(value: float | int) -> str:
+def show(value: float | int | None) -> str:
     """Return a cell."""
+    if value is None:
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 

@@ -21,8 +21,9 @@ class EbmKit:
     """ebmkit: `ResNetEnergy` trained by persistent contrastive divergence with its documented short-run settings.
 
     Those of the docstring of its `LangevinDynamics` for images: step 10, noise 0.005, gradients clamped to 0.01, images
-    within (-1, 1), 60 steps, chains from uniform noise. Its averaged weights have no warm-up, so in few minutes they would
-    still be those of the start: the last weights are drawn from, and the buffer is small enough to be visited.
+    within (-1, 1), 60 steps, chains from uniform noise, in float32. Its averaged weights have no warm-up, so in few minutes
+    they would still be those of the start: the last weights are drawn from, and the buffer holds as many chains as are drawn
+    (its default is five times that), so that each is visited a few times.
     """
 
     title = "ebmkit, ResNetEnergy by PCD"
@@ -34,7 +35,8 @@ class EbmKit:
         self.shape = (config.network.channels, config.network.image_size, config.network.image_size)
         self.energy = ebm.nets.ResNetEnergy(self.shape[0], (64, 128, 256), spectral_norm=True)
         self.sampler = ebm.LangevinDynamics(step_size=10.0, steps=60, noise_scale=0.005, grad_clip=0.01, clamp=(-1, 1))
-        self.buffer = ebm.ReplayBuffer(500, self.shape, init_fn=lambda shape: 2 * torch.rand(shape) - 1)
+        self.drawn = 0
+        self.buffer = ebm.ReplayBuffer(2000, self.shape, init_fn=lambda shape: 2 * torch.rand(shape) - 1)
         loss = ebm.ContrastiveDivergence(self.sampler, self.buffer, energy_reg=1.0)
         self.trainer: Any = ebm.Trainer(self.energy, loss, lr=1e-4, device="cpu", grad_clip_norm=0.1)
 
@@ -48,7 +50,8 @@ class EbmKit:
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Go on with chains of its buffer."""
-        slots = torch.randint(len(self.buffer.data), (num,), generator=generator)
+        slots = (self.drawn + torch.arange(num)) % len(self.buffer.data)
+        self.drawn += num
         result: Tensor = self.sampler.sample(self.energy, self.buffer.data[slots]).detach()
         return result
 

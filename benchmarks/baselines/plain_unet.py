@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from denoising_ebm.config import Config
 from denoising_ebm.hardware import autocast, choose_precision, describe
 from denoising_ebm.networks.precondition import coefficients
 from denoising_ebm.noise import expand_sigma, loss_weights, over
+from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.training.objectives import Batch
-from denoising_ebm.training.trainer import train
+from denoising_ebm.training.once import train_once
 
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
 
@@ -112,21 +112,22 @@ def main() -> None:
     sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
-    args.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(args.out, settings_of(vars(args), config=str(config)))
 
-    path = args.out / "rows.json"
-    rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-    if "ours" not in rows:
-        result = train(pixels, config, args.out / "ours", data_name=args.data)
-        seen = result.model.facts["images seen"]
-        rows["ours"] = {"parameters": count(result.model), "images seen": seen, **errors(result.model.denoise, test)}
-        path.write_text(json.dumps(rows))
-    if "plain U-Net" not in rows:
+    def ours() -> dict[str, Any]:
+        model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
+        seen = model.facts["images seen"]
+        return {"parameters": count(model), "images seen": seen, **errors(model.denoise, test)}
+
+    def plain() -> dict[str, Any]:
         torch.manual_seed(args.seed)
-        model = fitted(config, rows["ours"]["parameters"])
-        model, seen = fit(model, pixels, config, args.minutes)
-        rows["plain U-Net"] = {"parameters": count(model), "images seen": seen, **errors(model, test)}
-        path.write_text(json.dumps(rows))
+        model, seen = fit(fitted(config, rows["ours"]["parameters"]), pixels, config, args.minutes)
+        return {"parameters": count(model), "images seen": seen, **errors(model, test)}
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name, make in (("ours", ours), ("plain U-Net", plain)):
+        row = ledger.row(name, make)
+        rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
     print(f"{describe(torch.device('cpu'))}; {args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")
     print("| network | " + " | ".join(rows["ours"]) + " |\n|" + "---|" * (len(rows["ours"]) + 1))
     for name, row in rows.items():

@@ -88,7 +88,10 @@ def main() -> None:
         split_model(result.model, args.out)
         records = read_metrics(Path(folder))
     print(f"{describe(result.model.device)}; {json.dumps(result.model.facts)}")
-    names = [name for name in records[-1] if name not in ("phase", "step")]
+    # Held-out losses have records of their own.
+    names = [
+        name for name in dict.fromkeys(key for record in records for key in record) if name not in ("phase", "step")
+    ]
     print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for record in records[:: max(1, len(records) // 20)]:
         print("| " + " | ".join(f"{record.get(name, float('nan')):.5g}" for name in names) + " |")

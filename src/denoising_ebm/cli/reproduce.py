@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from denoising_ebm.images import ImageSet
 
 HELP = "run the paper's tables and figures, row by row, beside the paper's figures"
-USAGE = "debm reproduce TARGET [--scale tiny|small|full] [--data DATA] [--out DIR] [options]"
+USAGE = "debm reproduce TARGET ... [--scale tiny|small|full] [--data DATA] [--out DIR] [options]"
 DESCRIPTION = """\
 Train, sample and measure what the paper's tables and figures show, and write DIR/index.html and DIR/results.md.
 
@@ -34,7 +34,7 @@ EPILOG = """\
 Examples:
   debm reproduce all --scale tiny --out runs/tiny
   debm reproduce table1 --scale small --data cifar10/ --out runs/cifar10
-  debm reproduce figure5 --scale small --data cifar10/ --model cifar10-small --out runs/chains
+  debm reproduce figure5 speed --scale small --data cifar10/ --model cifar10-small --out runs/chains
   debm reproduce table4 --scale small --data cifar10/ --model cifar10-small --ood svhn=svhn/@train --out runs/odd
   debm reproduce all --scale full --data cifar10/ --second celeba/ --second-size 64 --inception auto --out runs/full"""
 
@@ -44,7 +44,7 @@ Scale = Literal["tiny", "small", "full"]
 
 def add(parser: ArgumentParser, argv: list[str]) -> None:
     """Add the options."""
-    parser.add_argument("target", type=Target, metavar="TARGET", help="one of the targets above")
+    parser.add_argument("target", type=Target, nargs="+", metavar="TARGET", help="one or more of the targets above")
     parser.add_argument("--scale", type=Scale, default="tiny", help="how large")
     parser.add_argument("--out", default="runs/reproduce", metavar="DIR", help="folder for rows, models and the page")
     group = parser.add_argument_group("images")
@@ -95,7 +95,7 @@ def run(args: Namespace) -> int:
     if args.inception:
         # Before hours of work that would end without them.
         inception = str(find_weights(None if args.inception == "auto" else args.inception))
-    targets = list(STUDIES) if args.target == "all" else [args.target]
+    targets = [name for name in STUDIES if name in args.target or "all" in args.target]
     limit = SIZES[args.scale].train_images
     train, test = _read(args.data, limit)
     labels = train.labels, test.labels

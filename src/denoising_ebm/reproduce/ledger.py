@@ -15,6 +15,12 @@ SETTINGS_FILE = "reproduce.json"
 Log = Callable[[str], object]
 
 
+def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the settings that rows depend on: all options of a command as text, but for `out` and `only`, and `more`."""
+    chosen = {name: str(value) for name, value in options.items() if name not in ("out", "only")}
+    return chosen | more
+
+
 class Ledger:
     """Finished rows of a reproduction, in a folder that belongs to one choice of settings.
 
