@@ -325,6 +325,7 @@ def test_stages_and_trajectory_show_the_same_chains(debm: Any, run: Path, tmp_pa
         (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
         (["--columns", "0"], "--columns must be >= 1, got 0"),
         (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", "meta"], "unknown device 'meta': use auto, cpu or cuda"),
     ],
 )
 def test_sample_refuses_bad_numbers(debm: Any, run: Path, tmp_path: Path, options: list[str], message: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from denoising_ebm import load_images, to_float, to_uint8
 from denoising_ebm.config import Phase
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.restoration import posterior
 from denoising_ebm.restoration.degradations import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.metrics import psnr, ssim
 from denoising_ebm.restoration.posterior import restore
@@ -140,8 +141,12 @@ def test_samples_of_the_posterior_have_its_moments(gaussian_model: DenoisingEBM,
     assert float((error * y).mean()) == pytest.approx(0.0, abs=0.003)
 
 
-def test_missing_pixels(gaussian_model: DenoisingEBM, generator: torch.Generator) -> None:
-    """Independent pixels: known ones are y, missing ones are drawn from the prior."""
+@pytest.mark.parametrize("largest", [posterior.MAX_WEIGHED_SIZE, 8])
+def test_missing_pixels(
+    largest: int, gaussian_model: DenoisingEBM, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Independent pixels: known ones are y, missing ones are drawn from the prior; also in images too large to weigh."""
+    monkeypatch.setattr(posterior, "MAX_WEIGHED_SIZE", largest)
     x0 = TAU * torch.randn(16, 1, 16, 16, generator=generator)
     known = torch.rand(16, 16, generator=generator) > 0.5
     hole = masked(known)
