@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train
 from denoising_ebm.cli.common import HelpFormatter
+from denoising_ebm.memory import keep_freed_memory
 
 COMMANDS = {
     "demo": demo,
@@ -95,6 +96,7 @@ def _run(arguments: list[str]) -> int:
         parser.print_help(sys.stderr)
         return 2
     args = parser.parse_args(arguments)
+    keep_freed_memory()
     status: int = COMMANDS[args.command].run(args[args.command])
     return status
 
