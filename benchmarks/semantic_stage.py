@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,9 +92,9 @@ def starts(model: DenoisingEBM, train: Tensor, sigma: float) -> dict[str, Start]
 
 
 @torch.no_grad()
-def draw(model: DenoisingEBM, start: Start, steps: int, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return uint8 semantic images and the images stage two made of them."""
-    sampling = dataclasses.replace(model.config.sampling, semantic_steps=steps)
+def draw(model: DenoisingEBM, start: Start, steps: int, level: float, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return uint8 semantic images and the images stage two made of them with noise of `level`."""
+    sampling = dataclasses.replace(model.config.sampling, semantic_steps=steps, texture_sigma_max=level)
     semantic, images = [], []
     for i, begin in enumerate(range(0, num, 128)):
         generator = torch.Generator().manual_seed(seed + i)
@@ -122,13 +123,16 @@ def main() -> None:
         "--sigma", type=float, default=0.1, help="noise level of the codes that densities are fitted to"
     )
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 5, 10, 35], help="K, from N(0, I)")
+    parser.add_argument(
+        "--levels", type=float, nargs="+", help="first noise levels of stage two; the model's own if none"
+    )
     parser.add_argument("--fit", type=int, default=20_000, help="training images whose codes are fitted")
     parser.add_argument("--only", nargs="*", help="parts of names of starts")
     parser.add_argument("--out", type=Path, default=Path("runs/semantic"))
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
-    # `steps` only chooses rows.
-    settings = {name: value for name, value in vars(args).items() if name != "steps"}
+    # These only choose rows.
+    settings = {name: value for name, value in vars(args).items() if name not in ("steps", "levels")}
     ledger = Ledger(args.out, settings_of(settings, weights=model.fingerprint(), sampling=str(model.config.sampling)))
     network = model.config.network
     sizes = {"image_size": network.image_size, "channels": network.channels}
@@ -151,25 +155,29 @@ def main() -> None:
     reference: FeatureStatistics = feature_statistics(test, extractor)
     floor = frechet_distance(feature_statistics(train[: args.samples], extractor), reference)
     print(f"\n{extractor.name}; {args.samples} samples against {len(test)} test images; floor {floor:.1f}")
-    print("\n| start | K | distance of h(z^K) | after stage two |\n|---|---|---|---|")
+    print("\n| start | K | level | distance of h(z^K) | after stage two |\n|---|---|---|---|---|")
+    levels = args.levels or [model.config.sampling.texture_sigma_max]
     pictures = []
     for name, start in starts(model, train, args.sigma).items():
         if args.only and not any(part in name for part in args.only):
             continue
-        for steps in args.steps if name == "N(0, I)" else [0, model.config.sampling.semantic_steps]:
-            path = args.out / f"{name}-{steps}.png".replace(" ", "_").replace("(", "").replace(")", "")
+        lengths = args.steps if name == "N(0, I)" else [0, model.config.sampling.semantic_steps]
+        for steps, level in itertools.product(lengths, levels):
+            path = args.out / f"{name}-{steps}-{level:g}.png".replace(" ", "_").replace("(", "").replace(")", "")
 
-            def make(start: Start = start, steps: int = steps, path: Path = path) -> dict[str, float]:
-                semantic, images = draw(model, start, steps, args.samples, args.seed)
+            def make(
+                start: Start = start, steps: int = steps, level: float = level, path: Path = path
+            ) -> dict[str, float]:
+                semantic, images = draw(model, start, steps, level, args.samples, args.seed)
                 save_grid(torch.cat([to_float(semantic[:32]), to_float(images[:32])]), path, columns=16)
                 kinds = {"before": semantic, "after": images}
                 return {
                     key: frechet_distance(feature_statistics(kind, extractor), reference) for key, kind in kinds.items()
                 }
 
-            row = ledger.row(f"{name}, K = {steps}", make)
+            row = ledger.row(f"{name}, K = {steps}, level {level:g}", make)
             pictures.append(path)
-            print(f"| {name} | {steps} | {row['before']:.1f} | {row['after']:.1f} |", flush=True)
+            print(f"| {name} | {steps} | {level:g} | {row['before']:.1f} | {row['after']:.1f} |", flush=True)
     print("\npictures:", ", ".join(map(str, pictures)))
 
 
