@@ -36,7 +36,8 @@ HELP = "measure how well odd images are told from normal ones"
 USAGE = "debm evaluate MODEL --in DATA --ood NAME[=DATA[@SPLIT]] ... [--out DIR] [options]"
 DESCRIPTION = """\
 Score normal images and sets of odd ones; print AUROC, AUPR and FPR at 95 % TPR with bootstrap intervals, for the model's
-detector (`debm fit-detector`) and for its energy at one noise level, the paper's score.
+detector (`debm fit-detector`) and for its energy at one noise level, the paper's score (but for the inner noise of eq. 7,
+where the model's config has none).
 
 Odd sets are images (NAME=DATA, NAME=DATA@SPLIT) or made of the normal ones: interpolation (means of two, as in the paper),
 constant, uniform-noise, gaussian-noise, impulse-noise, blur, contrast, brightness, pixelate, jpeg, zoom, upside-down,

@@ -362,7 +362,7 @@ def _fabric(device: torch.device, precision: Precision) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator="cuda" if device.type == "cuda" else "cpu",
-        devices=processes,
+        devices=processes if processes > 1 or device.index is None else [device.index],
         num_nodes=nodes,
         strategy="ddp" if processes * nodes > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
