@@ -122,7 +122,7 @@ def test_whole_numbers_serve_as_floats() -> None:
     assert noise.sigma_max == 3.0 and isinstance(noise.sigma_max, float)
 
 
-@pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("1E+2", 100.0), ("5.0e-4", 5e-4)])
+@pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("1E+2", 100.0), ("1.5e3", 1500.0)])
 def test_floats_as_people_write_them_in_yaml(text: str, value: float) -> None:
     assert from_dict(TrainingConfig, yaml.safe_load(f"learning_rate: {text}")).learning_rate == value
 

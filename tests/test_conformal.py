@@ -75,6 +75,11 @@ def test_least_number_of_discoveries(fdr: float, num: int, images: int) -> None:
     for odd in (least - 1, least):
         scores = torch.cat([torch.ones(odd), torch.full((max(images - odd, 0),), -1.0)])
         assert bool(benjamini_hochberg(p_values(torch.zeros(num), scores), fdr).any()) == (odd == least <= images)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        ranks = torch.randint(1, max(2, num // 8), (images,), generator=generator)
+        count = int(benjamini_hochberg(ranks / (num + 1), fdr).sum())
+        assert count == 0 or count >= least
 
 
 def test_bad_scores_are_refused() -> None:

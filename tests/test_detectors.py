@@ -103,6 +103,9 @@ def test_pixels_of_calibration_images_do_not_move_scores(model: DenoisingEBM, pi
     assert torch.equal(first, second)
     assert not torch.equal(detectors[0].calibration, detectors[1].calibration)
     assert torch.equal(detectors[0].has_seen(pixels[80:120]), torch.tensor([True] * 20 + [False] * 20))
+    # Other calibration images take the place of those before.
+    again = detectors[0].calibrate(pixels[100:130])
+    assert int(again.has_seen(pixels[:100]).sum()) == 80 and bool(again.has_seen(pixels[100:130]).all())
     with pytest.raises(ValueError, match="the calibration images are those of fitting"):
         OODDetector(model, SMALL).fit(pixels[:40], calibration=pixels[10:20])
 

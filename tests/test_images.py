@@ -288,6 +288,15 @@ def test_unfit_images_can_be_left_out_like_unreadable_ones(folder: Path) -> None
         load_images(folder, image_size=32, skip_unfit=True)
 
 
+def test_images_that_are_cropped_already_stay_as_they_are(tmp_path: Path) -> None:
+    Image.fromarray(noise(1, 16, 16)).save(tmp_path / "a.png")
+    smooth(48, 40).save(tmp_path / "b.png")
+    images = load_images(tmp_path, image_size=16, channels=3, resize="box", center_crop=32)
+    assert np.array_equal(images.pixels[0].numpy(), noise(1, 16, 16).transpose(2, 0, 1))
+    expected = smooth(48, 40).crop((8, 4, 40, 36)).resize((16, 16), Image.Resampling.BOX)
+    assert np.array_equal(images.pixels[1].numpy(), np.asarray(expected).transpose(2, 0, 1))
+
+
 def test_hashes_tell_images_apart(generator: torch.Generator) -> None:
     pixels = torch.randint(0, 256, (50, 3, 8, 8), generator=generator, dtype=torch.uint8)
     hashes = image_hashes(pixels)

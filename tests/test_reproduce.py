@@ -181,7 +181,7 @@ class Means:
 
 def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    options = ["all", "--scale", "tiny", "--out", out, "--seed", 3]
+    options = ["all", "--scale", "tiny", "--ood", "interpolation", "--ood", "digits=digits", "--out", out, "--seed", 3]
     result = debm("reproduce", *options)
     assert result.status == 0, result.err
     text = (out / "results.md").read_text()
@@ -193,6 +193,7 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
     for row_of in ROWS:
         row = next(line for line in text.splitlines() if line.startswith(f"| {row_name(*row_of)} |"))
         assert float(row.split("|")[2].replace(",", "")) > 0
+    assert "| digits | " in text and "| interpolation | " in text
     # Samples by class: a row for each, the shares of which add up.
     table = text.split("## Samples by class")[1].split("##")[0]
     shares = [float(line.split("|")[2].strip(" %")) for line in table.splitlines() if " % |" in line]

@@ -407,8 +407,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         raise TypeError(f"{where}: union fields are not supported")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
-        # YAML 1.1 takes 5e-4, without a point, for a text.
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        # YAML 1.1 takes 5e-4, without a point, and 1.5e3, without a sign, for texts.
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")

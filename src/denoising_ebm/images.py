@@ -133,7 +133,8 @@ def load_images(
         image_size: Expected height and width in pixels; those of the first image if None.
         channels: Expected channels, 1 or 3; if None, 1 where all images are gray and else 3.
         resize: Filter in `RESIZE` that brings the central square of other sizes to `image_size`, with antialiasing.
-        center_crop: Side in pixels of the central square that is cut out before anything else (CelebA: 140).
+        center_crop: Side in pixels of the central square that is cut out before anything else (CelebA: 140); images that
+            are smaller but have `image_size` already stay as they are.
         limit: Stop after this many images.
         convert: Bring gray images to three channels where `channels` is 3, and colour to gray (ITU-R 601) where it is 1.
         strict: Raise at the first unreadable image; otherwise skip it and list it in `unreadable`.
@@ -146,8 +147,9 @@ def load_images(
 
     Raises:
         FileNotFoundError: If the source or the split does not exist or holds no images.
-        ValueError: If an argument is out of range, an image has another size or channel count than expected (without
-            `resize`), or no image can be read; with `strict` at any unreadable image.
+        ValueError: If an argument is out of range or `skip_unfit` lacks what to fit to; if an image has another size
+            (without `resize`) or channel count (without `convert`) than expected, or no image can be read (both without
+            `skip_unfit`); with `strict` at any unreadable image.
     """
     _check_arguments(image_size, channels, resize, center_crop, limit)
     if skip_unfit and (image_size is None or channels is None):
@@ -310,6 +312,8 @@ def _shape(image: Image.Image, image_size: int | None, resize: str | None, cente
     """Crop and resize to a square of `image_size`, or refuse."""
     size = f"{image.width}x{image.height}"
     if center_crop is not None:
+        if min(image.size) < center_crop and image.size == (image_size, image_size):
+            return image  # made already
         if min(image.size) < center_crop:
             raise ValueError(f"is {size}, smaller than the center crop of {center_crop}")
         image = _central_square(image, center_crop)

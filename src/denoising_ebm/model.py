@@ -312,7 +312,7 @@ class DenoisingEBM(nn.Module):
 
         Args:
             name: Folder, bundled name or Hub id (`owner/name`).
-            device: Where to put it: `cpu`, `cuda` or `auto`.
+            device: Where to put it: `cpu`, `cuda`, `cuda:N` or `auto`.
             revision: Branch, tag or commit on the Hub.
 
         Returns:

@@ -41,7 +41,7 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 def add_source_options(parser: ArgumentParser, split: str) -> None:
     """Add what `read_images` reads."""
     group = parser.add_argument_group("images")
-    group.add_argument("--split", default=split, metavar="NAME", help="part of the source, where it has parts; or all")
+    group.add_argument("--split", default=split, metavar="NAME", help="part of the source, if any; `all` of a folder")
     group.add_argument("--limit", type=int | None, metavar="N", help="use the first N images only")
     group.add_argument(
         "--resize",
@@ -65,7 +65,9 @@ def add_source_options(parser: ArgumentParser, split: str) -> None:
 def add_device_options(parser: ArgumentParser) -> None:
     """Add `--device` and `--precision`."""
     group = parser.add_argument_group("hardware")
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda; auto takes a GPU if any")
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; auto takes a GPU if any"
+    )
     group.add_argument(
         "--precision", type=Precision, default="auto", help="of the networks; auto is bf16 where that is fast"
     )
@@ -102,16 +104,21 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int, *,
 
 
 def prepare_as_fitted(args: Namespace, detector: OODDetector | None) -> None:
-    """Bring images to the model's size as those were that the detector was fitted to, unless options say how."""
-    for name, fitted in detector.preparation.items() if detector is not None else ():
-        if args[name] is None:
-            args[name] = fitted
-        elif args[name] != fitted:
+    """Prepare images as those were that the detector was fitted to, or if options say how say whether it is the same."""
+    if detector is None or not detector.preparation:
+        return
+    fitted = detector.preparation
+    args.convert = args.convert or bool(fitted.get("convert"))
+    given = [name for name in ("resize", "center_crop") if args[name] is not None]
+    for name in ("resize", "center_crop"):
+        if not given:
+            args[name] = fitted.get(name)
+        elif args[name] != fitted.get(name):
             option = f"--{name.replace('_', '-')}"
-            before = f"{option} {fitted}" if fitted else "none"
+            now, before = (f"{option} {value}" if value else f"no {option}" for value in (args[name], fitted.get(name)))
             note(
-                f"{option} {args[name]}: the detector was fitted to images with {before}; images made otherwise look odd, "
-                "and its false-alarm rate need not hold"
+                f"{now}: the detector was fitted to images with {before}; images made otherwise look odd, and its "
+                "false-alarm rate need not hold"
             )
 
 

@@ -37,7 +37,9 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         "--fast", action="store_true", help="20 seconds of training and few images: to see that it runs"
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the demo in DIR and start anew")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda; auto takes a GPU if any")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; auto takes a GPU if any"
+    )
 
 
 def run(args: Namespace) -> int:

@@ -112,7 +112,7 @@ def run(args: Namespace) -> int:
     total = len(chosen) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
     with progress_bar("fitting", total) as advance:
         detector.fit(pixels[chosen], calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
-    detector.preparation = {"resize": args.resize, "center_crop": args.center_crop}
+    detector.preparation = {name: args[name] for name in ("resize", "center_crop", "convert")}
     detector.save(folder)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())
     lowest = 1 / (len(detector.calibration) + 1)

@@ -49,7 +49,10 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--out", default="runs/reproduce", metavar="DIR", help="folder for rows, models and the page")
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--data", default="fashion-mnist", metavar="DATA", help=f"{DATA_HELP}; with splits train and test"
+        "--data",
+        default="fashion-mnist",
+        metavar="DATA",
+        help=f"{DATA_HELP}; without splits a fifth is kept for testing",
     )
     group.add_argument("--second", metavar="DATA", help="the set of table 2")
     group.add_argument("--second-size", type=int | None, metavar="N", help="bring its images to this size (lanczos)")
@@ -79,7 +82,9 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         help="also FID and IS: the file with Inception's weights, or auto for torch's cache",
     )
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of weights, batches and samples")
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda; auto takes a GPU if any")
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; auto takes a GPU if any"
+    )
 
 
 def run(args: Namespace) -> int:
@@ -102,7 +107,14 @@ def run(args: Namespace) -> int:
     odd: dict[str, Tensor] = {}
     if "table4" in targets:
         options = args.clone()
-        options.split, options.limit, options.center_crop, options.strict = "test", None, None, False
+        # What `debm evaluate` has options for.
+        options.split, options.limit, options.center_crop, options.convert, options.strict = (
+            "test",
+            None,
+            None,
+            False,
+            False,
+        )
         read = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
         odd = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
     images = Images(args.data, train.pixels, test.pixels, odd, labels)

@@ -39,8 +39,8 @@ Score images. With a detector (`debm fit-detector` puts one beside the model): a
 p-value (share of normal images at least as odd) and, with --fpr or --fdr, a flag. Always: the energy (low = normal) and its
 percentile among the model's own held-out images. A detector's scores are computed in the precision it was fitted in.
 
-Images are brought to the model's size as those were that the detector was fitted to, unless --resize or --center-crop say
-otherwise.
+Images are brought to the model's size as those were that the detector was fitted to, unless --resize or --center-crop is
+given: then these alone decide.
 
 Columns: name, status (ok or unreadable), score, p_value, flagged, looks (if p_value <= .1: which alteration of a normal
 image it resembles most, a hint at why it is odd), energy, percentile, sigma, resize, reason (why it is unreadable: damaged,
@@ -121,8 +121,8 @@ def run(args: Namespace) -> int:
         least = least_discoveries(args.fdr, len(detector.calibration), max(len(images), 1))
         if least > 1:
             note(
-                f"--fdr {args.fdr:g} of {len(images):,} images with {len(detector.calibration):,} calibration images: none "
-                f"is flagged unless at least {least:,} are odder than all calibration images"
+                f"--fdr {args.fdr:g} of {len(images):,} images with {len(detector.calibration):,} calibration images: "
+                f"either none or at least {least:,} are flagged"
             )
     with progress_bar("scoring", len(images) * (1 if detector is None else 2)) as advance:
         rows = score_images(

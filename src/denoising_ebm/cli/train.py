@@ -29,7 +29,7 @@ HELP = "train a model on any images"
 USAGE = "debm train DATA --preset NAME --out DIR [options]"
 DESCRIPTION = """\
 Train a model. Settings come from the preset; --config changes some of them, options change others.
-Ctrl-C stops and saves; --resume continues exactly there.
+Ctrl-C stops and saves; --resume continues exactly there. The exit status is 1 if a phase of the recipe diverged.
 
 Writes into DIR: config.yaml, metrics.jsonl, samples/ (pictures), state.pt (to resume) and model/ (the result)."""
 EPILOG = """\
@@ -123,8 +123,8 @@ def run(args: Namespace) -> int:
         return 130
     if result.diverged:
         note(
-            f"{result.diverged} phase(s) of the recipe ended by divergence, so {Path(args.out) / 'model'} is as it was "
-            f"before; see {Path(args.out) / 'metrics.jsonl'}, and try a lower --training.learning_rate"
+            f"{result.diverged} phase(s) of the recipe diverged and ended at their last good state, from which those after "
+            f"them went on; see {Path(args.out) / 'metrics.jsonl'}, and try a lower --training.learning_rate"
         )
         return 1
     note(f"model: {Path(args.out) / 'model'}")
@@ -136,7 +136,8 @@ def _image_options(args: Namespace) -> list[str]:
     given = {name: args[name] for name in ("limit", "resize", "center_crop") if args[name] is not None}
     if args.split != "train":
         given["split"] = args.split
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return options + ["--convert"] * args.convert
 
 
 class _PeekParser(argparse.ArgumentParser):

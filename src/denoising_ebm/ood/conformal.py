@@ -113,9 +113,9 @@ def benjamini_hochberg(p: Tensor, fdr: float) -> Tensor:
 
 
 def least_discoveries(fdr: float, num_calibration: int, num_images: int) -> int:
-    """Return how many of a batch must be odder than all calibration images before Benjamini-Hochberg flags any.
+    """Return how many of a batch Benjamini-Hochberg flags at least, if it flags any.
 
-    Their p-value, 1 / (num_calibration + 1), is the smallest there is.
+    So many suffice where they are odder than all calibration images: 1 / (num_calibration + 1) is the smallest p-value.
 
     Args:
         fdr: False discovery rate, in (0, 1).

@@ -94,7 +94,7 @@ class OODDetector:
         self.facts: dict[str, Any] = {}
         #: How files became the images that it was fitted to (`resize`, `center_crop`); those to score must be made alike.
         self.preparation: dict[str, Any] = {}
-        self._seen = torch.empty(0, dtype=torch.int64)
+        self._seen = {name: torch.empty(0, dtype=torch.int64) for name in ("fitted", "calibrated")}
         self._opinions = [member.build() for member in self.config.members]
         self._scale: Tensor | None = None
         self._kinds: tuple[str, ...] = ()
@@ -143,8 +143,8 @@ class OODDetector:
         if calibration is None:
             num = len(images) // 5
             calibration, order = images[order[:num]], order[num:]
-        fitted, held = image_hashes(images[order]), image_hashes(calibration)
-        if bool(torch.isin(held, fitted).all()):
+        fitted = image_hashes(images[order])
+        if bool(torch.isin(image_hashes(calibration), fitted).all()):
             raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
         columns = compute_features(
             self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
@@ -153,7 +153,7 @@ class OODDetector:
         self.fit_columns(columns, altered)
         self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
         self.calibrate(calibration, batch_size=batch_size, progress=progress)
-        self._seen = torch.cat([fitted, held])
+        self._seen["fitted"] = fitted
         return self
 
     def has_seen(self, images: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class OODDetector:
         Args:
             images: uint8, shape `(n, channels, height, width)`.
         """
-        return torch.isin(image_hashes(images), self._seen)
+        return torch.isin(image_hashes(images), torch.cat(list(self._seen.values())))
 
     def altered_columns(
         self, images: Tensor, *, seed: int = 0, batch_size: int = 256, progress: Progress | None = None
@@ -216,6 +216,7 @@ class OODDetector:
         """Take these normal images, uint8 and best new to model and detector, as what p-values compare with."""
         self.calibration = self.score(images, batch_size=batch_size, progress=progress)
         self.facts = {**self.facts, "calibrated on": len(images)}
+        self._seen["calibrated"] = image_hashes(images)
         return self
 
     # -- scoring ----------------------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ class OODDetector:
         tensors |= {f"maps.{name}": tensor for name, tensor in self._maps.tensors().items()}
         # Distances need no more than float32; the scores that are compared with later ones do.
         tensors = {name: t if name in ("scale", "calibration") else t.float() for name, t in tensors.items()}
-        tensors["seen"] = self._seen
+        tensors |= {f"seen.{name}": hashes for name, hashes in self._seen.items()}
         values = {
             "format": FORMAT,
             "model": self.model.fingerprint(),
@@ -349,7 +350,7 @@ class OODDetector:
         detector = cls(model, from_dict(DetectorConfig, values["config"], where=f"{path}: config"))
         detector.facts = dict(values.get("facts", {}))
         detector.preparation = dict(values.get("preparation", {}))
-        detector._seen = tensors.get("seen", detector._seen)
+        detector._seen = {name: tensors.get(f"seen.{name}", hashes) for name, hashes in detector._seen.items()}
         detector._kinds = tuple(values["alterations"])
         try:
             detector._scale, detector.calibration = tensors["scale"], tensors["calibration"]

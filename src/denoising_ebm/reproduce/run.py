@@ -72,7 +72,7 @@ def reproduce(
         second: The data set of table 2.
         minutes: Of each training; 0 for the scale's own.
         seed: Of everything.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trained: Takes the place of the model trained by denoising.
         trained_name: Its name.
         inception: As for `evaluation.quality.Judge`.

@@ -72,7 +72,8 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
             rows.append([f"{name}: {row['missing']}", *[None] * (len(_QUALITY) + 3)])
         else:
             cost = (row.get("evaluations"), row.get("s_per_64"), row.get("images seen"))
-            rows.append([name, *(row[key] for key in _QUALITY), *cost])
+            diverged = " (a phase of its training diverged)" if row.get("diverged") else ""
+            rows.append([name + diverged, *(row[key] for key in _QUALITY), *cost])
 
     add("training images (floor)", shop.row("floor", lambda: asdict(shop.judge(shop.train[:samples]))))
     for variant, sampler, direction in ROWS:
@@ -80,7 +81,8 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
         def make(
             variant: Variant = variant, sampler: Sampler = sampler, direction: Direction | None = direction
         ) -> dict[str, Any]:
-            seen = {"images seen": shop.model(variant).facts.get("images seen")}
+            facts = shop.model(variant).facts
+            seen = {"images seen": facts.get("images seen"), "diverged": facts.get("phases ended by divergence", 0)}
             if (variant, sampler, direction) == DEFAULT:
                 return shop.measured(lambda: shop.samples) | seen
             steps = shop.sizes.mala_steps if sampler == "mala" else None
@@ -117,6 +119,8 @@ def table3(shop: Workshop) -> Section:
                 config = ablation_config(shop.base, sigma_max, levels, seed, shop.sizes.ablation_budget)
                 model = shop.train_model(f"ablation-{sigma_max:g}-{levels}-{seed}", config)
                 drawn = draw(model, shop.sizes.ablation_samples, "two-stage", seed=1000 * seed)
+                if "phases ended by divergence" in model.facts:
+                    raise ValueError("its training diverged")
                 return {"distance": shop.judge.distance(drawn.images), "images seen": model.facts["images seen"]}
 
             row = shop.row(f"table3, {name}, seed {seed}", make)

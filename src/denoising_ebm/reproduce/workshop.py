@@ -35,7 +35,7 @@ class Workshop:
         labels: Classes of training and of test images.
         trained: Takes the place of the model trained by denoising.
         inception: As for `Judge`.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
     def __init__(

@@ -136,6 +136,9 @@ def blurred(width: float, size: int, noise: float = 0.0) -> Degradation:
         width: Standard deviation of the kernel, in pixels, > 0 and at most `size`; cut off at 4 of them.
         size: Height and width of the images in pixels.
         noise: Added after the blur.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
     if not 0 < width <= size:
         raise ValueError(f"the blur's width must be > 0 and at most the images' size of {size} pixels, got {width}")

@@ -105,7 +105,7 @@ def score_images(
         chunks.append(model.energy(to_float(pixels).to(model.device), sigma, noise))
         if advance is not None:
             advance(len(pixels))
-    energies = torch.cat(chunks) if len(images) else torch.empty(0)
+    energies = torch.cat(chunks) if len(images) else torch.empty(0, device=model.device)
     columns: dict[str, list[Any]] = {
         "energy": [_shortest(energy) for energy in energies.cpu().numpy()],
         "percentile": [

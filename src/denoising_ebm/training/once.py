@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from denoising_ebm.config import Config, to_dict
+from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.state import STATE_FILE
@@ -40,14 +40,16 @@ def train_once(
         KeyboardInterrupt: If the user interrupted training, after it was saved.
     """
     marker = folder / FINISHED_FILE
-    identity = json.dumps({"images": content_hash(pixels), "config": to_dict(config)})
+    identity = {"images": content_hash(pixels), "config": to_dict(config)}
     if marker.is_file():
-        if marker.read_text(encoding="utf-8") != identity:
+        found = json.loads(marker.read_text(encoding="utf-8") or "{}")
+        # Through a Config, so that fields younger than the file have their defaults.
+        if found.get("images") != identity["images"] or from_dict(Config, found["config"]) != config:
             raise ValueError(f"{folder}: holds a model of other images or settings; delete it to train anew")
     else:
         resume = (folder / STATE_FILE).is_file()
         options = {"data_name": data_name, "device": device, "quiet": quiet}
         if not train(pixels, config, folder, resume=resume, **options).finished:  # type: ignore[arg-type]
             raise KeyboardInterrupt
-        marker.write_text(identity, encoding="utf-8")
+        marker.write_text(json.dumps(identity), encoding="utf-8")
     return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")

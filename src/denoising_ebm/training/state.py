@@ -106,9 +106,7 @@ def read_state(config: Config, folder: Path, images: str) -> dict[str, Any]:
     _compare(to_dict(from_dict(Config, saved["config"])), to_dict(config), "", path)
     # Batches and the images that are held out are drawn by number: of other images they would be others.
     if saved.get("images", images) != images:
-        raise ValueError(
-            f"{path}: the run was on other images; resume with the same data, --split, --limit and --resize"
-        )
+        raise ValueError(f"{path}: the run was on other images; resume with the same data and options for images")
     return saved
 
 

@@ -60,7 +60,7 @@ class TrainingResult:
 
     model: DenoisingEBM  #: The averaged, calibrated model in eval mode.
     finished: bool  #: False if the run was interrupted; `resume` continues it.
-    diverged: int = 0  #: Phases that ended by divergence; the model is as it was before that.
+    diverged: int = 0  #: Phases that ended by divergence, each at its last good state.
 
 
 def train(
@@ -88,7 +88,7 @@ def train(
         data_name: Where the images come from, for the model card.
         resume: Continue the run in `folder`.
         initial: Start from this model's weights, with a fresh optimizer and clock.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16` for the networks; energies and losses are float32 always.
         tensorboard: Also write TensorBoard events.
         quiet: No progress on stderr.
@@ -362,7 +362,7 @@ def _fabric(device: torch.device, precision: Precision) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator="cuda" if device.type == "cuda" else "cpu",
-        devices=processes if processes > 1 or device.index is None else [device.index],
+        devices=[device.index] if device.type == "cuda" and device.index is not None and processes == 1 else processes,
         num_nodes=nodes,
         strategy="ddp" if processes * nodes > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
