@@ -286,6 +286,7 @@ def _array(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _decode(raw: bytes) -> _Decoded:
+    """Decode, over black where transparent and turned as EXIF says."""
     opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
     format_has_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
     opened.load()

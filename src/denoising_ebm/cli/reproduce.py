@@ -108,13 +108,9 @@ def run(args: Namespace) -> int:
     if "table4" in targets:
         options = args.clone()
         # What `debm evaluate` has options for.
-        options.split, options.limit, options.center_crop, options.convert, options.strict = (
-            "test",
-            None,
-            None,
-            False,
-            False,
-        )
+        defaults = {"split": "test", "limit": None, "center_crop": None, "convert": False, "strict": False}
+        for name, value in defaults.items():
+            options[name] = value
         read = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
         odd = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
     images = Images(args.data, train.pixels, test.pixels, odd, labels)

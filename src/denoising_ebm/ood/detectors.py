@@ -92,7 +92,7 @@ class OODDetector:
         self.model = model
         self.config = config or DetectorConfig()
         self.facts: dict[str, Any] = {}
-        #: How files became the images that it was fitted to (`resize`, `center_crop`); those to score must be made alike.
+        #: How files became the images that it was fitted to (`resize`, `center_crop`, `convert`); so must others be.
         self.preparation: dict[str, Any] = {}
         self._seen = {name: torch.empty(0, dtype=torch.int64) for name in ("fitted", "calibrated")}
         self._opinions = [member.build() for member in self.config.members]
@@ -210,6 +210,7 @@ class OODDetector:
         self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
         self._kinds = tuple(alterations(self.model.config.network.channels)) if altered else ()
         self.facts = {"fitted on": count - num}
+        self._seen["fitted"] = self._seen["fitted"][:0]  # which images they were is for `fit` to say
         return self
 
     def calibrate(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> OODDetector:
