@@ -2,10 +2,12 @@
 
     python benchmarks/tune_recipe.py --data CIFAR10 --minutes 3 --out runs/tune
     python benchmarks/tune_recipe.py --data CIFAR10 --minutes 3 --out runs/tune --jobs 2     # one thread each
+    python benchmarks/tune_recipe.py --data CIFAR10 --minutes 5 --out runs/batch --samples 1000 --only "batch 128" "batch 32"
 
 A row is a config file's worth of changes to the preset. It is trained, and its denoiser measured on test images: the
 mean square error at a few noise levels, and the loss of the training draw (the EDM weights of the preset for all rows, so
-that rows with other weights compare). A row that is finished is kept; the same command goes on with the others.
+that rows with other weights compare), with `--samples` also the distance of two-stage samples to as many test images. A
+row that is finished is kept; the same command goes on with the others.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ import torch
 
 from denoising_ebm import load_images, preset, to_float
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import describe
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import over
-from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.ledger import Ledger, settings_of
+from denoising_ebm.reproduce.samplers import draw
 from denoising_ebm.training.objectives import heldout_loss
 from denoising_ebm.training.trainer import train
 
@@ -44,6 +48,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "two blocks": {"network": HALF | {"blocks": 2}},
     "attention at 8 px": {"network": HALF | {"attention": [8]}},
     "96, 128, 128 below": {"network": HALF | {"widths": [32, 96, 128, 128]}},
+    "batch 128": {"training": {"batch_size": 128}},
+    "batch 64": {"training": {"batch_size": 64}},
+    "batch 32": {"training": {"batch_size": 32}},
+    "batch 16": {"training": {"batch_size": 16}},
+    "batch 8": {"training": {"batch_size": 8}},
+    "batch 32, rate 5e-4": {"training": {"batch_size": 32, "learning_rate": 5e-4}},
+    "batch 32, rate 2e-3": {"training": {"batch_size": 32, "learning_rate": 2e-3}},
+    "batch 128, rate 2e-3": {"training": {"batch_size": 128, "learning_rate": 2e-3}},
 }
 
 
@@ -98,7 +110,11 @@ def run_row(name: str, args: argparse.Namespace) -> None:
         "images seen": model.facts["images seen"],
         "test loss": heldout_loss(model, to_float(test), base),
     }
-    (folder / "row.json").write_text(json.dumps(row | errors(model, test)))
+    row |= errors(model, test)
+    if args.samples:
+        test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
+        row["distance"] = Judge(test).distance(draw(model, args.samples, "two-stage", seed=args.seed).images)
+    (folder / "row.json").write_text(json.dumps(row))
 
 
 def main() -> None:
@@ -108,6 +124,7 @@ def main() -> None:
     parser.add_argument("--preset", default="cifar10-small")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--test", type=int, default=2048, help="test images to measure on")
+    parser.add_argument("--samples", type=int, default=0, help="two-stage samples to measure the distance of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="rows at once, each with its share of the threads")
     parser.add_argument("--out", type=Path, default=Path("runs/tune"))
@@ -117,9 +134,8 @@ def main() -> None:
     if args.row:
         run_row(args.row, args)
         return
-    Ledger(
-        args.out, {"data": args.data, "preset": str(preset(args.preset)), "minutes": args.minutes, "seed": args.seed}
-    )
+    options = {name: value for name, value in vars(args).items() if name not in ("row", "jobs")}
+    Ledger(args.out, settings_of(options, preset=str(preset(args.preset))))
     names = [name for name in VARIANTS if not args.only or name in args.only]
     threads = max(1, torch.get_num_threads() // args.jobs)
 

@@ -11,12 +11,11 @@ from denoising_ebm.config import Config
 from denoising_ebm.energies import Energy
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import expand_sigma, geometric_sigmas, karras_sigmas, loss_weights, over
+from denoising_ebm.reproduce.samplers import NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE
 from denoising_ebm.sampling import annealed, heun
 from denoising_ebm.training.objectives import Batch
 
-#: NCSN (Song & Ermon, 2019): ten levels from 1 to 0.01 for images in [0, 1], twice that here; a hundred steps at each, as in
-#: the released code x += a s + sqrt(2 a) e with a = 2e-5 sigma^2 / 0.01^2 for those images, so that eta = 0.2.
-NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEPS, NCSN_STEP_SIZE = 10, (2.0, 0.02), 100, 0.2
+NCSN_STEPS = 100  # at each level, as published
 
 
 class ScoreDrift(Energy):

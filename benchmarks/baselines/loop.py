@@ -16,6 +16,7 @@ from denoising_ebm.hardware import autocast, choose_precision
 from denoising_ebm.training.draws import draw_batch
 from denoising_ebm.training.ema import averaged_weights
 from denoising_ebm.training.objectives import Batch
+from denoising_ebm.training.schedule import learning_rate
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -45,10 +46,8 @@ def fit(model: M, pixels: Tensor, config: Config, minutes: float) -> tuple[M, in
     average = averaged_weights(model, training.ema_decay)  # type: ignore[arg-type]
     precision, step, started = choose_precision("auto", place), 0, time.monotonic()
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        warmup = min(1.0, (step + 1) * training.batch_size / max(training.warmup_images, 1))
-        cooldown = min(1.0, (1 - progress) / training.cooldown) if training.cooldown else 1.0
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * warmup * max(cooldown, 1e-3)
+            group["lr"] = learning_rate(training, step * training.batch_size, progress)
         (batch,) = draw_batch(pixels, config, step, step)
         with autocast(place, precision):
             loss = model.loss(batch)  # type: ignore[operator]

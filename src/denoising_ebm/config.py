@@ -266,7 +266,7 @@ class TrainingConfig:
         micro_batch_size: Images per forward pass on a rank; 0 means no accumulation.
         learning_rate: Adam's.
         betas: Adam's.
-        warmup_images: Linear warm-up of the learning rate.
+        warmup_images: Linear warm-up of the learning rate, which ends by a twentieth of the budget.
         cooldown: Share of the budget over which the learning rate falls linearly to zero at the end.
         ema_decay: Decay per step of the averaged weights, reached after a warm-up.
         clip_norm: Largest gradient norm; 0 turns clipping off.

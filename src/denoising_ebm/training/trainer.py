@@ -28,6 +28,7 @@ from denoising_ebm.training.interrupt import interruptible
 from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy, trim_metrics
 from denoising_ebm.training.objectives import Batch, Objective, heldout_loss, make_objective
 from denoising_ebm.training.previews import save_previews
+from denoising_ebm.training.schedule import learning_rate
 from denoising_ebm.training.state import STATE_FILE, RunState, read_state, save_state
 
 CONFIG_FILE = "config.yaml"
@@ -209,8 +210,9 @@ class _Run:
 
     def _step(self, pixels: Tensor) -> dict[str, Tensor]:
         training, clock, fabric = self.config.training, self.state.clock, self.fabric
+        rate = clock.rate_scale * learning_rate(training, clock.images_seen, self.progress())
         for group in self.state.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = rate
         share = {"rank": fabric.global_rank, "world_size": fabric.world_size}
         # A run that goes on from another model goes on with its draws too: with one seed they would be the same again.
         before = self.state.past.get("images seen", 0) // training.batch_size
@@ -238,13 +240,6 @@ class _Run:
         if training.max_minutes:
             shares.append(clock.seconds / (60 * training.max_minutes))
         return min(1.0, float(self._agree(max(shares))))
-
-    def _learning_rate(self) -> float:
-        training, clock = self.config.training, self.state.clock
-        warmup = min(1.0, (clock.images_seen + training.batch_size) / max(training.warmup_images, 1))
-        left = 1 - self.progress()
-        cooldown = min(1.0, left / training.cooldown) if training.cooldown else 1.0
-        return training.learning_rate * clock.rate_scale * warmup * max(cooldown, 1e-3)
 
     def _enter_phase(self, monitor: Monitor) -> bool:
         """Set the objective of the current phase; False when the recipe or the budget is at its end."""
