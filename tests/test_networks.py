@@ -240,7 +240,7 @@ def test_whitening_does_not_rotate(generator: torch.Generator) -> None:
 
 
 def test_updates_reach_the_calibration(generator: torch.Generator) -> None:
-    """While 1 / updates > momentum the running statistics are those of all codes so far."""
+    """While n / memory < 1 / updates the running statistics are those of all codes so far."""
     running, whole = Whitening(3).double(), Whitening(3).double()
     codes = correlated(96 * 50, generator)
     for chunk in codes.split(50):
@@ -253,7 +253,7 @@ def test_updates_reach_the_calibration(generator: torch.Generator) -> None:
 
 
 def test_updates_forget_old_codes(generator: torch.Generator) -> None:
-    whitening = Whitening(3, momentum=0.1).double()
+    whitening = Whitening(3, memory=2000).double()
     for _ in range(20):
         whitening.update(correlated(50, generator) + 100)
     codes = correlated(200, generator)

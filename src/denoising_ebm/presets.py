@@ -66,6 +66,11 @@ _CONTRASTIVE = ContrastiveConfig(
     regularisation=0.01,
 )
 _TRAINING = TrainingConfig(
+    # Small, since on a CPU more steps beat more images: at equal minutes a lower error than any larger batch
+    # (benchmarks/RESULTS.md).
+    batch_size=16,
+    ema_decay=0.9995,
+    log_every=100,
     learning_rate=1e-3,
     warmup_images=20_000,
     cooldown=0.3,
@@ -98,7 +103,7 @@ PRESETS: dict[str, Config] = {
         energy=EnergyConfig(inner_noise=False),
         sampling=_SAMPLING,
         contrastive=replace(_CONTRASTIVE, semantic_steps=20, texture_steps=20, chain_batch=128),
-        training=replace(_TRAINING, batch_size=512, ema_decay=0.9995, warmup_images=100_000, compile=True),
+        training=replace(_TRAINING, batch_size=512, log_every=50, warmup_images=100_000, compile=True),
         recipe=(Phase("denoising"),),
     ),
     "cifar10-paper": _PAPER,

@@ -18,7 +18,7 @@ class Whitening(nn.Module):
 
     Args:
         dim: Dimension of the codes.
-        momentum: Weight of a new batch in the running statistics once enough batches were seen.
+        memory: Codes that the running statistics remember, about: a batch of n weighs n / memory once enough were seen.
         shrinkage: Share of the mean variance that is added to every direction, so that unused ones stay finite.
     """
 
@@ -27,9 +27,9 @@ class Whitening(nn.Module):
     whitener: Tensor
     updates: Tensor
 
-    def __init__(self, dim: int, momentum: float = 0.01, shrinkage: float = 1e-3) -> None:
+    def __init__(self, dim: int, memory: float = 6000.0, shrinkage: float = 1e-3) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.memory = memory
         self.shrinkage = shrinkage
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("covariance", torch.eye(dim))
@@ -67,7 +67,7 @@ class Whitening(nn.Module):
         self.updates += 1
         self._count = int(self.updates) if self._count is None else self._count + 1
         # A plain average at first, an exponential one later.
-        weight = usable * max(self.momentum, 1.0 / self._count)
+        weight = usable * (sums[0] / self.memory).clamp(1.0 / self._count, 1.0)
         old_second = self.covariance + torch.outer(self.mean, self.mean)
         self.mean.lerp_(mean, weight)
         self.covariance.copy_(old_second.lerp(second, weight) - torch.outer(self.mean, self.mean))
