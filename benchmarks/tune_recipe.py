@@ -48,14 +48,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "two blocks": {"network": HALF | {"blocks": 2}},
     "attention at 8 px": {"network": HALF | {"attention": [8]}},
     "96, 128, 128 below": {"network": HALF | {"widths": [32, 96, 128, 128]}},
-    "batch 128": {"training": {"batch_size": 128}},
+    "batch 128": {"training": {}},
     "batch 64": {"training": {"batch_size": 64}},
     "batch 32": {"training": {"batch_size": 32}},
     "batch 16": {"training": {"batch_size": 16}},
     "batch 8": {"training": {"batch_size": 8}},
-    "batch 32, rate 5e-4": {"training": {"batch_size": 32, "learning_rate": 5e-4}},
+    "batch 16, rate 2e-3": {"training": {"batch_size": 16, "learning_rate": 2e-3}},
     "batch 32, rate 2e-3": {"training": {"batch_size": 32, "learning_rate": 2e-3}},
-    "batch 128, rate 2e-3": {"training": {"batch_size": 128, "learning_rate": 2e-3}},
 }
 
 
@@ -93,6 +92,7 @@ def run_row(name: str, args: argparse.Namespace) -> None:
         "seed": args.seed,
         "max_images": 10**9,
         "warmup_images": 5000,
+        "batch_size": 128,
     }
     config = changed(base, VARIANTS[name] | {"training": budget | VARIANTS[name].get("training", {})})
     sizes = {"image_size": config.network.image_size, "channels": config.network.channels}

@@ -42,7 +42,7 @@ def fit(model: M, pixels: Tensor, config: Config, minutes: float) -> tuple[M, in
         The averaged model in eval mode, and how many images it saw.
     """
     training, place = config.training, next(model.parameters()).device
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas)
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas, fused=True)
     average = averaged_weights(model, training.ema_decay)  # type: ignore[arg-type]
     precision, step, started = choose_precision("auto", place), 0, time.monotonic()
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:

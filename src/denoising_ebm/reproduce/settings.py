@@ -142,7 +142,7 @@ def base_config(scale: Scale, image_size: int, channels: int, minutes: float, se
         training = replace(training, batch_size=64, max_images=2048, max_minutes=0.0, warmup_images=512, holdout=64)
         config = replace(config, sampling=replace(config.sampling, semantic_steps=3, texture_steps=8))
     elif scale == "small":
-        training = replace(training, max_images=10**9, max_minutes=10.0, warmup_images=10_000)
+        training = replace(training, max_images=10**9, max_minutes=10.0)
     if minutes:
         training = replace(training, max_images=10**9, max_minutes=minutes)
     return replace(config, network=network, training=training, recipe=(Phase("denoising"),))
