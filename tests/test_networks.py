@@ -263,6 +263,16 @@ def test_updates_forget_old_codes(generator: torch.Generator) -> None:
     torch.testing.assert_close(whitening.covariance, torch.cov(codes.mT, correction=0), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch_size", [10, 50])
+def test_memory_counts_codes_whatever_the_batch(batch_size: int) -> None:
+    """A thousand codes in a memory of two thousand leave a share of exp(-1/2) of what was there."""
+    whitening = Whitening(3, memory=2000).double()
+    whitening.updates.fill_(10**6)  # the plain average at first is long over
+    for _ in range(1000 // batch_size):
+        whitening.update(torch.ones(batch_size, 3, dtype=torch.float64))
+    torch.testing.assert_close(whitening.mean, torch.full_like(whitening.mean, 1 - math.exp(-0.5)), atol=5e-3, rtol=0)
+
+
 def test_too_few_codes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"more codes than dimensions \(3\), got 3"):
         Whitening(3).calibrate(torch.randn(3, 3))
