@@ -28,7 +28,7 @@ from denoising_ebm import load_images, preset, to_uint8
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import autocast, choose_precision, describe
-from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.training.once import train_once
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -60,12 +60,10 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", help="train each baseline at these learning rates instead")
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"))
     args = parser.parse_args()
-    Ledger(
-        args.out,
-        {"data": args.data, "preset": str(preset(args.preset)), "minutes": args.minutes, "samples": args.samples}
-        | {"seed": args.seed},
-    )
     config = preset(args.preset)
+    # Rows at other rates have names of their own.
+    options = {name: value for name, value in vars(args).items() if name != "rates"}
+    ledger = Ledger(args.out, settings_of(options, preset=str(config)))
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
     sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
@@ -77,14 +75,14 @@ def main() -> None:
     def row(name: str, make: Callable[[], tuple[Draw, dict[str, Any]]]) -> None:
         if args.only and not any(part in name for part in args.only):
             return
-        path = args.out / f"{name.replace(' ', '-').replace(',', '')}.json"
-        if not path.exists():
+
+        def measure() -> dict[str, Any]:
             draw, facts = make()
             images, seconds = draw_all(draw, args.samples, args.seed)
-            save_grid(images[:64], path.with_suffix(".png"), columns=16)
-            figures = asdict(judge(to_uint8(images.nan_to_num(0.0))))
-            path.write_text(json.dumps(facts | figures | {"s per 64": seconds}))
-        rows[name] = json.loads(path.read_text())
+            save_grid(images[:64], args.out / f"{name.replace(' ', '-')}.png", columns=16)
+            return facts | asdict(judge(to_uint8(images.nan_to_num(0.0)))) | {"s per 64": seconds}
+
+        rows[name] = ledger.row(name, measure)
         print(name, json.dumps(rows[name]), flush=True)
 
     def of_ours(sampler: Any) -> tuple[Draw, dict[str, Any]]:
