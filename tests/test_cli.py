@@ -49,9 +49,7 @@ def test_help_shows_commands_examples_and_defaults(capsys: pytest.CaptureFixture
         main(["train", "--preset", "cifar10-small", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     # The comment of the field, its type, and the preset's own value.
-    assert (
-        "--training.batch_size BATCH_SIZE Images per optimizer step over all ranks. (type: int, default: 128)" in text
-    )
+    assert "--training.batch_size BATCH_SIZE Images per optimizer step over all ranks. (type: int, default: 16)" in text
     assert "--training.learning_rate LEARNING_RATE Adam's. (type: float, default: 0.001)" in text
 
 

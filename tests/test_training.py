@@ -486,8 +486,8 @@ def test_run_folder(tmp_path: Path) -> None:
     for record in records[3:]:  # L = 1: one step of each kind
         assert set(record) == DENOISING | CHAINS
         assert record["energy_gap"] == pytest.approx(record["energy_data"] - record["energy_chain"], rel=1e-3, abs=1e-5)
-    # Linear warm-up over 4 steps, linear fall from half of the budget on.
-    expected = [0.5, 1.0, 1.0, 10 / 12, 6 / 12, 2 / 12]
+    # A warm-up of 4 steps, cut to the first one, a twentieth of the budget; linear fall from half of the budget on.
+    expected = [1.0, 1.0, 1.0, 10 / 12, 6 / 12, 2 / 12]
     assert [record["learning_rate"] for record in records] == pytest.approx([1e-3 * share for share in expected])
 
     loaded = DenoisingEBM.from_pretrained(tmp_path)
