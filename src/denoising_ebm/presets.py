@@ -66,7 +66,7 @@ _CONTRASTIVE = ContrastiveConfig(
     regularisation=0.01,
 )
 _TRAINING = TrainingConfig(
-    # Small, since on a CPU more steps beat more images: at equal minutes a lower error than any larger batch
+    # Small, since on a CPU more steps beat more images: in runs of minutes a lower error than larger batches
     # (benchmarks/RESULTS.md).
     batch_size=16,
     ema_decay=0.9995,
