@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -45,6 +44,7 @@ from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.once import train_once
 
 CPU = torch.device("cpu")
+Labels = tuple[str | None, ...]
 SIGMAS = (0.01, 0.1, 0.3)
 
 
@@ -95,24 +95,13 @@ def collect(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.cat([function(chunk).float() for chunk in x.split(256)])
 
 
-def labels(folder: str, split: str, num: int) -> Tensor | None:
-    """Return the labels of the first `num` rows of Parquet files, in the order in which images are loaded."""
-    paths = [path for path in sorted(Path(folder).rglob("*.parquet")) if path.stem.partition("-")[0] == split]
-    if not paths or "label" not in pyarrow.parquet.read_schema(paths[0]).names:
-        return None
-    column = [
-        value for path in paths for value in pyarrow.parquet.read_table(path, columns=["label"])["label"].to_pylist()
-    ]
-    return torch.tensor(column[:num])
-
-
-def probe(train: Tensor, test: Tensor, train_labels: Tensor | None, test_labels: Tensor | None) -> float | None:
+def probe(train: Tensor, test: Tensor, train_labels: Labels, test_labels: Labels) -> float | None:
     """Return the accuracy of a linear classifier of standardised codes; None without labels."""
-    if train_labels is None or test_labels is None:
+    if None in train_labels or None in test_labels:
         return None
     scaler = StandardScaler().fit(train.numpy())
-    classifier = LogisticRegression(max_iter=1000).fit(scaler.transform(train.numpy()), train_labels.numpy())
-    return float(classifier.score(scaler.transform(test.numpy()), test_labels.numpy()))
+    classifier = LogisticRegression(max_iter=1000).fit(scaler.transform(train.numpy()), train_labels)
+    return float(classifier.score(scaler.transform(test.numpy()), test_labels))
 
 
 def information(error: float, dim: int) -> float:
@@ -132,14 +121,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/latent"))
     args = parser.parse_args()
     config = preset(args.preset)
-    Ledger(args.out, settings_of(vars(args), preset=str(config)))
+    ledger = Ledger(args.out, settings_of(vars(args), preset=str(config)))
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
     sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
-    pixels = load_images(args.data, split="train", **sizes).pixels
-    test = to_float(load_images(args.data, split="test", limit=args.test, **sizes).pixels)
+    images = load_images(args.data, split="train", **sizes)
+    held_out = load_images(args.data, split="test", limit=args.test, **sizes)
+    ledger.begin()
+    pixels, test = images.pixels, to_float(held_out.pixels)
     some = to_float(pixels[: args.probe])
-    known = labels(args.data, "train", len(some)), labels(args.data, "test", len(test))
+    known = images.labels[: len(some)], held_out.labels
     dim, rows = test[0].numel(), {}
 
     def row(

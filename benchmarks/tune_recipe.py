@@ -83,8 +83,8 @@ def errors(model: DenoisingEBM, pixels: torch.Tensor, seed: int = 0) -> dict[str
     return row | {"mse of h": decoded / x0.numel()}
 
 
-def run_row(name: str, args: argparse.Namespace) -> None:
-    """Train and measure one variant in this process."""
+def config_of(name: str, args: argparse.Namespace) -> Config:
+    """Return the configuration of a variant."""
     base = preset(args.preset)
     budget = {
         "max_minutes": args.minutes,
@@ -94,15 +94,22 @@ def run_row(name: str, args: argparse.Namespace) -> None:
         "warmup_images": 5000,
         "batch_size": 128,
     }
-    config = changed(base, VARIANTS[name] | {"training": budget | VARIANTS[name].get("training", {})})
+    return changed(base, VARIANTS[name] | {"training": budget | VARIANTS[name].get("training", {})})
+
+
+def run_row(name: str, args: argparse.Namespace) -> None:
+    """Train and measure one variant in this process, and print its figures as JSON."""
+    base, config = preset(args.preset), config_of(name, args)
     sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
-    folder = args.out / name.replace(" ", "-").replace(",", "")
+    folder = args.out / "models" / name.replace(" ", "-").replace(",", "")
     resume = (folder / "state.pt").exists()
     result = train(pixels, config, folder, data_name=args.data, resume=resume, quiet=True)
     if not result.finished:
         raise SystemExit(f"{name}: interrupted and saved; the same command goes on")
+    if result.diverged:
+        raise SystemExit(f"{name}: its training diverged")
     model = result.model
     row = {
         "variant": name,
@@ -114,7 +121,7 @@ def run_row(name: str, args: argparse.Namespace) -> None:
     if args.samples:
         test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
         row["distance"] = Judge(test).distance(draw(model, args.samples, "two-stage", seed=args.seed).images)
-    (folder / "row.json").write_text(json.dumps(row))
+    print(json.dumps(row))
 
 
 def main() -> None:
@@ -134,21 +141,29 @@ def main() -> None:
     if args.row:
         run_row(args.row, args)
         return
+    for name in args.only or ():
+        if name not in VARIANTS:
+            parser.error(f"--only {name!r}: no such variant; there are {'; '.join(VARIANTS)}")
     options = {name: value for name, value in vars(args).items() if name not in ("row", "jobs")}
-    Ledger(args.out, settings_of(options, preset=str(preset(args.preset))))
+    ledger = Ledger(args.out, settings_of(options, preset=str(preset(args.preset))))
     names = [name for name in VARIANTS if not args.only or name in args.only]
     threads = max(1, torch.get_num_threads() // args.jobs)
 
-    def start(name: str) -> None:
-        path = args.out / name.replace(" ", "-").replace(",", "") / "row.json"
-        if not path.exists():
+    def start(name: str) -> dict[str, Any]:
+        def make() -> dict[str, Any]:
             command = [sys.executable, __file__, *sys.argv[1:], "--row", name]
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-        print(path.read_text(), flush=True)
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            found = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+            row: dict[str, Any] = json.loads(found.stdout)
+            return row
+
+        row = ledger.row(name, make, config=str(config_of(name, args)))
+        shown = {key: value for key, value in row.items() if key not in ("seconds", "depends")}
+        print(json.dumps(shown), flush=True)
+        return shown
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(start, names))
-    rows = [json.loads((args.out / n.replace(" ", "-").replace(",", "") / "row.json").read_text()) for n in names]
+        rows = list(pool.map(start, names))
     print(
         f"\n{describe(torch.device('cpu'))}, {args.jobs} rows at once; {args.minutes:g} minutes a row; seed {args.seed}"
     )

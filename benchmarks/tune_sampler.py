@@ -118,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
     # Rows are kept under what they depend on; another choice is refused.
-    Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed})
+    Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed}).begin()
     network = model.config.network
     sizes = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=4 * args.samples, **sizes).pixels

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.images import load_images
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.reproduce import samplers
+from denoising_ebm.reproduce.figures import speed
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import draw, draw_ncsn
 from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
-from denoising_ebm.reproduce.tables import ROWS, row_name
+from denoising_ebm.reproduce.tables import ROWS, row_name, table1
 from denoising_ebm.reproduce.workshop import Workshop
+from denoising_ebm.training import trainer
 from denoising_ebm.training.once import train_once
 from support import random_pixels, tiny_config
 
@@ -48,6 +53,14 @@ def test_rows_of_other_images_are_made_anew(tmp_path: Path) -> None:
     assert ledger.row("a", lambda: {"x": 2}, test="abc")["x"] == 1
     assert ledger.row("a", lambda: {"x": 3}, test="def")["x"] == 3
     assert ledger.row("a", lambda: {"x": 4}, test="def")["x"] == 3
+
+
+def test_a_row_made_with_more_serves_where_less_is_asked(tmp_path: Path) -> None:
+    """FIDs that took days are not lost to a command without them; the other way the row is made anew."""
+    ledger = Ledger(tmp_path / "out", {})
+    assert ledger.row("a", lambda: {"fid": None}, test="abc", inception="")["fid"] is None
+    assert ledger.row("a", lambda: {"fid": 2.0}, test="abc", inception="yes")["fid"] == 2.0
+    assert ledger.row("a", lambda: {"fid": None}, test="abc", inception="")["fid"] == 2.0
 
 
 def test_a_missing_row_is_marked_and_tried_again(tmp_path: Path) -> None:
@@ -139,6 +152,23 @@ def test_ncsn_protocol_is_its_formula(tiny_model: DenoisingEBM, monkeypatch: pyt
     assert float((x - clean).abs().max()) > 0.05
 
 
+def test_ncsn_protocol_needs_its_noise_levels(tiny_model: DenoisingEBM) -> None:
+    assert tiny_model.config.noise.sigma_max < 2
+    with pytest.raises(
+        ValueError, match=r"NCSN's protocol needs noise levels from 0.02 to 2, the model was trained on"
+    ):
+        draw_ncsn(tiny_model, 2, steps=1)
+
+
+@torch.no_grad()
+def test_samples_that_are_not_finite_are_no_samples(tiny_model: DenoisingEBM) -> None:
+    """As pixels they would be black images, and measured like others."""
+    for parameter in tiny_model.parameters():
+        parameter.fill_(math.nan)
+    with pytest.raises(ValueError, match="3 of 3 samples are not finite: the chains diverged"):
+        draw(tiny_model, 3, "heun", steps=2)
+
+
 @pytest.mark.parametrize("sampler", ["annealed", "heun"])
 def test_chains_start_at_the_level_asked_for(sampler: Any, tiny_model: DenoisingEBM) -> None:
     low = draw(tiny_model, 3, sampler, steps=4, sigma_max=0.5)
@@ -225,6 +255,40 @@ def test_everything_at_tiny_scale(debm: Any, tmp_path: Path, monkeypatch: pytest
     assert "holds a reproduction with configuration" in debm("reproduce", *options).error
 
 
+@pytest.fixture
+def shop(tmp_path: Path, tiny_model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """Images of 16 pixels, a given model, and figures that cost nothing."""
+    pixels = random_pixels(30)
+    monkeypatch.setattr(
+        "denoising_ebm.reproduce.workshop.Judge", lambda reference, **_: Judge(reference, extractor=Means())
+    )
+    sizes = replace(SIZES["tiny"], samples=40, reference=12)
+    return Workshop(
+        Ledger(tmp_path / "out", {}), sizes, tiny_config(), pixels, pixels, data_name="x", trained=tiny_model
+    )
+
+
+def test_seconds_of_several_machines_are_not_divided(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand evaluations in two seconds on a GPU, eleven in 44 on a CPU: 1000 / 11 times fewer."""
+
+    def row(name: str, make: object) -> dict[str, Any]:
+        quality = {"distance": 5.0, "precision": 1.0, "recall": 1.0}
+        if "NCSN" in name:
+            return quality | {"evaluations": 1000, "s_per_64": 2.0, "hardware": "GPU"}
+        return quality | {"evaluations": 11, "s_per_64": 44.0, "hardware": "CPU"}
+
+    monkeypatch.setattr(shop, "quality_row", row)
+    section = speed(shop)
+    assert section.table is not None and "WARNING: rows were made on several machines" in section.table.caption
+    assert f"takes {1000 / 11:.1f} times fewer evaluations" in section.text
+
+
+def test_a_floor_of_fewer_images_says_so(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denoising_ebm.reproduce.tables.ROWS", ())
+    table = table1(shop).table
+    assert table is not None and table.rows[0][0] == "training images (floor: 30 only, so too high)"
+
+
 def test_second_set_has_rows_of_its_own(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("denoising_ebm.reproduce.tables.ROWS", (("denoising", "heun", None),))
     result = debm("reproduce", "table2", "--second", "fashion-mnist", "--second-size", 16, "--out", tmp_path / "out")
@@ -248,6 +312,23 @@ def test_a_source_without_splits_is_split_at_random(tmp_path: Path, capsys: pyte
             assert torch.equal(image, pixels[int(name[:2])])
 
 
+def test_an_interrupt_in_the_last_moments_stops_after_a_finished_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a reproduction would go on with its next row, whatever the user asked for."""
+    config, pixels, save = tiny_config(max_images=16), random_pixels(20), trainer._Run.save
+
+    def interrupted(self: Any, monitor: Any, *, final: bool) -> None:
+        if final:
+            signal.raise_signal(signal.SIGINT)
+        save(self, monitor, final=final)
+
+    monkeypatch.setattr(trainer._Run, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True)
+    assert train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True).facts["images seen"] == 16
+
+
 def test_models_of_other_images_or_settings_are_not_taken(tmp_path: Path) -> None:
     config, pixels = tiny_config(max_images=16), random_pixels(20)
     train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True)
@@ -266,4 +347,30 @@ def test_command_refuses(debm: Any, tmp_path: Path) -> None:
     assert (
         "takes images of shape (3, 32, 32)" in debm("reproduce", "figure4", "--model", "cifar10-small", *common).error
     )
-    assert not (tmp_path / "out" / "rows").exists()
+    # A command that is refused leaves no folder that refuses the next one.
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_refuses_a_model_that_may_know_the_test_images(debm: Any, tmp_path: Path) -> None:
+    """Without splits, images that the model was trained on would stand for test images."""
+    for i, image in enumerate(load_images("fashion-mnist", limit=10).pixels):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    error = debm(
+        "reproduce", "figure4", "--data", tmp_path, "--model", "fashion-mnist", "--out", tmp_path / "out"
+    ).error
+    assert f"{tmp_path}: has no splits, so fashion-mnist may have been trained on the images" in error
+
+
+@pytest.mark.parametrize(
+    "package, more, extra",
+    [
+        ("efficientnet_lite_pytorch", (), "eval"),
+        ("torch_fidelity.feature_extractor_inceptionv3", ("--inception", "auto"), "fid"),
+    ],
+)
+def test_missing_packages_are_told_before_any_work(
+    package: str, more: tuple[str, ...], extra: str, debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = debm("reproduce", "table3", "--out", tmp_path / "out", *more)
+    assert f"pip install 'denoising-ebm[{extra}]'" in result.error and not (tmp_path / "out").exists()

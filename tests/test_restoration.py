@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,15 @@ def test_psnr_and_ssim() -> None:
 
 
 # -- command --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_scikit_image_is_told_before_any_work(
+    debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    options = ["--limit", 2, "--task", "denoise", "--sigma", 0.5, "--out", tmp_path / "out"]
+    result = debm("restore", "fashion-mnist", "fashion-mnist", "--degrade", *options)
+    assert "pip install 'denoising-ebm[eval]'" in result.error and not (tmp_path / "out").exists()
 
 
 def test_command_restores_real_images(debm: Any, tmp_path: Path) -> None:

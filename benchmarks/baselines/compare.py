@@ -28,7 +28,9 @@ from denoising_ebm import load_images, preset, to_uint8
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import autocast, choose_precision, describe
+from denoising_ebm.images import content_hash
 from denoising_ebm.reproduce.ledger import Ledger, settings_of
+from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.training.once import train_once
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -36,6 +38,7 @@ CPU = torch.device("cpu")
 #: Samplers of our model.
 OURS = {"two-stage": "ours, two-stage", "heun": "ours, Heun 20"}
 METHODS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
+TITLES = [*OURS.values(), *(method.title for method in METHODS), EbmKit.title, TorchEBMChains.title]
 
 
 def draw_all(draw: Draw, num: int, seed: int) -> tuple[Tensor, float]:
@@ -60,6 +63,9 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", help="train each baseline at these learning rates instead")
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"))
     args = parser.parse_args()
+    for part in args.only or ():
+        if not any(part in title for title in TITLES):
+            parser.error(f"--only {part!r}: no row has it in its name; rows are {'; '.join(TITLES)}")
     config = preset(args.preset)
     # Rows at other rates have names of their own.
     options = {name: value for name, value in vars(args).items() if name != "rates"}
@@ -70,6 +76,7 @@ def main() -> None:
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
     judge = Judge(test)
+    images_hash = f"{content_hash(pixels, '')} {content_hash(test, '')}"
     rows: dict[str, dict[str, Any]] = {}
 
     def row(name: str, make: Callable[[], tuple[Draw, dict[str, Any]]]) -> None:
@@ -80,14 +87,14 @@ def main() -> None:
             draw, facts = make()
             images, seconds = draw_all(draw, args.samples, args.seed)
             save_grid(images[:64], args.out / f"{name.replace(' ', '-')}.png", columns=16)
-            return facts | asdict(judge(to_uint8(images.nan_to_num(0.0)))) | {"s per 64": seconds}
+            return facts | asdict(judge(to_uint8(finite(images)))) | {"s per 64": seconds}
 
-        rows[name] = ledger.row(name, measure)
+        rows[name] = ledger.row(name, measure, images=images_hash)
         print(name, json.dumps(rows[name]), flush=True)
 
     def of_ours(sampler: Any) -> tuple[Draw, dict[str, Any]]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
-        facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
+        facts = facts_of(model, int(model.facts["images seen"]), config.training.batch_size)
         return lambda num, generator: model.sample(num, sampler=sampler, seed=generator.initial_seed()), facts
 
     def of(method: Any, rate: float | None) -> tuple[Draw, dict[str, Any]]:
@@ -98,17 +105,16 @@ def main() -> None:
         averaged, seen = fit(model, pixels, model.config, args.minutes)
         if isinstance(model, IGEBM):
             averaged.buffer = model.buffer  # the chains, which are no weights to average
-        steps = seen // model.config.training.batch_size
-        return averaged.draw, {"parameters": count(averaged), "images seen": seen, "steps": steps}
+        return averaged.draw, facts_of(averaged, seen, model.config.training.batch_size)
 
     def of_ebmkit() -> tuple[Draw, dict[str, Any]]:
         method = EbmKit(config, args.seed)
         seen = method.fit(pixels, args.minutes)
-        return method.draw, {"parameters": count(method.energy), "images seen": seen}
+        return method.draw, facts_of(method.energy, seen, method.batch_size)
 
     def of_torchebm() -> tuple[Draw, dict[str, Any]]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
-        facts = {"parameters": count(model), "images seen": model.facts["images seen"]}
+        facts = facts_of(model, int(model.facts["images seen"]), config.training.batch_size)
         return TorchEBMChains(model).draw, facts
 
     for sampler, title in OURS.items():
@@ -128,9 +134,10 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(show(figures.get(column)) for column in columns) + " |")
 
 
-def count(model: torch.nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def facts_of(model: torch.nn.Module, seen: int, batch_size: int) -> dict[str, int]:
+    """Return what stands before the figures of a method."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, "images seen": seen, "steps": seen // batch_size}
 
 
 def show(value: float | int | None) -> str:

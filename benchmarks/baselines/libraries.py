@@ -22,11 +22,12 @@ class EbmKit:
 
     Those of the docstring of its `LangevinDynamics` for images: step 10, noise 0.005, gradients clamped to 0.01, images
     within (-1, 1), 60 steps, chains from uniform noise, in float32. Its averaged weights have no warm-up, so in few minutes
-    they would still be those of the start: the last weights are drawn from, and the buffer holds as many chains as are drawn
-    (its default is five times that), so that each is visited a few times.
+    they would still be those of the start: the last weights are drawn from. Samples go on with the chains of its buffer that
+    training has visited: its other slots hold the noise that they were filled with.
     """
 
     title = "ebmkit, ResNetEnergy by PCD"
+    batch_size = 32
 
     def __init__(self, config: Config, seed: int) -> None:
         import ebm
@@ -35,7 +36,7 @@ class EbmKit:
         self.shape = (config.network.channels, config.network.image_size, config.network.image_size)
         self.energy = ebm.nets.ResNetEnergy(self.shape[0], (64, 128, 256), spectral_norm=True)
         self.sampler = ebm.LangevinDynamics(step_size=10.0, steps=60, noise_scale=0.005, grad_clip=0.01, clamp=(-1, 1))
-        self.drawn = 0
+        self.drawn, self.visited = 0, torch.zeros(2000, dtype=torch.bool)
         self.buffer = ebm.ReplayBuffer(2000, self.shape, init_fn=lambda shape: 2 * torch.rand(shape) - 1)
         loss = ebm.ContrastiveDivergence(self.sampler, self.buffer, energy_reg=1.0)
         self.trainer: Any = ebm.Trainer(self.energy, loss, lr=1e-4, device="cpu", grad_clip_norm=0.1)
@@ -44,15 +45,18 @@ class EbmKit:
         """Train for `minutes` with its own trainer; return images seen."""
         data, started, seen = to_float(pixels), time.monotonic(), 0
         while time.monotonic() - started < 60 * minutes:
-            self.trainer.fit(data, steps=1, batch_size=32, verbose=False)
-            seen += 32
+            self.trainer.fit(data, steps=1, batch_size=self.batch_size, verbose=False)
+            self.visited[self.buffer._last_idx] = True
+            seen += self.batch_size
         return seen
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """Go on with chains of its buffer."""
-        slots = (self.drawn + torch.arange(num)) % len(self.buffer.data)
+        """Go on with chains of its buffer, one after the other, in float32 as they were trained."""
+        chains = self.buffer.data[self.visited]
+        slots = (self.drawn + torch.arange(num)) % len(chains)
         self.drawn += num
-        result: Tensor = self.sampler.sample(self.energy, self.buffer.data[slots]).detach()
+        with torch.autocast("cpu", enabled=False):
+            result: Tensor = self.sampler.sample(self.energy, chains[slots]).detach()
         return result
 
 

@@ -212,7 +212,7 @@ class ContrastiveConfig:
         texture_steps: T in training.
         positives: Contrast chain ends with x (paper) or with x + sigma noise.
         chains: Chains restarted every round (paper), or kept in a replay buffer.
-        chain_batch: Chains per round, over all ranks; 0 means the batch size.
+        chain_batch: Chains per round, over all ranks, at most the batch size, which 0 means.
         buffer_size: Persistent chains kept, per rank.
         restart_rate: Share of persistent chains restarted from N(0, I) each round.
         weight: Factor on both contrastive losses (energies are per dimension there).

@@ -233,7 +233,8 @@ class DenoisingEBM(nn.Module):
             num: Number of images, >= 1.
             sampler: `two-stage`; `annealed` and `mala`: Langevin from pixel noise of level sigma_max; `heun`: the
                 probability-flow ODE from the same noise.
-            steps: Steps in pixels (for `two-stage` and `annealed` the model's own if None, for `mala` 200, `heun` 20).
+            steps: Steps in pixels (for `two-stage` and `annealed` the model's own if None, for `mala` 200); for `heun`
+                noise levels (20).
             seed: Seed of all draws; the same on every device.
             callback: Called after every step.
 

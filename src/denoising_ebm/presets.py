@@ -87,8 +87,8 @@ PRESETS: dict[str, Config] = {
         recipe=(Phase("denoising"),),
     ),
     "cifar10-small": Config(
-        # The lowest denoising error after equal minutes on a CPU (benchmarks/RESULTS.md): layers of h at full size and
-        # attention cost more images than they gave.
+        # Layers of h at full size and attention cost more images than they gave in equal minutes on a CPU
+        # (benchmarks/RESULTS.md); wider than the best network there, for longer runs.
         network=NetworkConfig(widths=(48, 64, 128, 128), attention=(), decoder_widths=(48, 64, 64)),
         noise=_NOISE,
         energy=EnergyConfig(inner_noise=False),

@@ -29,7 +29,8 @@ needs for p-values and a false-alarm rate that is kept. More images see more: th
 Writes detector.json and detector.safetensors into the model's folder (or --out); `debm score MODEL IMAGES` then uses them.
 
 Calibration images stand for the normal images to come. They should be new to the model: images it was trained on look more
-normal to it than others, and the promised rate would be exceeded. Without --calibration a fifth of DATA is kept for it."""
+normal to it than others, and the promised rate would be exceeded. Without --calibration a fifth of the
+images drawn from DATA is kept for it."""
 EPILOG = """\
 Examples:
   debm fit-detector runs/mine normal-images/
@@ -103,8 +104,8 @@ def run(args: Namespace) -> int:
         held = held[~known][: args.calibration_images]
     else:
         note(
-            f"a fifth of {args.data} stands for the normal images to come; if the model was trained on them, more than the "
-            "promised share of new ones is flagged: give new ones with --calibration"
+            f"a fifth of the images drawn from {args.data} stands for the normal images to come; if the model was trained "
+            "on them, more than the promised share of new ones is flagged: give new ones with --calibration"
         )
     detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered_images))
     num = len(chosen) if held is not None else len(chosen) - len(chosen) // 5

@@ -29,10 +29,10 @@ Every row is kept: after Ctrl-C the same command goes on at the row it was on. `
 `small` is for two cores (hours), `full` is the paper's scale, for a GPU.
 
 FID and IS need Inception's weights (--inception); without them the Fréchet distance of EfficientNet-lite0 features is
-given, which works offline and is no FID."""
+given, which works offline and is no FID (both are extras: denoising-ebm[eval,fid])."""
 EPILOG = """\
 Examples:
-  debm reproduce all --scale tiny --out runs/tiny
+  debm reproduce all --scale tiny --second fashion-mnist --out runs/tiny
   debm reproduce table1 --scale small --data cifar10/ --out runs/cifar10
   debm reproduce figure5 speed --scale small --data cifar10/ --model cifar10-small --out runs/chains
   debm reproduce table4 --scale small --data cifar10/ --model cifar10-small --ood svhn=svhn/@train --out runs/odd
@@ -91,18 +91,22 @@ def run(args: Namespace) -> int:
     """Run and say where the page is."""
     if args.minutes < 0:
         raise ValueError(f"--minutes must be >= 0, got {args.minutes:g}")
-    from denoising_ebm.evaluation.inception import find_weights
+    from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
+    from denoising_ebm.evaluation.inception import InceptionFeatures, find_weights
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.reproduce.run import STUDIES, Images, reproduce
     from denoising_ebm.reproduce.settings import SIZES
 
-    inception: bool | str = False
-    if args.inception:
-        # Before hours of work that would end without them.
-        inception = str(find_weights(None if args.inception == "auto" else args.inception))
     targets = [name for name in STUDIES if name in args.target or "all" in args.target]
+    inception: bool | str = False
+    # Before hours of work that would end without them.
+    if targets != ["table4"]:
+        EfficientNetLite0Features.packages()
+    if args.inception:
+        InceptionFeatures.package()
+        inception = str(find_weights(None if args.inception == "auto" else args.inception))
     limit = SIZES[args.scale].train_images
-    train, test = _read(args.data, limit)
+    train, test = _read(args.data, limit, known_to=args.model)
     labels = train.labels, test.labels
     odd: dict[str, Tensor] = {}
     if "table4" in targets:
@@ -145,9 +149,13 @@ def run(args: Namespace) -> int:
 
 
 def _read(
-    source: str, limit: int | None, size: int | None = None, crop: int | None = None
+    source: str, limit: int | None, size: int | None = None, crop: int | None = None, known_to: str | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Return both splits, of one size and one number of channels, each shuffled."""
+    """Return both splits, of one size and one number of channels, each shuffled.
+
+    Raises:
+        ValueError: If there are no splits, and the model `known_to` may have been trained on what would be test images.
+    """
     from denoising_ebm.images import load_images
 
     options: dict[str, Any] = {"resize": "lanczos" if size else None, "center_crop": crop}
@@ -156,6 +164,11 @@ def _read(
     test = load_images(source, split="test", image_size=size, channels=channels, **options)
     if train.names == test.names:
         # Without splits both are all images.
+        if known_to:
+            raise ValueError(
+                f"{source}: has no splits, so {known_to} may have been trained on the images that would stand for test "
+                "images; with --model give a source with the splits train and test"
+            )
         order, num = _order(len(train)), len(train) // 5
         note(
             f"{source}: has no splits, so {num:,} of its {len(train):,} images, drawn at random, stand for test images"

@@ -99,8 +99,12 @@ def run(args: Namespace) -> int:
     import torch
 
     from denoising_ebm.images import to_float, to_uint8
+    from denoising_ebm.restoration.metrics import ssim_package
     from denoising_ebm.restoration.posterior import restore
 
+    if args.degrade:
+        # Before work that would end without it.
+        ssim_package()
     model = read_model(args)
     channels, size, _ = model.image_shape
     degradation = _degradation(args, size)

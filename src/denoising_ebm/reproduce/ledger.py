@@ -25,7 +25,7 @@ class Ledger:
     """Finished rows of a reproduction, in a folder that belongs to one choice of settings.
 
     Args:
-        folder: Created if missing.
+        folder: Created with the first row, so that a command that is refused before leaves none behind.
         settings: What all rows depend on.
         log: Told of every row.
 
@@ -34,8 +34,8 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], log: Log = lambda message: None) -> None:
-        self.folder, self._log = folder, log
-        marker = folder / SETTINGS_FILE
+        self.folder, self._settings, self._log = folder, dict(settings), log
+        self._marker = marker = folder / SETTINGS_FILE
         if marker.is_file():
             try:
                 found = json.loads(marker.read_text(encoding="utf-8"))
@@ -50,12 +50,12 @@ class Ledger:
             return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder}: exists and is no reproduction; choose another --out")
-        self._write(marker, dict(settings))
 
     def row(self, name: str, make: Callable[[], Mapping[str, Any]], **depends: str) -> dict[str, Any]:
         """Return the figures of a row, made now or before.
 
-        A row that was made from other images, models or networks than now (`depends`) is made anew.
+        A row that was made from other images, models or networks than now (`depends`) is made anew; one that was made from
+        more, as with Inception where it is not asked for now, serves.
 
         A row that the data or the machine cannot give (a `ValueError` or `FileNotFoundError`) is marked by `missing`, its
         reason; it is tried again the next time, and the others go on.
@@ -63,14 +63,16 @@ class Ledger:
         Args:
             name: Of the row, unique within the reproduction.
             make: Computes it: plain numbers, texts and lists. `seconds` and `depends` are added.
-            depends: Hashes and names of what the row was made from.
+            depends: Hashes and names of what the row is made from; empty ones are left out.
         """
         path = self.folder / "rows" / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', name)}.json"
+        depends = {key: value for key, value in depends.items() if value}
         if path.is_file():
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if stored.get("depends") == depends:
+            if depends.items() <= stored.get("depends", {}).items():
                 return stored
         self._log(name)
+        self.begin()
         started = time.monotonic()
         try:
             figures = dict(make())
@@ -80,6 +82,11 @@ class Ledger:
         figures |= {"seconds": round(time.monotonic() - started, 3), "depends": depends}
         self._write(path, figures)
         return figures
+
+    def begin(self) -> None:
+        """Make the folder one of these settings."""
+        if not self._marker.is_file():
+            self._write(self._marker, self._settings)
 
     def _write(self, path: Path, values: Mapping[str, Any]) -> None:
         text = json.dumps(values, indent=1) + "\n"

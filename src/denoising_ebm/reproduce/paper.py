@@ -53,6 +53,6 @@ REASONS: dict[str, str] = {
     ),
     "speed": (
         "The paper compares its 135 steps with NCSN's 1,000 on NCSN's own network. Here both run on one network, so the "
-        "ratio of times is that of network evaluations."
+        "ratio of evaluations is that of the samplers; that of times also depends on the machine."
     ),
 }

@@ -104,6 +104,7 @@ def reproduce(
             others = settings | {"data": second.name, "configuration": _fingerprint(scale, base)}
             place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
             sections.append(STUDIES[target](_workshop(place, scale, base, second, None, options)))
+    ledger.begin()
     return write_pages(sections, folder, facts(settings, images, second, command, choose_device(device)))
 
 

@@ -60,6 +60,9 @@ def draw(
         batch_size: Images at once.
         sigma_max: Noise level that `annealed`, `mala` and `heun` start from, instead of the model's largest.
         sampling: Fields of `config.SamplingConfig` that differ from the model's own.
+
+    Raises:
+        ValueError: If samples are not finite.
     """
     config, started = model.config, time.monotonic()
     noise = config.noise if sigma_max is None else replace(config.noise, sigma_max=sigma_max)
@@ -70,7 +73,19 @@ def draw(
     finally:
         model.config = config
     semantic = None if drawn.semantic is None else to_uint8(drawn.semantic)
-    return Drawn(to_uint8(drawn.images), semantic, evaluations, time.monotonic() - started)
+    return Drawn(to_uint8(finite(drawn.images)), semantic, evaluations, time.monotonic() - started)
+
+
+def finite(images: Tensor) -> Tensor:
+    """Return `images`; as pixels, samples of chains that diverged would be measured like others.
+
+    Raises:
+        ValueError: If some are not finite.
+    """
+    broken = int((~images.isfinite()).flatten(1).any(1).sum())
+    if broken:
+        raise ValueError(f"{broken:,} of {len(images):,} samples are not finite: the chains diverged")
+    return images
 
 
 def count_evaluations(model: DenoisingEBM, sampler: Sampler, steps: int | None) -> int:
@@ -99,7 +114,16 @@ def draw_ncsn(
     Returns:
         The ends of the chains, as published; and these with one denoising step at the last level, which takes the noise of
         that level away (Jolicoeur-Martineau et al., 2020).
+
+    Raises:
+        ValueError: If the model was not trained at the protocol's noise levels, or samples are not finite.
     """
+    trained = model.config.noise
+    if trained.sigma_max < NCSN_SIGMAS[0] or trained.sigma_min > NCSN_SIGMAS[1]:
+        raise ValueError(
+            f"NCSN's protocol needs noise levels from {NCSN_SIGMAS[1]:g} to {NCSN_SIGMAS[0]:g}, the model was trained on "
+            f"{trained.sigma_min:g} to {trained.sigma_max:g}"
+        )
     sigmas = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(steps)
     images, denoised, started = [], [], time.monotonic()
     for i, start in enumerate(range(0, num, batch_size)):
@@ -108,7 +132,7 @@ def draw_ncsn(
         x = (2 * torch.rand(shape, generator=generator) - 1).to(model.device)
         drift = TextureEnergy(model.denoise, inner_noise=False, direction="first-term")
         x = annealed(drift, x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
-        images.append(to_uint8(x.cpu()))
+        images.append(to_uint8(finite(x.cpu())))
         denoised.append(to_uint8(model.denoise(x, NCSN_SIGMAS[1]).cpu()))
     seconds = time.monotonic() - started
     cost = 3 if model.config.energy.denoiser == "gradient" else 1

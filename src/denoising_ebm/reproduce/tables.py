@@ -75,7 +75,9 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
             diverged = " (a phase of its training diverged)" if row.get("diverged") else ""
             rows.append([name + diverged, *(row[key] for key in _QUALITY), *cost])
 
-    add("training images (floor)", shop.row("floor", lambda: asdict(shop.judge(shop.train[:samples]))))
+    floor = shop.train[:samples]
+    few = "" if len(floor) == samples else f": {len(floor):,} only, so too high"
+    add(f"training images (floor{few})", shop.quality_row("floor", lambda: asdict(shop.judge(floor))))
     for variant, sampler, direction in ROWS:
 
         def make(
@@ -91,7 +93,7 @@ def _generation(shop: Workshop, title: str, printed: Mapping[str, tuple[float, f
             return shop.measured(by) | seen
 
         name = row_name(variant, sampler, direction)
-        row = shop.row(name, make)
+        row = shop.quality_row(name, make)
         add(name, row)
         # They depend on the training and the latent chain alone: once for each variant.
         if "semantic_distance" in row and variant not in shown:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.evaluation.quality import Judge
-from denoising_ebm.hardware import choose_device
+from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.reproduce.ledger import Ledger
@@ -72,7 +72,6 @@ class Workshop:
         return {
             "train": content_hash(self.train, ""),
             "test": content_hash(self.test, ""),
-            "inception": "" if self._inception is False else "yes",
             "model": "" if trained is None else f"{trained.fingerprint()} {trained.config.sampling}",
         }
 
@@ -84,6 +83,10 @@ class Workshop:
     def row(self, name: str, make: Callable[[], Mapping[str, Any]], **depends: str) -> dict[str, Any]:
         """Return the figures of a row; see `Ledger.row`."""
         return self.ledger.row(name, make, **self._depends, **depends)
+
+    def quality_row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return a row of which all figures of `Judge` are asked for."""
+        return self.row(name, make, inception="" if self._inception is False else "yes")
 
     def pictures(self, name: str, make: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes]:
         """Return PNG files by name, made now or before, kept as a row of the ledger.
@@ -102,10 +105,12 @@ class Workshop:
         return draw(self.model("denoising"), self.sizes.samples, "two-stage", seed=self.seed)
 
     def measured(self, make: Callable[[], Drawn]) -> dict[str, Any]:
-        """Draw, and return quality, network evaluations an image, and seconds for 64 images."""
+        """Draw, and return quality, network evaluations an image, seconds for 64 images, and on which hardware."""
         drawn = make()
         result = asdict(self.judge(drawn.images))
         result |= {"evaluations": drawn.evaluations, "s_per_64": 64 * drawn.seconds / len(drawn.images)}
+        # Rows may be made on several machines: their seconds do not compare.
+        result["hardware"] = describe(choose_device(self._device))
         if drawn.semantic is not None:
             result["semantic_distance"] = self.judge.distance(drawn.semantic)
         return result

@@ -32,16 +32,25 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         ValueError: If shapes differ or scikit-image is not installed.
     """
     _check(images, reference)
-    try:
-        metrics: Any = import_module("skimage.metrics")
-    except ImportError as error:
-        raise ValueError("SSIM needs scikit-image: pip install 'denoising-ebm[eval]'") from error
+    metrics = ssim_package()
     options = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     values = [
         float(metrics.structural_similarity(a.numpy(), b.numpy(), data_range=255, **options))
         for a, b in zip(images, reference, strict=True)
     ]
     return torch.tensor(values, dtype=torch.float64)
+
+
+def ssim_package() -> Any:
+    """Return scikit-image's metrics: to be called before work whose figures would be lost without them.
+
+    Raises:
+        ValueError: If scikit-image is not installed.
+    """
+    try:
+        return import_module("skimage.metrics")
+    except ImportError as error:
+        raise ValueError("SSIM needs scikit-image: pip install 'denoising-ebm[eval]'") from error
 
 
 def _check(images: Tensor, reference: Tensor) -> None:

@@ -5,7 +5,7 @@ Step sizes are dimensionless. With the energy's length l (sigma in data space) a
 $$x' = x - \eta\, l^2\, \nabla U(x, \sigma) + \sqrt{2 \eta T}\, l\, e, \quad e \sim N(0, I)$$
 
 so that eq. 6's step is eta l^2. Across the data an energy of level sigma has curvature 1 / sigma^2, for which eta = 1
-is the largest stable order of magnitude; the paper's fixed step of 0.01 diverges at sigma = 0.01, where it is 100 /
+is the largest stable order of magnitude; the paper's fixed step of 0.01 diverges at sigma = 0.01, where it is 100
 sigma^2.
 """
 

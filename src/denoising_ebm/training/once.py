@@ -49,7 +49,9 @@ def train_once(
     else:
         resume = (folder / STATE_FILE).is_file()
         options = {"data_name": data_name, "device": device, "quiet": quiet}
-        if not train(pixels, config, folder, resume=resume, **options).finished:  # type: ignore[arg-type]
+        result = train(pixels, config, folder, resume=resume, **options)  # type: ignore[arg-type]
+        if result.finished:
+            marker.write_text(json.dumps(identity), encoding="utf-8")
+        if result.interrupted:
             raise KeyboardInterrupt
-        marker.write_text(json.dumps(identity), encoding="utf-8")
     return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")

@@ -19,7 +19,7 @@ from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.training.objectives import Objective
 
 STATE_FILE = "state.pt"
-#: Fields a resumed run may change: they do not alter what a step does.
+#: Fields a resumed run may change: they do not alter what a step does, but for the learning rate, which follows the budget.
 FREE_FIELDS = ("max_images", "max_minutes", "log_every", "sample_minutes", "micro_batch_size", "compile")
 
 

@@ -62,6 +62,7 @@ class TrainingResult:
     model: DenoisingEBM  #: The averaged, calibrated model in eval mode.
     finished: bool  #: False if the run was interrupted; `resume` continues it.
     diverged: int = 0  #: Phases that ended by divergence, each at its last good state.
+    interrupted: bool = False  #: The user interrupted; a signal in the last moments leaves a finished run.
 
 
 def train(
@@ -133,12 +134,13 @@ def train(
     if fabric.global_rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
-        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
         if saved is not None:
             trim_metrics(folder, state.clock.step)
         else:
-            # So that a run that dies before its first save can be resumed too.
+            # So that a run that dies before its first save can be resumed too; first of all files, since without it the
+            # others would be a run that can neither be resumed nor started.
             save_state(state, config, folder, images)
+        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     fabric.barrier()
 
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
@@ -152,7 +154,7 @@ def train(
         stack.callback(monitor.close)
         finished = run.loop(kept, monitor, interrupted)
         run.save(monitor, final=finished)
-    return TrainingResult(run.evaluation_model(), finished, state.clock.diverged)
+    return TrainingResult(run.evaluation_model(), finished, state.clock.diverged, interrupted.is_set())
 
 
 class _Run:
