@@ -121,8 +121,8 @@ class MDSM(Scalar):
     Langevin on E / T from normal noise, T = 100 for a fifth of the steps, then falling to 1 exponentially and to 0, with a
     last denoising step; with 300 steps instead of 2,700, each three times as long, which takes the same diffusion time. Not
     as published: our encoder with its group norms in place of an 18-layer ResNet without (without them it did no better in
-    three minutes on CIFAR-10), and a learning rate for minutes (published: 5e-5 for 300,000
-    steps) from the first step.
+    three minutes on CIFAR-10), and a learning rate for minutes (published: 5e-5 for 300,000 steps)
+    from the first step.
     """
 
     title = "MDSM, 300 annealed steps"
