@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
@@ -229,14 +230,21 @@ def _curves(curves: Mapping[str, list[tuple[int, float]]], xlabel: str, ylabel: 
         x, y = np.array(points, dtype=float).reshape(-1, 2).T
         axis.plot(x, y, color=colour, linestyle=style, marker="o", markersize=4, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
-    for scale in (axis.xaxis, axis.yaxis):
-        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        scale.set_minor_formatter(NullFormatter())
+    _plain_numbers(axis.xaxis)
+    _plain_numbers(axis.yaxis)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     return figure
+
+
+def _plain_numbers(scale: Axis) -> None:
+    """Label a logarithmic axis in plain numbers, several of them where it spans less than a decade too."""
+    low, high = scale.get_view_interval()
+    subs = (1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    scale.set_major_locator(LogLocator(subs=subs))
+    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    scale.set_minor_formatter(NullFormatter())
 
 
 def _energies(trajectory: Trajectory) -> Figure:
@@ -249,5 +257,6 @@ def _energies(trajectory: Trajectory) -> Figure:
         axis.plot(torch.stack(energies).numpy(), linewidth=1)
         axis.set(xlabel=f"{stage} step", ylabel=f"energy {stages[stage]}", yscale="log")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain_numbers(axis.yaxis)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
