@@ -261,6 +261,54 @@ def test_missing_tensors_are_named(folder: Path, model: DenoisingEBM) -> None:
         OODDetector.load(folder, model)
 
 
+def test_tensors_of_another_fit_are_refused(folder: Path, model: DenoisingEBM, pixels: Tensor, tmp_path: Path) -> None:
+    """As left by a full disk between the two files: scores would meet p-values and settings of another fit."""
+    OODDetector(model, SMALL).fit(pixels[:60], seed=3).save(tmp_path)
+    (folder / "detector.safetensors").write_bytes((tmp_path / "detector.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"detector\.json: belongs to another detector\.safetensors"):
+        OODDetector.load(folder, model)
+
+
+def test_nothing_of_an_earlier_fit_is_left(model: DenoisingEBM, pixels: Tensor) -> None:
+    """A fit that fails half way must not answer with the p-values and maps of the one before."""
+    detector = OODDetector(model, SMALL).fit(pixels[:100])
+    detector.fit_columns(detector.columns(pixels[100:200]), detector.altered_columns(pixels[100:200]))
+    scores = detector.score(pixels[200:210])
+    with pytest.raises(ValueError, match="no calibration scores"):
+        detector.flag(scores, 0.1)
+    with pytest.raises(ValueError, match="the maps are not fitted"):
+        detector.maps(pixels[200:202])
+    assert not bool(detector.has_seen(pixels[:100]).any())
+
+
+def test_images_of_fitting_are_left_out_of_calibration(model: DenoisingEBM, pixels: Tensor) -> None:
+    """Their scores are too low, so that more than the promised share of new images would be flagged."""
+    mixed = torch.cat([pixels[:150], pixels[150:200]])
+    detector = OODDetector(model, SMALL).fit(pixels[:150], calibration=mixed)
+    assert detector.facts["calibrated on"] == 50
+    torch.testing.assert_close(detector.calibration, detector.score(pixels[150:200]))
+    assert detector.calibrate(pixels[140:180]).facts["calibrated on"] == 30
+    # An image that stands in the set twice is not fitted to and calibrated on.
+    twice = OODDetector(model, SMALL).fit(torch.cat([pixels[:50], pixels[:50]]))
+    assert twice.facts["calibrated on"] < 20
+
+
+def test_another_precision_than_that_of_fitting_is_refused(
+    folder: Path, model: DenoisingEBM, pixels: Tensor
+) -> None:
+    detector = OODDetector.load(folder, model)
+    before = detector.score(pixels[:4])
+    other = "fp32" if model.precision == "bf16" else "bf16"
+    try:
+        model.set_precision(other)
+        for call in (detector.score, detector.maps):
+            with pytest.raises(ValueError, match=f"fitted in {detector._precision}, the model is in {other} now"):
+                call(pixels[:4])
+    finally:
+        model.set_precision(detector._precision)
+    assert torch.equal(before, detector.score(pixels[:4]))
+
+
 def test_rates_that_cannot_be_promised(detector: OODDetector, pixels: Tensor) -> None:
     scores = detector.score(pixels[200:210])
     assert detector.flag(scores, 0.05).dtype == torch.bool

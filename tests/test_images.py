@@ -433,6 +433,47 @@ def hub(answer: Callable[[], Any]) -> Callable[..., Any]:
     return load_dataset
 
 
+def test_images_that_are_not_read_here_are_named_and_links_followed(tmp_path: Path) -> None:
+    """In production a photograph without a row looks as if it had passed."""
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for place in (folder, elsewhere):
+        place.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 100).save(place / "a.png")
+    (folder / "b.heic").write_bytes(b"no image that is read here")
+    (folder / "c.png").symlink_to(tmp_path / "gone.png")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    images = load_images(folder)
+    assert images.names == ("a.png", "linked/a.png")
+    assert [image.name for image in images.unreadable] == ["b.heic", "c.png"]
+    assert "No such file" in images.unreadable[1].reason
+
+
+def test_rows_of_paths_are_read_beside_their_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from where the program happens to run, and nothing else on the machine or the net."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for place, level in ((data, 10), (elsewhere, 200)):
+        place.mkdir()
+        Image.new("L", (8, 8), level).save(place / "a.png")
+    paths = ["a.png", str(elsewhere / "a.png"), "../elsewhere/a.png", "http://localhost/a.png"]
+    rows = [{"bytes": None, "path": path} for path in paths]
+    parquet.write_table(pa.table({"image": rows}), data / "images.parquet")
+    monkeypatch.chdir(elsewhere)
+    images = load_images(data / "images.parquet")
+    assert images.names == ("images.parquet#0",) and images.pixels.unique().tolist() == [10]
+    assert [image.reason for image in images.unreadable] == [
+        f"the row names {path}, which is not beside its file" for path in paths[1:]
+    ]
+
+
+def test_pictures_that_would_share_a_file_are_refused() -> None:
+    check_png_names(["a.jpg", "b.jpg.png", "x.parquet#1"])
+    with pytest.raises(ValueError, match=r"a\.jpg and a\.jpg\.png would both have their picture in a\.jpg\.png; rename"):
+        check_png_names(["a.jpg", "a.jpg.png"])
+
+
 def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer() -> datasets.Dataset:
         rows = {"img": [{"bytes": encoded(noise(seed), "PNG"), "path": None} for seed in range(3)], "label": [0, 1, 2]}

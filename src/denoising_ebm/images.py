@@ -81,6 +81,19 @@ def png_name(name: str) -> str:
     return plain if plain.lower().endswith(".png") else f"{plain}.png"
 
 
+def check_png_names(names: Sequence[str]) -> None:
+    """Refuse images of which one's picture would take the place of another's (`a.jpg` beside `a.jpg.png`).
+
+    Raises:
+        ValueError: If there are such.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(png_name(name), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} would both have their picture in {png_name(name)}; rename one")
+
+
 def to_float(pixels: Tensor) -> Tensor:
     """Map uint8 0..255 to float32 in [-1, 1]: `x / 127.5 - 1`."""
     return pixels.to(torch.float32) / 127.5 - 1
@@ -121,9 +134,9 @@ def load_images(
 ) -> ImageSet:
     """Load square images of one size from any source.
 
-    16-bit gray keeps its high byte, transparent images are laid over black, EXIF rotation is applied and animations
-    give their first frame. WebP and palette files cannot be marked as gray: where their three channels are equal they
-    count as gray or as RGB, whichever is asked for.
+    16-bit gray keeps its high byte (12-bit pixels must be scaled up before), transparent images are laid over black, EXIF
+    rotation is applied and animations give their first frame. WebP and palette files cannot be marked as gray: where their
+    three channels are equal they count as gray or as RGB, whichever is asked for.
 
     Args:
         source: A name in `BUNDLED`, a folder of image files (searched recursively, sorted), a folder of Parquet files

@@ -122,7 +122,11 @@ class DenoisingEBM(nn.Module):
             reconstruction, code = self.dae(x, sigma, inner)
             z = self.dae.unet.whitening(code)
         flat = [features.float().flatten(2) for features in inner]
-        pooled = [part for features in flat for part in (features.mean(2), features.std(2))]
+        pooled = [
+            part
+            for features in flat
+            for part in (features.mean(2), features.std(2, correction=min(1, features.shape[2] - 1)))
+        ]
         return Inspection(reconstruction, z, torch.cat(pooled, dim=1))
 
     def decode(self, z: Tensor) -> Tensor:

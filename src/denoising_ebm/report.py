@@ -99,7 +99,8 @@ def write_report(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(html, encoding="utf-8")
+    # Names of files need not be valid Unicode.
+    temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 

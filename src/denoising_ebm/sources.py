@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,26 @@ class Entry(NamedTuple):
 
 
 _DATA = Path(__file__).parent / "data"
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
+_SUFFIXES = {
+    *(
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tif",
+        ".tiff",
+    ),
+    # Images that are not read here: named among the unreadable ones instead of passed over in silence.
+    *(".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".dng"),
+}
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "extra"}
 _LABELS = ("label", "labels", "fine_label")
 
@@ -50,8 +70,7 @@ def open_source(source: str | Path, split: str, streaming: bool) -> tuple[str, I
 
 
 def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | None]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = sorted(_walk(folder))
     parquet = [path for path in files if path.suffix.lower() == ".parquet"]
     images = [path for path in files if path.suffix.lower() in _SUFFIXES]
     if parquet and images:
@@ -86,6 +105,27 @@ def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | 
     return str(folder), entries, len(entries)
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder but for hidden ones, through links to folders; links to nothing count as files.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    been: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        # A link to a folder above would be followed for ever.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if os.path.realpath(place) in been:
+            folders.clear()
+            continue
+        been.add(os.path.realpath(place))
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
 def _class_of(path: Path, no_classes: set[str]) -> str | None:
     """Name the class of an image file from its path in the source: its folder, unless that is the source or a split."""
     return None if path.parent.name in no_classes else path.parent.name
@@ -111,12 +151,25 @@ def _open_parquet(root: Path, files: list[Path]) -> tuple[str, Iterable[Entry], 
                     pattern = glob.escape(str(file))
                     rows = load_dataset("parquet", data_files=pattern, split="train", streaming=True, cache_dir=cache)
                 for row, (value, label) in enumerate(_values(rows)):
-                    yield Entry(f"{name}#{row}", value, label)
+                    yield Entry(f"{name}#{row}", _beside(file, value), label)
             except Exception as error:  # pyarrow, fsspec and datasets have no common base
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"{file}: cannot be read as Parquet with images: {reason}") from error
 
     return str(root), entries(), None
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """Return the image of a row, whose path, if it has one in place of bytes, is taken from the folder of its file.
+
+    A path that leads elsewhere is refused when the image is read: a file of rows must not open other files or addresses.
+    """
+    if not isinstance(value, dict) or value["bytes"] is not None or value["path"] is None:
+        return value
+    path = Path(value["path"])
+    if "://" in value["path"] or path.is_absolute() or ".." in path.parts:
+        return ValueError(f"the row names {value['path']}, which is not beside its file")
+    return str(file.parent / path)
 
 
 def _open_hub(name: str, split: str, streaming: bool) -> tuple[str, Iterable[Entry], int | None]:
@@ -187,6 +240,8 @@ def _quiet() -> Iterator[None]:
 
 def read_bytes(value: Any) -> bytes:
     """Return the encoded image from a path, bytes, or the `{bytes, path}` of the Hub."""
+    if isinstance(value, Exception):
+        raise value
     if isinstance(value, dict):
         value = value["path"] if value["bytes"] is None else value["bytes"]
     if value is None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,9 +83,15 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int, *,
         image_size: Of the model.
         channels: Of the model.
         skip_unfit: As for `load_images`.
+
+    Raises:
+        ValueError: Also if `source` is both a bundled set and something here.
     """
     from denoising_ebm.images import load_images
+    from denoising_ebm.sources import BUNDLED
 
+    if source in BUNDLED and Path(source).exists():
+        raise ValueError(f"{source}: is the name of a bundled set, and stands here too; ./{source} means the latter")
     images = load_images(
         source,
         split=args.split,
@@ -200,6 +207,44 @@ def check_suffix(path: str | None, suffix: str) -> Path | None:
     if Path(path).suffix.lower() != suffix:
         raise ValueError(f"{path}: expected a file name that ends in {suffix}")
     return Path(path)
+
+
+def check_writable(path: str | Path | None, *, folder: bool = False) -> None:
+    """Refuse what cannot be written, before work that would be lost; folders on the way are made.
+
+    Args:
+        path: A file, or with `folder` a folder; None for none.
+        folder: Whether files are to be written into `path`.
+
+    Raises:
+        ValueError: If a file cannot be made there.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if not folder and path.is_dir():
+        raise ValueError(f"{path}: is a folder, not a file")
+    place = path if folder else path.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"{path}: cannot be written: {reason}") from None
+
+
+def check_apart(option: str, folder: str | None, source: str) -> None:
+    """Refuse to write pictures where the images are, which would take the place of images or be taken for some later.
+
+    Raises:
+        ValueError: If `folder`, given by `option`, is the folder `source` or lies in it, or is that of the file `source`.
+    """
+    if folder is None or not Path(source).exists():
+        return
+    images, out = Path(source).resolve(), Path(folder).resolve()
+    if out.is_relative_to(images) if images.is_dir() else out == images.parent:
+        raise ValueError(f"{option} {folder}: lies in the folder of the images, {source}; give another one")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from denoising_ebm.cli.common import (
     add_device_options,
     add_source_options,
     check_at_least,
+    check_writable,
     note,
     progress_bar,
     read_images,
@@ -85,6 +86,7 @@ def run(args: Namespace) -> int:
     if not args.out and not Path(args.model).is_dir():
         where = "part of the package" if args.model in bundled_models() else "in a cache that other programs read"
         raise ValueError(f"{args.model}: is {where}; say with --out where the detector goes")
+    check_writable(folder, folder=True)
     model = read_model(args)
     network = model.config.network
     pixels = read_images(args.data, args, network.image_size, network.channels).pixels

@@ -12,8 +12,10 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_apart,
     check_at_least,
     check_suffix,
+    check_writable,
     note,
     progress_bar,
     read_images,
@@ -96,9 +98,12 @@ def run(args: Namespace) -> int:
         if args[name] is not None and args.task != task:
             raise ValueError(f"--{name} is for --task {task}, got --task {args.task}")
 
+    check_apart("--out", args.out or None, args.images)
+    check_writable(args.out or None, folder=True)
+    check_writable(grid)
     import torch
 
-    from denoising_ebm.images import to_float, to_uint8
+    from denoising_ebm.images import check_png_names, to_float, to_uint8
     from denoising_ebm.restoration.metrics import ssim_package
     from denoising_ebm.restoration.posterior import restore
 
@@ -109,6 +114,8 @@ def run(args: Namespace) -> int:
     channels, size, _ = model.image_shape
     degradation = _degradation(args, size)
     images = read_images(args.images, args, size, channels)
+    if args.out:
+        check_png_names(images.names)
     restored, degraded = [], []
     passes = 1 if args.estimate == "sample" else args.draws
     with progress_bar(f"restoring ({args.task})", len(images) * args.steps * passes) as advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     add_source_options,
+    check_apart,
     check_at_least,
     check_suffix,
+    check_writable,
     note,
     prepare_as_fitted,
     progress_bar,
@@ -102,21 +105,30 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
 def run(args: Namespace) -> int:
     """Score and write."""
     _check(args)
+    from denoising_ebm.images import check_png_names
     from denoising_ebm.model import REFERENCE_SIGMAS
     from denoising_ebm.ood.conformal import check_rate, least_discoveries
     from denoising_ebm.scoring.table import check_table_path, csv_text, score_images, write_table
 
     if args.out is not None:
         check_table_path(Path(args.out))
+    check_apart("--maps", args.maps, args.images)
+    check_writable(args.out)
+    check_writable(args.report)
+    check_writable(args.maps, folder=True)
     model = read_model(args)
     detector = read_detector(args, model)
     if detector is None and (args.fpr is not None or args.fdr is not None):
         raise ValueError(f"{args.model}: --fpr and --fdr need a detector; `debm fit-detector` makes it")
+    if detector is None and args.tiles:
+        raise ValueError(f"{args.model}: --tiles needs a detector; `debm fit-detector` makes it")
     if detector is not None and args.fpr is not None:
         check_rate(args.fpr, len(detector.calibration))
     prepare_as_fitted(args, detector)
     network = model.config.network
     images = read_images(args.images, args, network.image_size, network.channels, skip_unfit=True)
+    if args.maps is not None:
+        check_png_names(images.names)
     if detector is not None and args.fdr is not None:
         least = least_discoveries(args.fdr, len(detector.calibration), max(len(images), 1))
         if least > 1:
@@ -146,6 +158,9 @@ def run(args: Namespace) -> int:
             kept = ", ".join(f"{level:g}" for level, row in levels if row.isfinite().all()) or "no level"
             note(f"no percentiles: the model keeps them for {kept}, not for sigma {args.sigma:g}")
     if args.out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Names of files need not be valid Unicode.
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         sys.stdout.write(csv_text(rows))
     else:
         write_table(rows, Path(args.out))
@@ -203,8 +218,7 @@ def _write_maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | No
 
     folder, unit = Path(args.maps), "a z-score" if detector is not None else "an energy"
     if args.tiles:
-        if detector is None:
-            raise ValueError(f"{args.model}: --tiles needs a detector; `debm fit-detector` makes it")
+        assert detector is not None
         channels, limit, count = model.config.network.channels, Z_LIMIT, 0
         options = {"split": args.split, "channels": channels, "limit": args.limit, "convert": args.convert}
         with progress_bar("maps", len(images)) as advance:

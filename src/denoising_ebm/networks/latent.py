@@ -55,7 +55,10 @@ class Whitening(nn.Module):
         codes = codes.detach().to(self.mean.dtype)
         weights = codes.new_ones(len(codes)) if keep is None else keep.to(codes.dtype)
         weighted = weights[:, None] * codes
-        sums = torch.cat([weights.sum()[None], weighted.sum(0), (weighted.mT @ codes).flatten()])
+        # In full precision: the covariance is a small difference of second moments, which bf16 would leave to rounding.
+        with torch.autocast(codes.device.type, enabled=False):
+            second = weighted.mT @ codes
+        sums = torch.cat([weights.sum()[None], weighted.sum(0), second.flatten()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         # A batch without codes to count, or with those of a diverged network (which the trainer notices by the loss and

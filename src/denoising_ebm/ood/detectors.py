@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -97,6 +98,7 @@ class OODDetector:
         self._seen = {name: torch.empty(0, dtype=torch.int64) for name in ("fitted", "calibrated")}
         self._opinions = [member.build() for member in self.config.members]
         self._scale: Tensor | None = None
+        self._precision = model.precision
         self._kinds: tuple[str, ...] = ()
         self._maps = OddMaps(model, self.config.maps)
         self.calibration = torch.empty(0, dtype=torch.float64)  #: Scores of the calibration images, for p-values.
@@ -122,7 +124,7 @@ class OODDetector:
         Args:
             images: Normal images, uint8, shape `(n, channels, height, width)`. They may be those the model was trained on.
             calibration: Normal images for the p-values, best not among those of training; if None a fifth of `images`, by
-                `seed`, which then takes no part in fitting.
+                `seed`, which then takes no part in fitting. Those that are fitted to as well are left out.
             seed: Of the split and the alterations.
             batch_size: Images per forward pass.
             progress: Called with the number of images after each batch: those of fitting, `DetectorConfig.num_altered`
@@ -144,17 +146,15 @@ class OODDetector:
             num = len(images) // 5
             calibration, order = images[order[:num]], order[num:]
         fitted = image_hashes(images[order])
-        if bool(torch.isin(image_hashes(calibration), fitted).all()):
-            raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
+        _without(calibration, fitted)  # before any work
         columns = compute_features(
             self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
         )
         altered = self.altered_columns(images[order], seed=seed, batch_size=batch_size, progress=progress)
         self.fit_columns(columns, altered)
         self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
-        self.calibrate(calibration, batch_size=batch_size, progress=progress)
         self._seen["fitted"] = fitted
-        return self
+        return self.calibrate(calibration, batch_size=batch_size, progress=progress)
 
     def has_seen(self, images: Tensor) -> Tensor:
         """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones.
@@ -201,6 +201,10 @@ class OODDetector:
         Raises:
             ValueError: If a member needs `altered` and it is missing, or features do not fit each other.
         """
+        # Scores, maps and hashes of an earlier fit are none of this one's.
+        self.calibration, self._maps = self.calibration[:0], OddMaps(self.model, self.config.maps)
+        self._seen = {name: hashes[:0] for name, hashes in self._seen.items()}
+        self._precision = self.model.precision
         # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
         count = len(next(iter(columns.values())))
         num = max(2, count // 10)
@@ -210,11 +214,20 @@ class OODDetector:
         self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
         self._kinds = tuple(alterations(self.model.config.network.channels)) if altered else ()
         self.facts = {"fitted on": count - num}
-        self._seen["fitted"] = self._seen["fitted"][:0]  # which images they were is for `fit` to say
         return self
 
     def calibrate(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> OODDetector:
-        """Take these normal images, uint8 and best new to model and detector, as what p-values compare with."""
+        """Take normal images as what p-values compare with.
+
+        Args:
+            images: uint8, shape `(n, channels, height, width)`, best new to the model; those of `fit` are left out.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If none is left, or the detector is not fitted.
+        """
+        images = _without(images, self._seen["fitted"])
         self.calibration = self.score(images, batch_size=batch_size, progress=progress)
         self.facts = {**self.facts, "calibrated on": len(images)}
         self._seen["calibrated"] = image_hashes(images)
@@ -244,6 +257,7 @@ class OODDetector:
         """Return the features that `combine` and `looks` take; arguments and errors as for `score`."""
         if self._scale is None:
             raise ValueError("the detector is not fitted: call fit first")
+        self._check_precision()
         return compute_features(self.model, images, self.config.features, batch_size=batch_size, progress=progress)
 
     def combine(self, columns: Mapping[Family, Tensor]) -> Tensor:
@@ -286,7 +300,15 @@ class OODDetector:
 
     def maps(self, images: Tensor, *, batch_size: int = 128, progress: Progress | None = None) -> Tensor:
         """Return how odd every pixel is, as `OddMaps.maps`: z-scores, shape `(n, height, width)`, larger images tiled."""
+        self._check_precision()
         return self._maps.maps(images, batch_size=batch_size, progress=progress)
+
+    def _check_precision(self) -> None:
+        if self.model.precision != self._precision:
+            raise ValueError(
+                f"the detector was fitted in {self._precision}, the model is in {self.model.precision} now, which moves "
+                f'scores: call model.set_precision("{self._precision}")'
+            )
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -304,13 +326,15 @@ class OODDetector:
         values = {
             "format": FORMAT,
             "model": self.model.fingerprint(),
-            "precision": self.model.precision,
+            "precision": self._precision,
             "config": asdict(self.config),
             "alterations": self._kinds,
             "facts": self.facts,
             "preparation": self.preparation,
         }
         content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        # One file may be written and the other not.
+        values["tensors"] = hashlib.sha256(content).hexdigest()
         write_atomically(Path(folder) / TENSORS_FILE, lambda path: path.write_bytes(content))
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(Path(folder) / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
@@ -333,7 +357,8 @@ class OODDetector:
                 raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            tensors = safetensors.torch.load_file(path.with_name(TENSORS_FILE))
+            content = path.with_name(TENSORS_FILE).read_bytes()
+            tensors = safetensors.torch.load(content)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not valid JSON ({error})") from None
         except SafetensorError as error:
@@ -343,6 +368,12 @@ class OODDetector:
         lacking = [name for name in ("model", "precision", "config", "alterations") if name not in values]
         if lacking:
             raise ValueError(f"{path}: {lacking[0]!r} is missing")
+        # Files of before have no hash.
+        if values.get("tensors", hashlib.sha256(content).hexdigest()) != hashlib.sha256(content).hexdigest():
+            raise ValueError(
+                f"{path}: belongs to another {TENSORS_FILE} than the one beside it; fit the detector again with "
+                "`debm fit-detector`"
+            )
         if values["model"] != model.fingerprint():
             raise ValueError(
                 f"{path}: fitted for other weights ({values['model']}) than those given ({model.fingerprint()}); "
@@ -364,6 +395,7 @@ class OODDetector:
         except KeyError as error:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: {error} is missing") from None
         model.set_precision(values["precision"])
+        detector._precision = model.precision
         return detector
 
     @classmethod
@@ -371,3 +403,15 @@ class OODDetector:
         """Load a model with the detector that its folder holds; arguments and errors as for `DenoisingEBM`."""
         folder = find_model_folder(str(name), revision)
         return cls.load(folder, DenoisingEBM.from_pretrained(folder, device=device))
+
+
+def _without(calibration: Tensor, fitted: Tensor) -> Tensor:
+    """Return the calibration images whose hashes are not among those of fitting, which look too normal.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    kept = calibration[~torch.isin(image_hashes(calibration), fitted)]
+    if len(kept) == 0:
+        raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
+    return kept

@@ -106,11 +106,18 @@ class OddMaps:
             progress: Called with the number of images after each batch.
 
         Raises:
-            ValueError: If `fit` was not called, or the images are smaller than the model's.
+            ValueError: If `fit` was not called, or the images are not uint8, have other channels or are smaller than the
+                model's.
         """
         if not self._statistics:
             raise ValueError("the maps are not fitted: call fit first")
-        size = self.model.config.network.image_size
+        channels, size, _ = self.model.image_shape
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != channels:
+            raise ValueError(
+                f"images must be uint8 (n, {channels}, height, width), got {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        if len(pixels) == 0:
+            return torch.empty(0, *pixels.shape[2:])
         if tuple(pixels.shape[2:]) == (size, size):
             parts = []
             for chunk in torch.split(pixels, batch_size):

@@ -163,7 +163,9 @@ def write_table(rows: Sequence[Score], path: Path) -> None:
         kinds = {name: text for name in ("name", "status", "looks", "resize", "reason")}
         kinds |= {"flagged": pa.bool_(), "energy": pa.float32()}
         schema = pa.schema([(field.name, kinds.get(field.name, number)) for field in fields(Score)])
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+        # Names of files need not be valid Unicode, text in Parquet must be.
+        values = [asdict(row) | {"name": row.name.encode("utf-8", "backslashreplace").decode()} for row in rows]
+        table = pa.Table.from_pylist(values, schema=schema)
         write_atomically(path, lambda temporary: pyarrow.parquet.write_table(table, str(temporary)))
         return
     text = csv_text(rows) if path.suffix.lower() == ".csv" else "".join(json.dumps(asdict(r)) + "\n" for r in rows)
