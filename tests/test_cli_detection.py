@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +82,7 @@ def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, t
     new = ["--in", "fashion-mnist", "--limit", 20, "--ood", "constant"]
     assert "fitted to" not in debm("evaluate", run, *new, "--detector", tmp_path / "out", *FAST).err
     alone = debm("fit-detector", run, folder, "--images", 40, *out)
-    assert f"a fifth of {folder} stands for the normal images to come" in alone.err
+    assert f"a fifth of the images drawn from {folder} stands for the normal images to come" in alone.err
 
 
 def test_images_are_prepared_as_those_of_fitting(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:
@@ -140,6 +143,66 @@ def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: 
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)).save(mixed / f"n{i}.png")
     many = {row["name"]: row["flagged"] for row in rows_of(debm("score", fitted, mixed, "--fdr", 0.2, *FAST).out)}
     assert all(many[f"n{i}.png"] == "true" for i in range(8)) and list(many.values()).count("true") < 20
+
+
+def test_pictures_do_not_take_the_place_of_images(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(folder / "000.png", photos)
+    before = (photos / "000.png").read_bytes()
+    for out in (photos, photos / "maps"):
+        message = f"{out}: lies in the folder of the images, {photos}; give another one"
+        assert f"--maps {message}" in debm("score", fitted, photos, "--maps", out, *FAST).error
+        options = ["--task", "denoise", "--sigma", 0.1, "--out", out]
+        assert f"--out {message}" in debm("restore", fitted, photos, *options).error
+    assert (photos / "000.png").read_bytes() == before and len(list(photos.iterdir())) == 1
+    # Beside a single file there is room for a folder of its own.
+    done = debm("score", fitted, photos / "000.png", "--maps", photos / "maps", *FAST)
+    assert done.status == 0 and (photos / "maps" / "000.png").is_file()
+
+
+def test_what_cannot_be_written_is_told_before_the_work(
+    debm: Any, fitted: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("work was done first")
+
+    monkeypatch.setattr(OODDetector, "columns", never)
+    monkeypatch.setattr(OODDetector, "fit", never)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    below = tmp_path / "file" / "x"
+    assert "cannot be written: " in debm("score", fitted, folder, "--out", f"{below}.csv", *FAST).error
+    assert "is a folder, not a file" in debm("score", fitted, folder, "--out", tmp_path / "folder.csv", *FAST).error
+    assert "cannot be written: " in debm("score", fitted, folder, "--maps", below, *FAST).error
+    assert "cannot be written: " in debm("fit-detector", fitted, folder, "--out", below, *FAST).error
+
+
+def test_names_that_are_not_unicode(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
+    """As old archives leave them: no score is lost for a name."""
+    old = tmp_path / "old"
+    old.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(folder / "000.png", old / name)
+    for out in ("a.csv", "a.parquet"):
+        page = ["--report", tmp_path / "page.html"]
+        done = debm("score", fitted, old, "--out", tmp_path / out, *page, *FAST)
+        assert done.status == 0, done.err
+    assert b"caf\xe9.png" in (tmp_path / "a.csv").read_bytes()
+    assert parquet.read_table(tmp_path / "a.parquet")["name"].to_pylist() == ["caf\\udce9.png"]
+    command = [sys.executable, "-m", "denoising_ebm", "score", fitted, old, *FAST]
+    printed = subprocess.run(command, capture_output=True, check=True)
+    assert b"\ncaf\xe9.png,ok," in printed.stdout
+
+
+def test_a_bundled_name_that_stands_here_too_is_asked_about(
+    debm: Any, fitted: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert "./digits means the latter" in debm("score", fitted, "digits", "--limit", 2, *FAST).error
+    rows = rows_of(debm("score", fitted, "./digits", "--limit", 2, *FAST).out)
+    assert [row["name"] for row in rows] == ["000.png", "001.png"]
 
 
 def test_maps_and_page(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:

@@ -293,9 +293,7 @@ def test_images_of_fitting_are_left_out_of_calibration(model: DenoisingEBM, pixe
     assert twice.facts["calibrated on"] < 20
 
 
-def test_another_precision_than_that_of_fitting_is_refused(
-    folder: Path, model: DenoisingEBM, pixels: Tensor
-) -> None:
+def test_another_precision_than_that_of_fitting_is_refused(folder: Path, model: DenoisingEBM, pixels: Tensor) -> None:
     detector = OODDetector.load(folder, model)
     before = detector.score(pixels[:4])
     other = "fp32" if model.precision == "bf16" else "bf16"

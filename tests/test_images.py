@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import denoising_ebm
-from denoising_ebm.images import ImageSet, image_hashes, load_images, to_float, to_uint8
+from denoising_ebm.images import ImageSet, check_png_names, image_hashes, load_images, to_float, to_uint8
 
 DATA = Path(denoising_ebm.__file__).parent / "data"
 # Measured on the official idx files: sums of the values and of their squares over the 28x28 originals of the sample.
@@ -459,7 +459,7 @@ def test_rows_of_paths_are_read_beside_their_file_alone(tmp_path: Path, monkeypa
         Image.new("L", (8, 8), level).save(place / "a.png")
     paths = ["a.png", str(elsewhere / "a.png"), "../elsewhere/a.png", "http://localhost/a.png"]
     rows = [{"bytes": None, "path": path} for path in paths]
-    parquet.write_table(pa.table({"image": rows}), data / "images.parquet")
+    pq.write_table(pa.table({"image": rows}), data / "images.parquet")
     monkeypatch.chdir(elsewhere)
     images = load_images(data / "images.parquet")
     assert images.names == ("images.parquet#0",) and images.pixels.unique().tolist() == [10]
@@ -470,7 +470,9 @@ def test_rows_of_paths_are_read_beside_their_file_alone(tmp_path: Path, monkeypa
 
 def test_pictures_that_would_share_a_file_are_refused() -> None:
     check_png_names(["a.jpg", "b.jpg.png", "x.parquet#1"])
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.jpg\.png would both have their picture in a\.jpg\.png; rename"):
+    with pytest.raises(
+        ValueError, match=r"a\.jpg and a\.jpg\.png would both have their picture in a\.jpg\.png; rename"
+    ):
         check_png_names(["a.jpg", "a.jpg.png"])
 
 

@@ -12,7 +12,14 @@ from torch.func import functional_call
 from denoising_ebm.config import NetworkConfig
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.latent import Whitening
-from denoising_ebm.networks.layers import NoiseEmbedding, ResidualBlock, SelfAttention, downsample, upsample
+from denoising_ebm.networks.layers import (
+    NoiseEmbedding,
+    ResidualBlock,
+    SelfAttention,
+    downsample,
+    group_norm,
+    upsample,
+)
 from denoising_ebm.networks.precondition import DenoisingAutoencoder, coefficients
 from support import TINY_NETWORK, randomise
 
@@ -104,6 +111,13 @@ def test_blocks_start_as_the_identity() -> None:
     x = draw(2, 8, 4, 4)
     assert torch.equal(ResidualBlock(8, 8, 4).double()(x, draw(2, 4)), x)
     assert torch.equal(SelfAttention(8, 2).double()(x), x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(8, 1), (24, 1), (48, 3), (56, 2), (64, 4), (88, 4), (120, 6), (128, 8)]
+)
+def test_every_allowed_width_has_groups(channels: int, groups: int) -> None:
+    assert group_norm(channels).num_groups == groups
 
 
 def test_resampling_keeps_means() -> None:
@@ -250,6 +264,16 @@ def test_updates_reach_the_calibration(generator: torch.Generator) -> None:
     torch.testing.assert_close(running.mean, whole.mean)
     torch.testing.assert_close(running.covariance * unbiased, whole.covariance)
     torch.testing.assert_close(running.whitener, whole.whitener, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_are_of_full_precision_in_training(generator: torch.Generator) -> None:
+    """Codes far from 0: bf16 second moments, in which training runs, would leave nothing of a covariance of 1."""
+    codes = 30 + torch.randn(500, 4, generator=generator)
+    whitening = Whitening(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for chunk in codes.split(50):
+            whitening.update(chunk)
+    torch.testing.assert_close(whitening.covariance, torch.cov(codes.mT, correction=0), rtol=0, atol=2e-3)
 
 
 def test_updates_forget_old_codes(generator: torch.Generator) -> None:

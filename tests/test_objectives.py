@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from denoising_ebm import DenoisingEBM, to_float
-from denoising_ebm.config import Config, ContrastiveConfig, EnergyConfig, NoiseConfig, Phase, SamplingConfig
+from denoising_ebm.config import Config, ContrastiveConfig, Direction, EnergyConfig, NoiseConfig, Phase, SamplingConfig
 from denoising_ebm.energies import TextureEnergy
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.training.objectives import Batch, Contrastive, Reconstruction, make_objective
@@ -76,8 +76,8 @@ class LinearModel(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(z)
 
-    def texture(self) -> TextureEnergy:
-        return TextureEnergy(self.reconstruct, inner_noise=False)
+    def texture(self, direction: Direction) -> TextureEnergy:
+        return TextureEnergy(self.reconstruct, inner_noise=False, direction=direction)
 
 
 def linear_config(**contrastive: Any) -> Config:

@@ -130,6 +130,17 @@ def test_consistent_noise_keeps_every_level_exactly(generator: torch.Generator) 
     assert float(plain[-1].x.var()) / 0.05**2 > 1.5  # without it the chain lags behind its levels
 
 
+def test_consistent_steps_reach_the_next_level_however_small(generator: torch.Generator) -> None:
+    """A step of 0.1 takes a tenth of the noise away where the levels halve: it is made as long as it must be."""
+    levels = 4.0 * 0.5 ** torch.arange(6)
+    x = 4.0 * torch.randn(20_000, 1, generator=generator)
+    spreads: list[float] = []
+    see = lambda state: spreads.append(float(state.x.std()))  # noqa: E731
+    annealed(point_mass, x, levels, step_size=0.1, consistent=True, generator=generator, callback=see)
+    for spread, level in zip(spreads, [*levels[1:].tolist(), float(levels[-1])], strict=True):
+        assert spread == pytest.approx(level, rel=0.03)
+
+
 def test_consistent_noise_around_thin_data(generator: torch.Generator) -> None:
     thin = Gaussian(1e-4, mean=0.7)
     levels = geometric_sigmas(1.0, 0.05, 12).double()

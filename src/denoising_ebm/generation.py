@@ -38,7 +38,7 @@ def generate(
     watch: Callback | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Generated:
-    """Draw `num` images; batch i of them is drawn with the seed `seed + i`.
+    """Draw `num` images; batch i of them is drawn with the seed `seed + i`, so sets to be compared need seeds further apart.
 
     Args:
         model: The model.

@@ -177,11 +177,16 @@ class DenoisingEBM(nn.Module):
         return torch.randn((draws, 1, *self.image_shape), generator=generator).to(self.device)
 
     def texture(self, direction: Direction | None = None) -> TextureEnergy:
-        """Return U^c as an energy for chains, with the model's direction (exact or first term) unless given."""
+        """Return U^c as an energy for chains, with the model's direction (exact or first term) unless given.
+
+        The first term leads to the mean of denoised images where r is the denoiser; a model trained by `score`, whose
+        denoiser is the gradient, has the exact gradient alone.
+        """
+        chosen = direction or self.config.sampling.direction
         return TextureEnergy(
             self.reconstruct,
             inner_noise=self.config.energy.inner_noise,
-            direction=direction or self.config.sampling.direction,
+            direction="exact" if self.config.energy.denoiser == "gradient" else chosen,
         )
 
     def semantic(self, prior: float | None = None) -> SemanticEnergy:

@@ -210,7 +210,7 @@ def check_suffix(path: str | None, suffix: str) -> Path | None:
 
 
 def check_writable(path: str | Path | None, *, folder: bool = False) -> None:
-    """Refuse what cannot be written, before work that would be lost; folders on the way are made.
+    """Refuse what cannot be written, before work that would be lost; nothing is made yet.
 
     Args:
         path: A file, or with `folder` a folder; None for none.
@@ -225,8 +225,9 @@ def check_writable(path: str | Path | None, *, folder: bool = False) -> None:
     if not folder and path.is_dir():
         raise ValueError(f"{path}: is a folder, not a file")
     place = path if folder else path.parent
+    while not (place.exists() or place.is_symlink()) and place != place.parent:
+        place = place.parent
     try:
-        place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:

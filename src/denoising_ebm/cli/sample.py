@@ -25,7 +25,8 @@ USAGE = "debm sample MODEL [--out grid.png] [options]"
 DESCRIPTION = """\
 Draw images: first the meaning in the latent space, then the texture in pixels (two-stage), or by another sampler.
 
-The images depend on the seed, the batch size (batch i is drawn with seed + i) and nothing else."""
+The images depend on the seed, the batch size (batch i is drawn with seed + i) and nothing else: sets that are to be
+independent need seeds further apart than they have batches."""
 EPILOG = """\
 Examples:
   debm sample runs/fashion --out grid.png

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with groups of 8 to 16 channels."""
-    return nn.GroupNorm(max(1, channels // 16), channels)
+    """Group normalisation, of 16 channels a group where they divide so, else of the next larger number that does."""
+    groups = next(groups for groups in range(max(1, channels // 16), 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def zero_init(module: nn.Conv2d) -> nn.Conv2d:

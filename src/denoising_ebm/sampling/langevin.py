@@ -152,6 +152,9 @@ def annealed(
         if not step_size and i + 1 < len(grid):
             # At the last level, which nothing follows, the step before is taken once more.
             eta = 1 - (target / length) ** 2
+        if consistent:
+            # A smaller step could not bring the noise down to the next level.
+            eta = torch.maximum(eta, 1 - target / length)
         variance = (target**2 - (1 - eta) ** 2 * length**2).clamp_min(0) if consistent else 2 * eta * length**2
         noise = draw_noise(tuple(x.shape), generator, x)
         x = x - over(eta * length**2, x) * gradient + over((temperature * variance).sqrt(), x) * noise

@@ -222,8 +222,12 @@ class Contrastive:
 
         dim = x0[0].numel()
         z_sigma = sigma.clamp(sampling.semantic_sigma_min, sampling.semantic_sigma_max)
+        # The chains ran without gradients: casts that autocast kept from them must not serve passes that are learned from.
+        torch.clear_autocast_cache()
+        # Codes are known, to h_gamma and to the whitening, up to this level.
+        known = sigma.clamp_max(self._config.training.decoder_sigma_max)
         with torch.no_grad():
-            z_data = model.encode(noisy, sigma)
+            z_data = model.encode(x0 + over(known, x0) * batch.noise[:num], known)
         z_noise = draw()
         latent_data = semantic_energy(model.decode, frozen_reconstruct, z_data, z_sigma, z_noise) / dim
         latent_chain = semantic_energy(model.decode, frozen_reconstruct, z_end, z_sigma, z_noise) / dim
@@ -274,7 +278,9 @@ class Contrastive:
         if kept and bool(going_on.any()):
             x[going_on] = kept["x"].to(x0.device)
         x = annealed(
-            model.texture(),
+            # Of the energy itself, whatever samplers follow: its first term alone is the gradient of no energy, and these
+            # chains must end where the energy that is learned is low.
+            model.texture("exact"),
             x,
             _levels(start, sigma, options.texture_steps),
             # Levels of these chains may stay where they are, where steps of the reverse diffusion would stand still.
