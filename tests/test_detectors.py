@@ -148,6 +148,9 @@ def test_discriminants_learn_from_altered_images(model: DenoisingEBM, pixels: Te
     assert sum(counts) == 160 + DISCRIMINANTS.num_altered(160, 1) + 160 + 40
     # New images, altered in the ways that were shown, look odder than as they are.
     altered = detector.altered_columns(pixels[200:220])
+    # The last images: the first ones set the scale.
+    more = detector.altered_columns(pixels[150:220])
+    assert all(torch.equal(more[family], altered[family]) for family in altered)
     scores = torch.stack(
         [detector.combine({k: v[i] for k, v in altered.items()}) for i in range(len(alterations(1)) + 1)]
     )

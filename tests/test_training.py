@@ -200,6 +200,16 @@ def test_resume_refuses_other_settings(tmp_path: Path) -> None:
             train(pixels, longer, folder, resume=True)
 
 
+def test_chains_above_the_trained_levels_are_refused(tmp_path: Path) -> None:
+    config = tiny_config()
+    config = replace(config, sampling=replace(config.sampling, texture_sigma_max=4.0))
+    with pytest.raises(
+        ValueError, match=r"sampling.texture_sigma_max is 4, above noise.sigma_max 1: chains would start"
+    ):
+        train(random_pixels(20), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # -- presets --------------------------------------------------------------------------------------------------------
 
 

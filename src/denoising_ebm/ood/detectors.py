@@ -167,10 +167,13 @@ class OODDetector:
     def altered_columns(
         self, images: Tensor, *, seed: int = 0, batch_size: int = 256, progress: Progress | None = None
     ) -> dict[Family, Tensor]:
-        """Return what `discriminants` learn from: features of the first images as they are, then of each alteration.
+        """Return what `discriminants` learn from: features of the last images as they are, then of each alteration.
+
+        The last ones, since the first ones set the scale of scores, which those that a score was found on would make too
+        small.
 
         Args:
-            images: Normal images, uint8, shape `(n, channels, height, width)`; the first `DetectorConfig.altered` are used.
+            images: Normal images, uint8, shape `(n, channels, height, width)`; the last `DetectorConfig.altered` are used.
             seed: Of the alterations.
             batch_size: Images per forward pass.
             progress: Called with the number of images after each batch.
@@ -181,7 +184,7 @@ class OODDetector:
         config = self.config
         if not config.num_altered(len(images), images.shape[1]):
             return {}
-        originals, generator = images[: config.altered].cpu(), torch.Generator().manual_seed(seed)
+        originals, generator = images[-config.altered :].cpu(), torch.Generator().manual_seed(seed)
         sets = [originals] + [alter(originals, generator) for alter in alterations(images.shape[1]).values()]
         tables = [
             compute_features(self.model, pixels, config.features, batch_size=batch_size, progress=progress)

@@ -344,6 +344,13 @@ def _check(pixels: Tensor, config: Config, folder: Path, resume: bool) -> None:
         raise ValueError(
             f"training images have shape {found}, but the model takes {expected}: change network.* or the data"
         )
+    for stage in ("semantic", "texture"):
+        level = getattr(config.sampling, f"{stage}_sigma_max")
+        if level > config.noise.sigma_max:
+            raise ValueError(
+                f"sampling.{stage}_sigma_max is {level:g}, above noise.sigma_max {config.noise.sigma_max:g}: chains would "
+                "start at a level that the network is not trained at"
+            )
     if len(pixels) < 2:
         raise ValueError(f"training needs at least 2 images, got {len(pixels)}")
     holds_run = any((folder / name).exists() for name in (STATE_FILE, METRICS_FILE, CONFIG_FILE))
