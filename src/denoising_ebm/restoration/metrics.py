@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from denoising_ebm.extras import load_extra
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
@@ -47,10 +48,7 @@ def ssim_package() -> Any:
     Raises:
         ValueError: If scikit-image is not installed.
     """
-    try:
-        return import_module("skimage.metrics")
-    except ImportError as error:
-        raise ValueError("SSIM needs scikit-image: pip install 'denoising-ebm[eval]'") from error
+    return load_extra("skimage.metrics", "eval", "SSIM needs scikit-image")
 
 
 def _check(images: Tensor, reference: Tensor) -> None:
