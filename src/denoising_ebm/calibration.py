@@ -25,7 +25,11 @@ def calibrate(model: DenoisingEBM, images: Tensor, *, seed: int = 0, batch_size:
     generator = torch.Generator().manual_seed(seed)
     z = draw_noise((256, model.config.network.latent_dim), generator, model.sensitivity)
     nudge = 0.1 * torch.nn.functional.normalize(draw_noise(tuple(z.shape), generator, z), dim=1)
+    # In full precision: in bf16, rounding moves h as well.
+    precision = model.precision
+    model.set_precision("fp32")
     moved = (model.decode(z + nudge) - model.decode(z)).flatten(1).norm(dim=1) / 0.1
+    model.set_precision(precision)
     model.sensitivity.copy_(moved.square().mean().sqrt().clamp_min(1e-6))
 
     # As many draws as scoring averages over by default: fewer would spread the reference energies wider.
