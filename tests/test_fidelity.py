@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from denoising_ebm.evaluation import extractors
 from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
 from denoising_ebm.evaluation.fidelity import (
     FeatureStatistics,
@@ -161,9 +162,6 @@ def test_efficientnet_refuses_floats(efficientnet: EfficientNetLite0Features):
 
 
 def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch):
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(extractors, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"efficientnet_lite_pytorch: pip install 'denoising-ebm\[eval\]'"):
         EfficientNetLite0Features()
