@@ -135,7 +135,10 @@ def test_consistent_steps_reach_the_next_level_however_small(generator: torch.Ge
     levels = 4.0 * 0.5 ** torch.arange(6)
     x = 4.0 * torch.randn(20_000, 1, generator=generator)
     spreads: list[float] = []
-    see = lambda state: spreads.append(float(state.x.std()))  # noqa: E731
+
+    def see(state: ChainState) -> None:
+        spreads.append(float(state.x.std()))
+
     annealed(point_mass, x, levels, step_size=0.1, consistent=True, generator=generator, callback=see)
     for spread, level in zip(spreads, [*levels[1:].tolist(), float(levels[-1])], strict=True):
         assert spread == pytest.approx(level, rel=0.03)

@@ -19,31 +19,15 @@ class Entry(NamedTuple):
     """An image that is not decoded yet."""
 
     name: str  #: Within its source.
-    value: Any  #: Its path, its bytes, or the `{bytes, path}` of the Hub.
+    value: Any  #: Its path, its bytes, the `{bytes, path}` of the Hub, or the exception that says why it is not read.
     label: str | None = None  #: Its class, where the source says it.
 
 
 _DATA = Path(__file__).parent / "data"
-_SUFFIXES = {
-    *(
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".tif",
-        ".tiff",
-    ),
-    # Images that are not read here: named among the unreadable ones instead of passed over in silence.
-    *(".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".dng"),
-}
+_READ = {f".{name}" for name in "png jpg jpeg jpe jfif webp bmp gif ppm pgm pbm pnm tif tiff".split()}
+# Images that are not read here: named among the unreadable ones instead of passed over in silence.
+_NOT_READ = {f".{name}" for name in "heic heif avif jp2 jxl tga dng".split()}
+_SUFFIXES = _READ | _NOT_READ
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "extra"}
 _LABELS = ("label", "labels", "fine_label")
 
@@ -78,7 +62,7 @@ def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | 
             f"{folder}: holds both Parquet files ({parquet[0].name}) and images ({images[0].name}); name one"
         )
     if not parquet and not images:
-        raise FileNotFoundError(f"{folder}: holds no images ({', '.join(sorted(_SUFFIXES))}) and no .parquet files")
+        raise FileNotFoundError(f"{folder}: holds no images ({', '.join(sorted(_READ))}) and no .parquet files")
     splits: dict[str, list[Path]] = {}
     for path in parquet or images:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
@@ -239,7 +223,7 @@ def _quiet() -> Iterator[None]:
 
 
 def read_bytes(value: Any) -> bytes:
-    """Return the encoded image from a path, bytes, or the `{bytes, path}` of the Hub."""
+    """Return the encoded image from the `value` of an entry."""
     if isinstance(value, Exception):
         raise value
     if isinstance(value, dict):

@@ -30,8 +30,8 @@ needs for p-values and a false-alarm rate that is kept. More images see more: th
 Writes detector.json and detector.safetensors into the model's folder (or --out); `debm score MODEL IMAGES` then uses them.
 
 Calibration images stand for the normal images to come. They should be new to the model: images it was trained on look more
-normal to it than others, and the promised rate would be exceeded. Without --calibration a fifth of the
-images drawn from DATA is kept for it."""
+normal to it than others, and the promised rate would be exceeded. Without --calibration a fifth
+of the images drawn from DATA is kept for it."""
 EPILOG = """\
 Examples:
   debm fit-detector runs/mine normal-images/

@@ -371,8 +371,8 @@ class OODDetector:
         lacking = [name for name in ("model", "precision", "config", "alterations") if name not in values]
         if lacking:
             raise ValueError(f"{path}: {lacking[0]!r} is missing")
-        # Files of before have no hash.
-        if values.get("tensors", hashlib.sha256(content).hexdigest()) != hashlib.sha256(content).hexdigest():
+        digest = hashlib.sha256(content).hexdigest()
+        if values.get("tensors", digest) != digest:  # files of before have none
             raise ValueError(
                 f"{path}: belongs to another {TENSORS_FILE} than the one beside it; fit the detector again with "
                 "`debm fit-detector`"
