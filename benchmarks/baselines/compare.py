@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ from denoising_ebm.training.once import train_once
 Draw = Callable[[int, torch.Generator], Tensor]
 CPU = torch.device("cpu")
 #: Samplers of our model.
-OURS = {"two-stage": "ours, two-stage", "heun": "ours, Heun 20"}
+OURS = {"two-stage": "ours, two-stage", "annealed": "ours, our chains from noise", "heun": "ours, Heun 20"}
 METHODS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
-TITLES = [*OURS.values(), *(method.title for method in METHODS), EbmKit.title, TorchEBMChains.title]
+BASELINES = [EDM.chains_title, *(method.title for method in METHODS)]
+TITLES = [*OURS.values(), *BASELINES, EbmKit.title, TorchEBMChains.title]
 
 
 def draw_all(draw: Draw, num: int, seed: int) -> tuple[Tensor, float]:
@@ -87,7 +89,8 @@ def main() -> None:
             draw, facts = make()
             images, seconds = draw_all(draw, args.samples, args.seed)
             save_grid(images[:64], args.out / f"{name.replace(' ', '-')}.png", columns=16)
-            return facts | asdict(judge(to_uint8(finite(images)))) | {"s per 64": seconds}
+            figures = asdict(judge(to_uint8(finite(images))))
+            return facts | figures | {"s per 64": seconds, "hardware": describe(CPU)}
 
         rows[name] = ledger.row(name, measure, images=images_hash)
         print(name, json.dumps(rows[name]), flush=True)
@@ -97,7 +100,8 @@ def main() -> None:
         facts = facts_of(model, int(model.facts["images seen"]), config.training.batch_size)
         return lambda num, generator: model.sample(num, sampler=sampler, seed=generator.initial_seed()), facts
 
-    def of(method: Any, rate: float | None) -> tuple[Draw, dict[str, Any]]:
+    @cache
+    def trained(method: Any, rate: float | None) -> tuple[Any, dict[str, Any]]:
         torch.manual_seed(args.seed)
         model = method(config)
         if rate is not None:
@@ -105,7 +109,7 @@ def main() -> None:
         averaged, seen = fit(model, pixels, model.config, args.minutes)
         if isinstance(model, IGEBM):
             averaged.buffer = model.buffer  # the chains, which are no weights to average
-        return averaged.draw, facts_of(averaged, seen, model.config.training.batch_size)
+        return averaged, facts_of(averaged, seen, model.config.training.batch_size)
 
     def of_ebmkit() -> tuple[Draw, dict[str, Any]]:
         method = EbmKit(config, args.seed)
@@ -121,12 +125,22 @@ def main() -> None:
         row(title, lambda sampler=sampler: of_ours(sampler))  # type: ignore[misc]
     for method in METHODS:
         for rate in args.rates or [None]:
-            title = method.title if rate is None else f"{method.title}, rate {rate:g}"
-            row(title, lambda method=method, rate=rate: of(method, rate))  # type: ignore[misc]
+            more = "" if rate is None else f", rate {rate:g}"
+
+            def of(by: str, method: Any = method, rate: float | None = rate) -> tuple[Draw, dict[str, Any]]:
+                model, facts = trained(method, rate)
+                return getattr(model, by), facts
+
+            row(method.title + more, partial(of, "draw"))
+            if method is EDM:
+                row(EDM.chains_title + more, partial(of, "chains"))
+        trained.cache_clear()
     row(EbmKit.title, of_ebmkit)
     row(TorchEBMChains.title, of_torchebm)
 
-    print(f"\n{describe(CPU)}; {args.minutes:g} minutes each; {judge.protocol(args.samples, 'test')}; seed {args.seed}")
+    machines = sorted({figures.get("hardware", "not recorded") for figures in rows.values()})
+    print(f"\n{', '.join(machines)}; {args.minutes:g} minutes each; seed {args.seed}")
+    print(judge.protocol(args.samples, "test"))
     print(f"floor (training images): {judge.distance(pixels[: args.samples]):.1f}\n")
     columns = ["parameters", "images seen", "steps", "distance", "precision", "recall", "coverage", "s per 64"]
     print("| method | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))

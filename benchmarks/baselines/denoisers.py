@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from denoising_ebm.config import Config
-from denoising_ebm.energies import Energy
+from denoising_ebm.energies import Energy, TextureEnergy
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.noise import expand_sigma, geometric_sigmas, karras_sigmas, loss_weights, over
+from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, loss_weights, over
 from denoising_ebm.reproduce.samplers import NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE
 from denoising_ebm.sampling import annealed, heun
 from denoising_ebm.training.objectives import Batch
@@ -48,10 +48,12 @@ class Denoiser(nn.Module):
 class EDM(Denoiser):
     """EDM-style diffusion (Karras et al., 2022): its preconditioning, noise draw and weights; Heun's method, 18 levels.
 
-    Noise levels are those of the preset (0.01 to 10; published: 0.002 to 80).
+    Noise levels are those of the preset (0.01 to 10; published: 0.002 to 80). A second row draws from it by our chains, to
+    tell what the model gives from what the sampler does.
     """
 
     title = "EDM-style diffusion, Heun 18"
+    chains_title = "EDM-style diffusion, our chains from noise"
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted denoising loss."""
@@ -64,6 +66,25 @@ class EDM(Denoiser):
         noise, data = self.config.noise, self.config.network.sigma_data
         x = (noise.sigma_max**2 + data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
         return heun(self.denoise, x, karras_sigmas(noise.sigma_max, noise.sigma_min, 18))
+
+    def chains(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draw images as `DenoisingEBM.sample` does from noise, with the preset's chains."""
+        noise, sampling = self.config.noise, self.config.sampling
+        x = (noise.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(
+            num, *self.shape, generator=generator
+        )
+        low = sampling.texture_sigma_min
+        x = annealed(
+            TextureEnergy(self.denoise, inner_noise=False, direction="first-term"),
+            x,
+            falling_sigmas(sampling.texture_levels, noise.sigma_max, low, sampling.texture_steps),
+            step_size=sampling.texture_step_size,
+            temperature=sampling.temperature,
+            consistent=sampling.consistent,
+            order=sampling.texture_order,
+            generator=generator,
+        )
+        return self.denoise(x, low)
 
 
 class PlainDAE(Denoiser):

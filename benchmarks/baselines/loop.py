@@ -1,5 +1,6 @@
 """One training loop for all baselines: the images, optimizer, averages and minutes of `debm train`.
 
+So all of them see mirrored images and are drawn from with averaged weights, whether or not their papers have these.
 (`debm train` also keeps 512 images out of training.)
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from denoising_ebm.config import Config
 from denoising_ebm.hardware import autocast, choose_precision
 from denoising_ebm.training.draws import draw_batch
-from denoising_ebm.training.ema import averaged_weights
+from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.schedule import learning_rate
 
@@ -43,7 +44,7 @@ def fit(model: M, pixels: Tensor, config: Config, minutes: float) -> tuple[M, in
     """
     training, place = config.training, next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=training.betas, fused=True)
-    average = averaged_weights(model, training.ema_decay)  # type: ignore[arg-type]
+    average = AveragedWeights(model, training.ema_decay)  # type: ignore[arg-type]
     precision, step, started = choose_precision("auto", place), 0, time.monotonic()
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:

@@ -15,7 +15,9 @@ from denoising_ebm.training.objectives import Batch
 
 
 class ScalarEnergy(nn.Module):
-    """E(x) on the code c of our encoder f_alpha, which has group norms that published networks for energies have not.
+    """E(x) on the last features c of our encoder f_alpha, all their pixels, without the linear layer of codes.
+
+    It has group norms, which published networks for energies have not.
 
     Args:
         config: Sizes.
@@ -27,20 +29,21 @@ class ScalarEnergy(nn.Module):
         network = config.network
         self.embedding = NoiseEmbedding(network.embedding_dim)
         self.encoder = Encoder(network)
-        self.first, self.quadratic = nn.Linear(network.latent_dim, 1), quadratic
+        size = self.encoder.to_code.in_features
+        self.encoder.to_code = nn.Identity()  # type: ignore[assignment]
+        self.first, self.quadratic = nn.Linear(size, 1), quadratic
         if quadratic:
-            self.second = nn.Linear(network.latent_dim, 1)
-            self.square = nn.Linear(network.latent_dim, 1)
+            self.second, self.square = nn.Linear(size, 1), nn.Linear(size, 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return energies, float32, shape (batch,)."""
         embedding = self.embedding(x.new_zeros(len(x)))  # of no noise level: the energy is one for all
-        code = self.encoder(x.contiguous(memory_format=torch.channels_last), embedding)[0].float()
+        features = self.encoder(x.contiguous(memory_format=torch.channels_last), embedding)[0].float()
         with torch.autocast(x.device.type, enabled=False):
             if not self.quadratic:
-                return self.first(code)[:, 0]
-            return (self.first(code) * self.second(code) + self.square(code.square()))[:, 0]
+                return self.first(features)[:, 0]
+            return (self.first(features) * self.second(features) + self.square(features.square()))[:, 0]
 
     def gradient(self, x: Tensor, *, create_graph: bool = False) -> Tensor:
         """Return the gradient in x, shape of `x`."""
@@ -76,15 +79,16 @@ class IGEBM(Scalar):
         training = replace(config.training, learning_rate=3e-4, warmup_images=0, betas=(0.0, 0.999))
         training = replace(training, clip_norm=0.1, batch_size=32)
         super().__init__(replace(config, training=training), quadratic=False)
-        self.buffer = torch.zeros(0, *self.shape)
-        self.drawn = 0
+        self.buffer, self.visited = torch.zeros(0, *self.shape), torch.zeros(0, dtype=torch.long)
+        self.visits = self.drawn = 0
 
     def chain(self, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """Run `steps` cold, clipped Langevin steps."""
         for _ in range(steps):
+            # Noise comes before the gradient, so that images end without it.
+            x = x.detach() + self.noise * torch.randn(x.shape, generator=generator)
             gradient = self.energy.gradient(x).clamp(-self.clip, self.clip)
-            noise = torch.randn(x.shape, generator=generator)
-            x = (x.detach() - self.step_size * gradient + self.noise * noise).clamp(-1, 1)
+            x = (x - self.step_size * gradient).clamp(-1, 1)
         return x.detach()
 
     def starts(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -100,16 +104,19 @@ class IGEBM(Scalar):
         """Return E(data) - E(chain ends) with squared energies."""
         slots, x = self.starts(len(batch.x0), batch.generator)
         x = self.chain(x, self.steps, batch.generator)
+        self.visits += 1
         if len(self.buffer) < 2000:
             self.buffer = torch.cat([self.buffer, x])
+            self.visited = torch.cat([self.visited, torch.full((len(x),), self.visits)])
         else:
-            self.buffer[slots] = x
+            self.buffer[slots], self.visited[slots] = x, self.visits
         data, chain = self.energy(batch.x0), self.energy(x)
         return data.mean() - chain.mean() + data.square().mean() + chain.square().mean()
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """Go on with chains of the buffer, as published: one after the other, so that no chain is drawn twice too soon."""
-        slots = (self.drawn + torch.arange(num)) % len(self.buffer)
+        """Go on with chains of the buffer, as published: those that training visited last first, none twice too soon."""
+        order = self.visited.argsort(descending=True, stable=True)
+        slots = order[(self.drawn + torch.arange(num)) % len(order)]
         self.drawn += num
         return self.chain(self.buffer[slots], self.steps, generator)
 
