@@ -264,6 +264,30 @@ def test_each_contrast_trains_its_own_part(
         assert torch.equal(value, after[name]) != name.startswith(prefix), name
 
 
+def test_casts_of_passes_without_gradients_do_not_serve_those_with(
+    tiny_model: DenoisingEBM, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions of torch keep in autocast what was cast without gradients, for passes that need them too."""
+    order: list[str] = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: order.append("clear"))
+
+    def forward(*_: object) -> None:
+        order.append("learning" if torch.is_grad_enabled() else "fixed")
+
+    for parameter in tiny_model.parameters():
+        parameter.requires_grad_(True)
+    tiny_model.dae.register_forward_pre_hook(forward)
+    tiny_model.decoder.register_forward_pre_hook(forward)
+    tiny_model.dae.unet.encoder.register_forward_pre_hook(forward)
+    batch = batch_of(to_float(random_pixels(6)), generator)
+    # As in the trainer; without it every pass has an autocast of its own, which forgets at its end.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Contrastive(tiny_config(Phase("contrastive"))).contrasts(tiny_model, batch)
+        during = order.copy()
+    cleared = len(during) - 1 - during[::-1].index("clear")
+    assert "fixed" in during[:cleared] and "fixed" not in during[cleared:] and "learning" in during[cleared:]
+
+
 def test_contrasts_are_energies_per_dimension(tiny_model: DenoisingEBM, generator: torch.Generator) -> None:
     """Without chain steps and inner noise both contrasts can be written down."""
     config = tiny_config(Phase("contrastive"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import two_processes
 from denoising_ebm import DenoisingEBM, load_images, to_float
+from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, EnergyConfig, Phase, from_dict
 from denoising_ebm.networks.latent import Whitening
 from denoising_ebm.noise import draw_sigmas, loss_weights
 from denoising_ebm.presets import PRESETS, preset
 from denoising_ebm.training import trainer
 from denoising_ebm.training.draws import draw_batch, seeded
-from denoising_ebm.training.ema import averaged_weights
+from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.monitor import read_metrics, trim_metrics
 from denoising_ebm.training.objectives import Batch, Reconstruction, heldout_loss
 from denoising_ebm.training.trainer import TrainingResult
@@ -109,10 +112,14 @@ def test_a_signal_to_one_process_stops_all_at_one_step(two: Path) -> None:
     assert read_state(two / "interrupted")["clock"]["step"] == 10
 
 
-def test_one_log_and_one_state_for_all_processes(two: Path) -> None:
+def test_one_log_and_one_state_for_all_processes(two: Path, tmp_path: Path) -> None:
     steps = [record["step"] for record in read_metrics(two / "denoising")]
     assert steps == [2]
     assert read_state(two / "denoising")["clock"]["images_seen"] == 16
+    # Of both halves of the batches: the loss is that of one process that sees them whole.
+    two_processes.run("denoising", tmp_path, 0)
+    expected, found = (read_metrics(folder / "denoising")[0]["loss"] for folder in (tmp_path, two))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------
@@ -200,12 +207,15 @@ def test_resume_refuses_other_settings(tmp_path: Path) -> None:
             train(pixels, longer, folder, resume=True)
 
 
-def test_chains_above_the_trained_levels_are_refused(tmp_path: Path) -> None:
+def test_chains_beyond_the_trained_levels_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     config = replace(config, sampling=replace(config.sampling, texture_sigma_max=4.0))
     with pytest.raises(
         ValueError, match=r"sampling.texture_sigma_max is 4, above noise.sigma_max 1: chains would start"
     ):
+        train(random_pixels(20), config, tmp_path / "run")
+    config = replace(config, sampling=replace(config.sampling, texture_sigma_max=1.0, texture_sigma_min=0.01))
+    with pytest.raises(ValueError, match=r"texture_sigma_min is 0.01, below noise.sigma_min 0.05: chains would end"):
         train(random_pixels(20), config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -240,6 +250,35 @@ def test_every_preset_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytes
     moved = [not torch.equal(p, start[str(i)]) for i, p in enumerate(result.model.parameters())]
     assert sum(moved) > 4
     assert all(bool(p.isfinite().all()) for p in result.model.parameters())
+
+
+def test_compiled_networks_train_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as on a GPU, run as traced: averages, pictures and the model's files come out as without."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    results = []
+    for compiled in (False, True):
+        config = tiny_config(max_images=32, compile=compiled)
+        results.append(train(random_pixels(20), config, tmp_path / str(compiled)).model.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+    saved = DenoisingEBM.from_pretrained(tmp_path / "True").state_dict()
+    assert_equal(saved, results[1])
+
+
+def test_the_callers_random_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(random_pixels(20), tiny_config(max_images=16), tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_steps_in_z_are_measured_without_held_out_images(tmp_path: Path) -> None:
+    model = train(random_pixels(20), tiny_config(max_images=16, holdout=0), tmp_path / "run").model
+    expected = copy.deepcopy(model)
+    calibrate(expected, to_float(random_pixels(5)), seed=0)
+    assert float(model.sensitivity) == float(expected.sensitivity) != 1.0
+    assert bool(model.reference.isnan().all()) and not bool(expected.reference.isnan().any())
 
 
 # -- divergence -----------------------------------------------------------------------------------------------------
@@ -427,7 +466,7 @@ def fill(model: DenoisingEBM, value: float) -> None:
 
 
 def test_average_of_constant_weights(tiny_model: DenoisingEBM) -> None:
-    average = averaged_weights(tiny_model, 0.999)
+    average = AveragedWeights(tiny_model, 0.999)
     for _ in range(20):
         average.update_parameters(tiny_model)
     assert_equal(list(average.module.parameters()), list(tiny_model.parameters()))
@@ -436,7 +475,7 @@ def test_average_of_constant_weights(tiny_model: DenoisingEBM) -> None:
 def test_average_of_a_ramp(tiny_model: DenoisingEBM) -> None:
     """With w_n = n and a constant decay d the average is n - (1 - d^n) d / (1 - d)."""
     d, n = 0.15, 30  # below the warm-up's smallest decay 2 / 11
-    average = averaged_weights(tiny_model, d)
+    average = AveragedWeights(tiny_model, d)
     for i in range(n + 1):
         fill(tiny_model, float(i))
         average.update_parameters(tiny_model)
@@ -447,7 +486,7 @@ def test_average_of_a_ramp(tiny_model: DenoisingEBM) -> None:
 
 def test_average_forgets_the_first_weights(tiny_model: DenoisingEBM) -> None:
     """The warm-up leaves the product of (1 + i) / (10 + i) of them, not 0.999^n."""
-    average = averaged_weights(tiny_model, 0.999)
+    average = AveragedWeights(tiny_model, 0.999)
     fill(tiny_model, 1.0)
     average.update_parameters(tiny_model)  # the first update copies
     fill(tiny_model, 0.0)
@@ -459,7 +498,7 @@ def test_average_forgets_the_first_weights(tiny_model: DenoisingEBM) -> None:
 
 
 def test_average_copies_buffers(tiny_model: DenoisingEBM, generator: torch.Generator) -> None:
-    average = averaged_weights(tiny_model, 0.999)
+    average = AveragedWeights(tiny_model, 0.999)
     average.update_parameters(tiny_model)
     tiny_model.dae.unet.whitening.update(torch.randn(20, 4, generator=generator) + 5)
     average.update_parameters(tiny_model)

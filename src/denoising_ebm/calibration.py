@@ -18,7 +18,8 @@ def calibrate(model: DenoisingEBM, images: Tensor, *, seed: int = 0, batch_size:
 
     Args:
         model: The model, changed in place.
-        images: Images in [-1, 1], shape (n, channels, height, width), best held out from training.
+        images: Images in [-1, 1], shape (n, channels, height, width), best held out from training; without any the
+            reference energies stay as they are.
         seed: Seed of the energies' inner noise.
         batch_size: Images per forward pass.
     """
@@ -31,6 +32,8 @@ def calibrate(model: DenoisingEBM, images: Tensor, *, seed: int = 0, batch_size:
     moved = (model.decode(z + nudge) - model.decode(z)).flatten(1).norm(dim=1) / 0.1
     model.set_precision(precision)
     model.sensitivity.copy_(moved.square().mean().sqrt().clamp_min(1e-6))
+    if len(images) == 0:
+        return
 
     # As many draws as scoring averages over by default: fewer would spread the reference energies wider.
     noise = model.scoring_noise(draws=4, seed=seed) if model.config.energy.inner_noise else None

@@ -24,7 +24,14 @@ def seeded(device: torch.device, *keys: int) -> torch.Generator:
 
 
 def draw_batch(
-    pixels: Tensor, config: Config, step: int, phase_step: int, *, rank: int = 0, world_size: int = 1
+    pixels: Tensor,
+    config: Config,
+    step: int,
+    phase_step: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
 ) -> list[Batch]:
     """Draw a process's share of a training batch (Algorithm 1, line 3), as micro-batches.
 
@@ -32,12 +39,14 @@ def draw_batch(
     share it.
 
     Args:
-        pixels: All training images, uint8, shape (n, channels, height, width), on the device of training.
+        pixels: All training images, uint8, shape (n, channels, height, width), on the device of training or, if they do
+            not fit there, on the CPU.
         config: Batch sizes, noise draw, flips and seed.
         step: Optimizer step of the run.
         phase_step: Step within the phase.
         rank: Which slice to take.
         world_size: Number of slices; must divide the batch size.
+        device: Of training; that of `pixels` if None.
     """
     training = config.training
     total = training.batch_size
@@ -45,15 +54,16 @@ def draw_batch(
         raise ValueError(
             f"training.batch_size must be divisible by the number of processes ({world_size}), got {total}"
         )
-    generator = seeded(pixels.device, training.seed, step, 0)
-    index = torch.randint(len(pixels), (total,), generator=generator, device=pixels.device)
-    flip = torch.rand(total, generator=generator, device=pixels.device) < (0.5 if training.flip else 0.0)
+    place = device or pixels.device
+    generator = seeded(place, training.seed, step, 0)
+    index = torch.randint(len(pixels), (total,), generator=generator, device=place)
+    flip = torch.rand(total, generator=generator, device=place) < (0.5 if training.flip else 0.0)
     sigma = draw_sigmas(config.noise, total, generator)
-    noise = torch.randn((total, *pixels.shape[1:]), generator=generator, device=pixels.device)
+    noise = torch.randn((total, *pixels.shape[1:]), generator=generator, device=place)
 
     share = total // world_size
     mine = slice(rank * share, (rank + 1) * share)
-    x0 = to_float(pixels[index[mine]])
+    x0 = to_float(pixels[index[mine].to(pixels.device)].to(place))
     x0 = torch.where(flip[mine, None, None, None], x0.flip(3), x0)
     size = training.micro_batch_size or share
     starts = range(0, share, size)
@@ -63,7 +73,7 @@ def draw_batch(
             sigma[mine][start : start + size],
             noise[mine][start : start + size],
             step=phase_step,
-            generator=seeded(pixels.device, training.seed, step, 1, rank, start),
+            generator=seeded(place, training.seed, step, 1, rank, start),
         )
         for start in starts
     ]

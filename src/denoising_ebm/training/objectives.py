@@ -222,12 +222,13 @@ class Contrastive:
 
         dim = x0[0].numel()
         z_sigma = sigma.clamp(sampling.semantic_sigma_min, sampling.semantic_sigma_max)
-        # The chains ran without gradients: casts that autocast kept from them must not serve passes that are learned from.
-        torch.clear_autocast_cache()
         # Codes are known, to h_gamma and to the whitening, up to this level.
         known = sigma.clamp_max(self._config.training.decoder_sigma_max)
         with torch.no_grad():
             z_data = model.encode(x0 + over(known, x0) * batch.noise[:num], known)
+        # All this ran without gradients: casts that older versions of torch kept from it in autocast must not serve passes
+        # that are learned from.
+        torch.clear_autocast_cache()
         z_noise = draw()
         latent_data = semantic_energy(model.decode, frozen_reconstruct, z_data, z_sigma, z_noise) / dim
         latent_chain = semantic_energy(model.decode, frozen_reconstruct, z_end, z_sigma, z_noise) / dim

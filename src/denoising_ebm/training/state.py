@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.training.objectives import Objective
 
 STATE_FILE = "state.pt"
-#: Fields a resumed run may change: they do not alter what a step does, but for the learning rate, which follows the budget.
+#: Fields a resumed run may change: they do not alter what a step does, but for the learning rate, which follows the budget,
+#: and contrastive chains, whose noise is drawn for each micro-batch.
 FREE_FIELDS = ("max_images", "max_minutes", "log_every", "sample_minutes", "micro_batch_size", "compile")
 
 
@@ -76,9 +78,17 @@ class RunState:
             self.past = saved.get("past", {})
 
 
-def save_state(state: RunState, config: Config, folder: Path, images: str) -> None:
-    """Write `state.pt`, atomically; a crash or a full disk leaves the old one. `images` is a hash of the training images."""
-    values = {**state.capture(), "config": to_dict(config), "images": images}
+def save_state(state: RunState, config: Config, folder: Path, images: str, hardware: Mapping[str, str]) -> None:
+    """Write `state.pt`, atomically; a crash or a full disk leaves the old one.
+
+    Args:
+        state: Of the run.
+        config: Of the run.
+        folder: Of the run.
+        images: A hash of the training images.
+        hardware: `device` (its type) and `precision`, on which random numbers and rounding depend.
+    """
+    values = {**state.capture(), "config": to_dict(config), "images": images, "hardware": hardware}
     # Through memory: torch's own writer reports a full disk as a RuntimeError without a file.
     buffer = io.BytesIO()
     torch.save(values, buffer)

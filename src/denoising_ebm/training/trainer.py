@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, to_dict
-from denoising_ebm.hardware import Precision, autocast, choose_device, choose_precision, describe
+from denoising_ebm.hardware import Precision, choose_device, choose_precision, describe
 from denoising_ebm.images import content_hash, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import check_tensors, write_atomically
 from denoising_ebm.training.draws import draw_batch, seeded
-from denoising_ebm.training.ema import averaged_weights
+from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.interrupt import interruptible
 from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy, trim_metrics
 from denoising_ebm.training.objectives import Batch, Objective, heldout_loss, make_objective
@@ -90,8 +90,9 @@ def train(
         data_name: Where the images come from, for the model card.
         resume: Continue the run in `folder`.
         initial: Start from this model's weights, with a fresh optimizer and clock.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto`, `fp32` or `bf16` for the networks; energies and losses are float32 always.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; for a resumed run `auto` is the kind it was on, if that is here.
+        precision: `auto`, `fp32` or `bf16` for the networks; energies and losses are float32 always. For a resumed run
+            `auto` is its own.
         tensorboard: Also write TensorBoard events.
         quiet: No progress on stderr.
 
@@ -101,18 +102,17 @@ def train(
     """
     folder = Path(folder)
     _check(pixels, config, folder, resume)
-    place = choose_device(device)
-    precision = choose_precision(precision, place)
+    images = content_hash(pixels)
+    saved = read_state(config, folder, images) if resume else None
+    place, precision = _hardware(device, precision, saved)
+    hardware = {"device": place.type, "precision": precision}
     fabric = _fabric(place, precision)
-    torch.manual_seed(config.training.seed)
-    model = DenoisingEBM(config)
+    model = _new_model(config)
     past: dict[str, Any] = {}
     if initial is not None:
         check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
         model.load_state_dict(initial.state_dict())
         past = {name: initial.facts.get(name, 0) for name in ("images seen", "minutes")}
-    images = content_hash(pixels)
-    saved = read_state(config, folder, images) if resume else None
 
     step_module = _Step(model)
     training = config.training
@@ -121,7 +121,7 @@ def train(
     if config.training.compile:
         model.dae.unet.compile()
         model.decoder.compile()
-    average = averaged_weights(model, config.training.ema_decay)
+    average = AveragedWeights(model, config.training.ema_decay)
     state = RunState(model, average, optimizer, make_objective(config.recipe[0].objective, config), past=past)
     if saved is not None:
         # Past the last phase when that ended by divergence.
@@ -139,15 +139,15 @@ def train(
         else:
             # So that a run that dies before its first save can be resumed too; first of all files, since without it the
             # others would be a run that can neither be resumed nor started.
-            save_state(state, config, folder, images)
+            save_state(state, config, folder, images, hardware)
         write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     fabric.barrier()
 
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
     num_held = min(config.training.holdout, len(pixels) // 10)
-    held, kept = pixels[order[:num_held]], pixels[order[num_held:]].to(fabric.device)
+    held, kept = pixels[order[:num_held]], _near(pixels[order[num_held:]], fabric.device)
     facts = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
-    run = _Run(fabric, wrapped, state, config, folder, held, facts, precision, images)
+    run = _Run(fabric, wrapped, state, config, folder, held, facts, hardware, images)
     with ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
@@ -169,12 +169,12 @@ class _Run:
         folder: Path,
         held: Tensor,
         facts: dict[str, Any],
-        precision: Precision,
+        hardware: dict[str, Any],
         images: str,
     ) -> None:
-        self.images = images
+        self.images, self.hardware = images, hardware
         self.fabric, self.wrapped, self.state, self.config, self.folder = fabric, wrapped, state, config, folder
-        self.held, self.facts, self.precision = held, facts, precision
+        self.held, self.facts = held, facts
         self._good = state.snapshot()
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -187,12 +187,12 @@ class _Run:
         started, before = time.monotonic(), state.clock.seconds
         last_preview = state.clock.seconds
         stopped = False
-        while self._enter_phase(monitor):
+        while self._enter_phase(monitor, progress := self.progress()):
             # Signals reach processes at different steps, and each has a clock of its own: they act on what all agree on,
             # or one would wait for the others for ever.
             if stopped := self._agree(interrupted.is_set()):
                 break
-            figures = self._step(pixels)
+            figures = self._step(pixels, progress)
             monitor.add(figures, training.batch_size)
             clock = state.clock
             clock.step, clock.phase_step = clock.step + 1, clock.phase_step + 1
@@ -210,12 +210,12 @@ class _Run:
         self._check_health(monitor)
         return not stopped
 
-    def _step(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _step(self, pixels: Tensor, progress: float) -> dict[str, Tensor]:
         training, clock, fabric = self.config.training, self.state.clock, self.fabric
-        rate = clock.rate_scale * learning_rate(training, clock.images_seen, self.progress())
+        rate = clock.rate_scale * learning_rate(training, clock.images_seen, progress)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        share = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+        share: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size, "device": fabric.device}
         # A run that goes on from another model goes on with its draws too: with one seed they would be the same again.
         before = self.state.past.get("images seen", 0) // training.batch_size
         batches = draw_batch(pixels, self.config, before + clock.step, clock.phase_step, **share)
@@ -243,9 +243,9 @@ class _Run:
             shares.append(clock.seconds / (60 * training.max_minutes))
         return min(1.0, float(self._agree(max(shares))))
 
-    def _enter_phase(self, monitor: Monitor) -> bool:
+    def _enter_phase(self, monitor: Monitor, progress: float) -> bool:
         """Set the objective of the current phase; False when the recipe or the budget is at its end."""
-        progress, clock, recipe = self.progress(), self.state.clock, self.config.recipe
+        clock, recipe = self.state.clock, self.config.recipe
         total = sum(phase.share for phase in recipe)
         ends = [sum(phase.share for phase in recipe[: i + 1]) / total for i in range(len(recipe))]
         due = next((i for i, end in enumerate(ends) if progress < end), len(recipe))
@@ -269,7 +269,7 @@ class _Run:
 
     def _check_health(self, monitor: Monitor) -> None:
         """Log; keep the state if the last stretch went well, else go back to the last good one with half the step."""
-        clock, means = self.state.clock, monitor.collect()
+        clock, means = self.state.clock, self._mean(monitor.collect())
         if not means:
             return
         phase = self.config.recipe[min(clock.phase, len(self.config.recipe) - 1)].objective
@@ -297,16 +297,24 @@ class _Run:
         largest = self.fabric.all_reduce(torch.tensor(float(value), device=self.fabric.device), reduce_op="max")
         return type(value)(float(largest))  # type: ignore[arg-type]
 
+    def _mean(self, figures: dict[str, float]) -> dict[str, float]:
+        """Return means over the processes, each of which knows its slice of the batches only."""
+        if self.fabric.world_size == 1 or not figures:
+            return figures
+        # The clock is one process's own, and the log is written by the first.
+        names = [name for name in figures if name != "images_per_second"]
+        values = torch.tensor([figures[name] for name in names], dtype=torch.float64, device=self.fabric.device)
+        means = self.fabric.all_reduce(values, reduce_op="mean")
+        return figures | dict(zip(names, means.tolist(), strict=True))  # type: ignore[union-attr]
+
     # -- results ----------------------------------------------------------------------------------------------------
 
     def evaluation_model(self) -> DenoisingEBM:
         """Return the averaged weights as a calibrated model in eval mode."""
-        model = DenoisingEBM(self.config, self._facts()).to(self.fabric.device)
-        averaged = self.state.average.module.state_dict()
-        model.load_state_dict({name.replace("_orig_mod.", ""): value for name, value in averaged.items()})
-        model.eval().set_precision(self.precision)
-        if len(self.held):
-            calibrate(model, to_float(self.held), seed=self.config.training.seed)
+        model = _new_model(self.config, self._facts()).to(self.fabric.device)
+        model.load_state_dict(self.state.average.module.state_dict())
+        model.eval().set_precision(self.hardware["precision"])
+        calibrate(model, to_float(self.held), seed=self.config.training.seed)
         return model
 
     def _facts(self) -> dict[str, Any]:
@@ -329,10 +337,9 @@ class _Run:
                 monitor.record(clock, {"heldout_loss": loss})
                 model.facts["held-out denoising loss"] = round(loss, 5)
             model.save_pretrained(self.folder / "model")
-            save_state(self.state, self.config, self.folder, self.images)
+            save_state(self.state, self.config, self.folder, self.images, self.hardware)
             if self.config.training.sample_minutes or final:
-                with autocast(self.fabric.device, self.precision):
-                    save_previews(model, self.held, self.folder / "samples", clock.images_seen)
+                save_previews(model, self.held, self.folder / "samples", clock.images_seen)
         self.fabric.barrier()
 
 
@@ -351,11 +358,44 @@ def _check(pixels: Tensor, config: Config, folder: Path, resume: bool) -> None:
                 f"sampling.{stage}_sigma_max is {level:g}, above noise.sigma_max {config.noise.sigma_max:g}: chains would "
                 "start at a level that the network is not trained at"
             )
+        level = getattr(config.sampling, f"{stage}_sigma_min")
+        if level < config.noise.sigma_min:
+            raise ValueError(
+                f"sampling.{stage}_sigma_min is {level:g}, below noise.sigma_min {config.noise.sigma_min:g}: chains would "
+                "end at a level that the network is not trained at"
+            )
     if len(pixels) < 2:
         raise ValueError(f"training needs at least 2 images, got {len(pixels)}")
     holds_run = any((folder / name).exists() for name in (STATE_FILE, METRICS_FILE, CONFIG_FILE))
     if holds_run and not resume:
         raise ValueError(f"{folder}: already holds a run; continue it with --resume or choose another --out")
+
+
+def _hardware(
+    device: str, precision: Precision, saved: dict[str, Any] | None
+) -> tuple[torch.device, Literal["fp32", "bf16"]]:
+    """Choose where to train; what is left to us is, for a run that goes on, as it was before."""
+    before = (saved or {}).get("hardware", {})
+    if device == "auto" and (before.get("device") == "cpu" or torch.cuda.is_available()):
+        device = before.get("device", device)
+    if precision == "auto":
+        precision = before.get("precision", precision)
+    place = choose_device(device)
+    return place, choose_precision(precision, place)
+
+
+def _new_model(config: Config, facts: dict[str, Any] | None = None) -> DenoisingEBM:
+    """Return a model with weights by the seed of the config; the caller's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.training.seed)
+        return DenoisingEBM(config, facts)
+
+
+def _near(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return images on the device, unless they would take more than half of what is free there."""
+    if device.type == "cuda" and pixels.numel() > torch.cuda.mem_get_info(device)[0] // 2:
+        return pixels
+    return pixels.to(device)
 
 
 def _fabric(device: torch.device, precision: Precision) -> Fabric:
