@@ -14,14 +14,17 @@ import torch
 from PIL import Image
 
 from denoising_ebm.cli.reproduce import _read
+from denoising_ebm.config import EnergyConfig, Phase
 from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.images import load_images
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.report import Section
 from denoising_ebm.reproduce import samplers
 from denoising_ebm.reproduce.figures import speed
 from denoising_ebm.reproduce.ledger import Ledger
-from denoising_ebm.reproduce.samplers import draw, draw_ncsn
+from denoising_ebm.reproduce.run import STUDIES, Images, reproduce
+from denoising_ebm.reproduce.samplers import Drawn, draw, draw_ncsn
 from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
 from denoising_ebm.reproduce.tables import ROWS, row_name, table1
 from denoising_ebm.reproduce.workshop import Workshop
@@ -128,6 +131,14 @@ def test_evaluations_are_counted_as_they_happen(tiny_model: DenoisingEBM) -> Non
     with_latent = draw(tiny_model, 2, "two-stage", steps=2).evaluations
     assert with_latent - draw(tiny_model, 2, "two-stage", steps=2, semantic_steps=0).evaluations == 9
     assert tiny_model.config.sampling.semantic_steps == 3
+    # A model trained by `score` follows its whole gradient, whatever its config says.
+    energy = EnergyConfig(inner_noise=False, denoiser="gradient")
+    sampling = replace(base.sampling, direction="first-term")
+    tiny_model.config = replace(base, energy=energy, sampling=sampling, recipe=(Phase("score"),))
+    for sampler in ("two-stage", "annealed", "heun"):
+        counts.update(forward=0, backward=0)
+        drawn = draw(tiny_model, 2, sampler, steps=4)  # type: ignore[arg-type]
+        assert drawn.evaluations == counts["forward"] + 2 * counts["backward"], sampler
 
 
 def test_ncsn_protocol_is_its_formula(tiny_model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +298,91 @@ def test_a_floor_of_fewer_images_says_so(shop: Workshop, monkeypatch: pytest.Mon
     monkeypatch.setattr("denoising_ebm.reproduce.tables.ROWS", ())
     table = table1(shop).table
     assert table is not None and table.rows[0][0] == "training images (floor: 30 only, so too high)"
+
+
+@pytest.mark.parametrize("target", ["table1", "table2", "table3", "figure5", "speed"])
+def test_an_interrupt_in_the_first_training_can_be_gone_on_with(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    def interrupted(*arguments: object, **_: object) -> None:
+        calls.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("denoising_ebm.reproduce.workshop.train_once", interrupted)
+    monkeypatch.setattr(
+        "denoising_ebm.reproduce.workshop.Judge", lambda reference, **_: Judge(reference, extractor=Means())
+    )
+    images = Images("x", random_pixels(30, size=32), random_pixels(30, seed=1, size=32))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            reproduce([target], "tiny", tmp_path / "out", images, second=images, device="cpu")
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="holds a reproduction with seed 0, not 1"):
+        reproduce([target], "tiny", tmp_path / "out", images, second=images, device="cpu", seed=1)
+
+
+def test_a_study_that_fails_says_why_and_the_others_go_on(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[int] = []
+
+    def fails(_: object) -> Section:
+        pages.append((tmp_path / "out" / "results.md").read_text().count("\n## "))
+        raise ValueError("no chains today")
+
+    monkeypatch.setitem(STUDIES, "table1", lambda _: Section("Table 1: samples", "fine"))
+    monkeypatch.setitem(STUDIES, "figure5", fails)
+    monkeypatch.setitem(STUDIES, "speed", lambda _: Section("Speed", "fast"))
+    images = Images("x", random_pixels(30, size=32), random_pixels(30, size=32))
+    reproduce(["table1", "figure5", "speed"], "tiny", tmp_path / "out", images, device="cpu")
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "Left out: no chains today" in text and "fine" in text and "fast" in text
+    assert pages == [1]  # what was finished before stood on the page already
+
+
+def test_rows_left_out_are_named(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCSN's levels reach beyond those that this model was trained at."""
+    figures = {"evaluations": 9, "s_per_64": 1.0, "distance": 5.0, "precision": 1.0, "recall": 1.0}
+    monkeypatch.setattr(shop, "measured", lambda make: figures | {"evaluations": make().evaluations})
+    monkeypatch.setattr("denoising_ebm.reproduce.figures.draw", lambda *_, **__: Drawn(shop.test, None, 9, 1.0))
+    section = speed(shop)
+    assert "Left out: speed, NCSN's protocol, 10 x 10 steps: NCSN's protocol needs noise levels" in section.text
+    assert section.table is not None and not any("NCSN" in str(row[0]) for row in section.table.rows)
+
+
+def test_rows_of_a_model_depend_on_how_it_denoises(shop: Workshop, tiny_model: DenoisingEBM) -> None:
+    keys = []
+    base = tiny_model.config
+    for changes in (
+        {},
+        {"energy": replace(base.energy, inner_noise=False)},
+        {"noise": replace(base.noise, sigma_max=0.9)},
+        {"sampling": replace(base.sampling, texture_steps=9)},
+        {"training": replace(base.training, log_every=9)},
+    ):
+        tiny_model.config = replace(base, **changes)  # type: ignore[arg-type]
+        fresh = Workshop(shop.ledger, shop.sizes, shop.base, shop.train, shop.test, data_name="x", trained=tiny_model)
+        keys.append(fresh._depends["model"])
+    assert len(set(keys)) == 4 and keys[-1] == keys[0]
+
+
+def test_mixed_channels_and_damaged_files(debm: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rgb, gray = random_pixels(3, channels=3, size=28), random_pixels(2, size=28)
+    for split, pictures in (("train", rgb), ("test", gray)):
+        (tmp_path / split).mkdir()
+        for i, image in enumerate(pictures):
+            array = image.permute(1, 2, 0).squeeze(2).numpy()
+            Image.fromarray(array).save(tmp_path / split / f"{i}.png")
+    (tmp_path / "train" / "bad.png").write_bytes(b"no picture")
+    options = ["reproduce", "speed", "--data", tmp_path, "--out", tmp_path / "out"]
+    assert "--convert brings it there" in debm(*options).error
+    train, test = _read(str(tmp_path), None, 16, convert=True)
+    assert train.pixels.shape == (3, 3, 16, 16) and test.pixels.shape == (2, 3, 16, 16)
+    assert "1 unreadable image(s) left out, first bad.png" in capsys.readouterr().err.replace("train/", "")
+    error = debm(*options, "--convert", "--scale", "small").error
+    assert "images of 28x28: network.image_size must be divisible by 8" in error
 
 
 def test_second_set_has_rows_of_its_own(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -75,7 +75,7 @@ def add_device_options(parser: ArgumentParser) -> None:
 
 
 def read_images(source: str, args: Namespace, image_size: int, channels: int, *, skip_unfit: bool = False) -> ImageSet:
-    """Load images as the options of `add_source_options` say, and tell the user what was left out.
+    """Load images as the options of `add_source_options` say; see `load_and_note`.
 
     Args:
         source: Where they are.
@@ -83,16 +83,8 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int, *,
         image_size: Of the model.
         channels: Of the model.
         skip_unfit: As for `load_images`.
-
-    Raises:
-        ValueError: Also if `source` is both a bundled set and something here.
     """
-    from denoising_ebm.images import load_images
-    from denoising_ebm.sources import BUNDLED
-
-    if source in BUNDLED and Path(source).exists():
-        raise ValueError(f"{source}: is the name of a bundled set, and stands here too; ./{source} means the latter")
-    images = load_images(
+    return load_and_note(
         source,
         split=args.split,
         image_size=image_size,
@@ -104,8 +96,26 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int, *,
         strict=args.strict,
         skip_unfit=skip_unfit and not args.strict,
     )
+
+
+def load_and_note(source: str, **options: Any) -> ImageSet:
+    """Load images, and tell the user what was left out.
+
+    Args:
+        source: Where they are.
+        options: Those of `load_images`.
+
+    Raises:
+        ValueError: As `load_images`, and if `source` is both a bundled set and something here.
+    """
+    from denoising_ebm.images import load_images
+    from denoising_ebm.sources import BUNDLED
+
+    if source in BUNDLED and Path(source).exists():
+        raise ValueError(f"{source}: is the name of a bundled set, and stands here too; ./{source} means the latter")
+    images = load_images(source, **options)
     if images.unreadable:
-        first, kind = images.unreadable[0], "unreadable or unfit" if skip_unfit else "unreadable"
+        first, kind = images.unreadable[0], "unreadable or unfit" if options.get("skip_unfit") else "unreadable"
         note(f"{source}: {len(images.unreadable)} {kind} image(s) left out, first {first.name}: {first.reason}")
     return images
 

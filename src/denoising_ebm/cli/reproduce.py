@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from denoising_ebm.cli.common import DATA_HELP, MODEL_HELP, Resize, note, read_odd_sets
+from denoising_ebm.cli.common import DATA_HELP, MODEL_HELP, Resize, load_and_note, note, read_odd_sets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,8 @@ Targets: table1 (samples by objective and sampler), table2 (the same on --second
 images), classes (samples by class, where images have labels), figure4 (samples, and whether they are copies), figure5
 (chains with and without the semantic start), speed (beside NCSN's protocol), all.
 
-Every row is kept: after Ctrl-C the same command goes on at the row it was on. `tiny` shows in minutes that all of it runs,
-`small` is for two cores (hours), `full` is the paper's scale, for a GPU.
+Every row is kept, and the page is written after each study: after Ctrl-C the same command goes on at the row it was on.
+`tiny` shows in minutes that all of it runs, `small` is for two cores (hours), `full` is the paper's scale, for a GPU.
 
 FID and IS need Inception's weights (--inception); without them the Fréchet distance of EfficientNet-lite0 features is
 given, which works offline and is no FID (both are extras: denoising-ebm[eval,fid])."""
@@ -53,6 +53,13 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         default="fashion-mnist",
         metavar="DATA",
         help=f"{DATA_HELP}; without splits a fifth is kept for testing",
+    )
+    group.add_argument("--size", type=int | None, metavar="N", help="bring its images to this size (lanczos)")
+    group.add_argument("--center-crop", type=int | None, metavar="N", help="first cut out their central square")
+    group.add_argument(
+        "--convert",
+        action="store_true",
+        help="bring gray test and odd images to RGB, or RGB ones to gray, where the training images are the other",
     )
     group.add_argument("--second", metavar="DATA", help="the set of table 2")
     group.add_argument("--second-size", type=int | None, metavar="N", help="bring its images to this size (lanczos)")
@@ -106,13 +113,14 @@ def run(args: Namespace) -> int:
         InceptionFeatures.package()
         inception = str(find_weights(None if args.inception == "auto" else args.inception))
     limit = SIZES[args.scale].train_images
-    train, test = _read(args.data, limit, known_to=args.model)
+    convert = {"convert": args.convert}
+    train, test = _read(args.data, limit, args.size, args.center_crop, known_to=args.model, **convert)
     labels = train.labels, test.labels
     odd: dict[str, Tensor] = {}
     if "table4" in targets:
         options = args.clone()
         # What `debm evaluate` has options for.
-        defaults = {"split": "test", "limit": None, "center_crop": None, "convert": False, "strict": False}
+        defaults = {"split": "test", "limit": None, "center_crop": None, "strict": False}
         for name, value in defaults.items():
             options[name] = value
         read = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
@@ -120,7 +128,7 @@ def run(args: Namespace) -> int:
     images = Images(args.data, train.pixels, test.pixels, odd, labels)
     second = None
     if args.second and "table2" in targets:
-        second_train, second_test = _read(args.second, limit, args.second_size, args.second_center_crop)
+        second_train, second_test = _read(args.second, limit, args.second_size, args.second_center_crop, **convert)
         second = Images(args.second, second_train.pixels, second_test.pixels)
     trained = None
     if args.model:
@@ -149,19 +157,23 @@ def run(args: Namespace) -> int:
 
 
 def _read(
-    source: str, limit: int | None, size: int | None = None, crop: int | None = None, known_to: str | None = None
+    source: str,
+    limit: int | None,
+    size: int | None = None,
+    crop: int | None = None,
+    *,
+    convert: bool = False,
+    known_to: str | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Return both splits, of one size and one number of channels, each shuffled.
 
     Raises:
         ValueError: If there are no splits, and the model `known_to` may have been trained on what would be test images.
     """
-    from denoising_ebm.images import load_images
-
     options: dict[str, Any] = {"resize": "lanczos" if size else None, "center_crop": crop}
-    train = load_images(source, split="train", image_size=size, **options)
+    train = load_and_note(source, split="train", image_size=size, **options)
     channels, size = train.pixels.shape[1:3]
-    test = load_images(source, split="test", image_size=size, channels=channels, **options)
+    test = load_and_note(source, split="test", image_size=size, channels=channels, convert=convert, **options)
     if train.names == test.names:
         # Without splits both are all images.
         if known_to:

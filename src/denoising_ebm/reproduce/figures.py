@@ -154,7 +154,7 @@ def figure5(shop: Workshop) -> Section:
     text = (
         "The paper's central claim is that a semantic start shortens the chain in pixels. All chains run here on one "
         "network, each annealed over its whole range in T steps; evaluations count those of the latent chain too."
-    )
+    ) + shop.left_out("chain of")
     columns = ["T", *(column for name in kinds for column in ("evaluations", f"distance, {name}"))]
     return Section(
         "Figure 5: chains, and what the semantic start is worth", text, Table(columns, rows, caption), pictures
@@ -184,7 +184,7 @@ def speed(shop: Workshop) -> Section:
         [name, row["evaluations"], row["s_per_64"], row["distance"], row["precision"], row["recall"]]
         for name, row in figures.items()
     ]
-    text = paper.REASONS["speed"]
+    text = paper.REASONS["speed"] + shop.left_out("speed, ")
     machines = sorted({row.get("hardware", "not recorded") for row in figures.values()})
     # Where rows were made on several machines, seconds do not compare.
     cost, less = ("s_per_64", "less time") if len(machines) == 1 else ("evaluations", "fewer evaluations")

@@ -65,7 +65,7 @@ def reproduce(
     """Run studies and write `index.html`, `results.md` and its pictures; rows that are finished are not run again.
 
     Args:
-        targets: Names in `STUDIES`.
+        targets: Names in `STUDIES`, at least one.
         scale: `tiny`, `small` or `full`.
         folder: For everything.
         images: The main data set.
@@ -92,20 +92,31 @@ def reproduce(
     options: dict[str, Any] = {"inception": inception, "device": device}
     # One for all studies of a set: they share its samples, its judge and its models.
     shop = _workshop(ledger, scale, first, images, trained, options)
+    second_shop = None
+    if second is not None:
+        base = _base(second, scale, minutes, seed)
+        others = settings | {"data": second.name, "configuration": _fingerprint(scale, base)}
+        place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
+        second_shop = _workshop(place, scale, base, second, None, options)
+    ledger.begin()
+    lines = facts(settings, images, second, command, choose_device(device))
     sections: list[Section] = []
     for target in targets:
-        if target != "table2":
-            sections.append(STUDIES[target](shop))
-        elif second is None:
-            text = "No second set was given: add --second DATA."
-            sections.append(Section("Table 2: samples of the second set", text))
-        else:
-            base = _base(second, scale, minutes, seed)
-            others = settings | {"data": second.name, "configuration": _fingerprint(scale, base)}
-            place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
-            sections.append(STUDIES[target](_workshop(place, scale, base, second, None, options)))
-    ledger.begin()
-    return write_pages(sections, folder, facts(settings, images, second, command, choose_device(device)))
+        sections.append(_section(target, second_shop if target == "table2" else shop, log))
+        # After each study: those of hours before must not wait for the last.
+        page = write_pages(sections, folder, lines)
+    return page
+
+
+def _section(target: str, shop: Workshop | None, log: Log) -> Section:
+    """Run a study; one that cannot be made says why on the page, and the others go on."""
+    if shop is None:
+        return Section("Table 2: samples of the second set", "No second set was given: add --second DATA.")
+    try:
+        return STUDIES[target](shop)
+    except (ValueError, FileNotFoundError) as error:
+        log(f"{target}: left out: {error}")
+        return Section(target.capitalize(), f"Left out: {error}")
 
 
 def _workshop(
@@ -135,7 +146,10 @@ def _workshop(
 
 def _base(images: Images, scale: Scale, minutes: float, seed: int) -> Config:
     channels, size = images.train.shape[1:3]
-    return base_config(scale, size, channels, minutes, seed)
+    try:
+        return base_config(scale, size, channels, minutes, seed)
+    except ValueError as error:
+        raise ValueError(f"{images.name}: images of {size}x{size}: {error}") from None
 
 
 def _fingerprint(scale: Scale, base: Config) -> str:

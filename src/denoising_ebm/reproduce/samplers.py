@@ -92,7 +92,8 @@ def count_evaluations(model: DenoisingEBM, sampler: Sampler, steps: int | None) 
     """Return network evaluations an image."""
     sampling = model.config.sampling
     denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
-    drift = 3 if sampling.direction == "exact" else 1
+    # A model whose denoiser is the gradient has no other direction.
+    drift = 3 if denoiser == 3 or sampling.direction == "exact" else 1
     final = denoiser if sampling.final_denoise else 0
     if sampler == "two-stage":
         return 3 * sampling.semantic_steps + drift * (steps or sampling.texture_steps) + final

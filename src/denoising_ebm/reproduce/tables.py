@@ -136,7 +136,7 @@ def table3(shop: Workshop) -> Section:
         "standard deviation over seeds (weights, batches and samples all drawn anew). The paper's column is FID."
     )
     table = Table(["noise levels", "distance", "sd over seeds", "seeds", "paper (FID)"], rows, caption)
-    return Section("Table 3: noise levels", paper.REASONS["ablation"], table)
+    return Section("Table 3: noise levels", paper.REASONS["ablation"] + shop.left_out("table3, "), table)
 
 
 def classes(shop: Workshop) -> Section:
@@ -190,10 +190,12 @@ def table4(shop: Workshop) -> Section:
     # Half of the test images calibrate the detector.
     scored = min(shop.sizes.scored, len(shop.test) // 2)
 
+    config = DetectorConfig(altered=max(4, shop.sizes.fit // 50))
+
     def make() -> dict[str, Any]:
         model = shop.model("denoising")
         normal, calibration = shop.test[:scored], shop.test[scored : 2 * scored]
-        detector = OODDetector(model, DetectorConfig(altered=max(4, shop.sizes.fit // 50)))
+        detector = OODDetector(model, config)
         detector.fit(shop.train[: shop.sizes.fit], calibration=calibration, seed=shop.seed)
         noise = model.scoring_noise(seed=shop.seed)
 
@@ -208,7 +210,7 @@ def table4(shop: Workshop) -> Section:
             result[score] = {item.name: [item.auroc.value, item.auroc.low, item.auroc.high] for item in values}
         return result
 
-    row = shop.row("table4", make, odd=shop.odd_hash)
+    row = shop.row("table4", make, odd=shop.odd_hash, detector=str(config))
     if "missing" in row:
         return Section("Table 4: odd images", row["missing"])
 

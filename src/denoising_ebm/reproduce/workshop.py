@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -10,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from denoising_ebm.config import Config
+from denoising_ebm.config import Config, to_dict
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.images import content_hash
@@ -59,6 +61,7 @@ class Workshop:
         self._data_name, self._inception, self._device = data_name, inception, device
         self._models: dict[str, DenoisingEBM] = {} if trained is None else {"denoising": trained}
         self._is_given = trained is not None
+        self._missing: dict[str, str] = {}
 
     @cached_property
     def judge(self) -> Judge:
@@ -72,7 +75,7 @@ class Workshop:
         return {
             "train": content_hash(self.train, ""),
             "test": content_hash(self.test, ""),
-            "model": "" if trained is None else f"{trained.fingerprint()} {trained.config.sampling}",
+            "model": "" if trained is None else f"{trained.fingerprint()} {_settings_hash(trained.config)}",
         }
 
     @property
@@ -82,7 +85,15 @@ class Workshop:
 
     def row(self, name: str, make: Callable[[], Mapping[str, Any]], **depends: str) -> dict[str, Any]:
         """Return the figures of a row; see `Ledger.row`."""
-        return self.ledger.row(name, make, **self._depends, **depends)
+        figures = self.ledger.row(name, make, **self._depends, **depends)
+        if "missing" in figures:
+            self._missing[name] = figures["missing"]
+        return figures
+
+    def left_out(self, start: str) -> str:
+        """Return a paragraph on the rows whose names begin with `start` and that could not be made; empty if all were."""
+        reasons = [f"{name}: {reason}" for name, reason in self._missing.items() if name.startswith(start)]
+        return "\n\nLeft out: " + "; ".join(reasons) + "." if reasons else ""
 
     def quality_row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return a row of which all figures of `Judge` are asked for."""
@@ -127,8 +138,15 @@ class Workshop:
         Raises:
             KeyboardInterrupt: If the user interrupted training, after it was saved.
         """
+        self.ledger.begin()  # a training that is interrupted before the first row must be found again
         folder = self.ledger.folder / "models" / name
         return train_once(self.train, config, folder, data_name=self._data_name, device=self._device, quiet=True)
+
+
+def _settings_hash(config: Config) -> str:
+    """Return a hash of the settings by which a trained model denoises, samples and scores."""
+    used = {name: value for name, value in to_dict(config).items() if name not in ("training", "recipe")}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def png_text(png: bytes) -> str:
