@@ -26,6 +26,7 @@ from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
 from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
 from denoising_ebm.hardware import describe
 from denoising_ebm.reproduce.ledger import Ledger, settings_of
+from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.training.draws import draw_batch
 from denoising_ebm.training.objectives import Contrastive
 from denoising_ebm.training.once import train_once
@@ -74,7 +75,7 @@ def draw(model: DenoisingEBM, direction: Direction, num: int, seed: int) -> tupl
     images, semantic, started = [], [], time.monotonic()
     for i, start in enumerate(range(0, num, 128)):
         sample = model.two_stage(min(128, num - start), seed=seed + i, sampling=sampling)
-        images.append(to_uint8(sample.images))
+        images.append(to_uint8(finite(sample.images)))
         semantic.append(to_uint8(sample.semantic))
     return torch.cat(images), torch.cat(semantic), (time.monotonic() - started) * 64 / num
 

@@ -28,6 +28,7 @@ from denoising_ebm.evaluation.figures import png_bytes, training_curves
 from denoising_ebm.generation import generate
 from denoising_ebm.hardware import describe
 from denoising_ebm.reproduce.ledger import Ledger, settings_of
+from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.training.draws import draw_batch
 from denoising_ebm.training.monitor import read_metrics
 from denoising_ebm.training.objectives import Contrastive
@@ -77,7 +78,7 @@ def measure(
     drawn = generate(model, args.samples, seed=args.seed, batch_size=128)
     assert drawn.semantic is not None
     row: dict[str, Any] = {
-        "distance": frechet_distance(feature_statistics(to_uint8(drawn.images), extractor), reference),
+        "distance": frechet_distance(feature_statistics(to_uint8(finite(drawn.images)), extractor), reference),
         "distance of h(z^K)": frechet_distance(feature_statistics(to_uint8(drawn.semantic), extractor), reference),
     }
     x0, generator = to_float(test[:512]), torch.Generator().manual_seed(args.seed)

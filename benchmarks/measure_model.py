@@ -22,6 +22,7 @@ from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distan
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.generation import generate
 from denoising_ebm.hardware import describe
+from denoising_ebm.reproduce.samplers import finite
 
 SIGMAS = (0.1, 0.3, 1.0)
 
@@ -73,7 +74,7 @@ def main() -> None:
         started = time.monotonic()
         drawn = generate(model, args.samples, sampler=sampler, steps=steps, seed=args.seed, batch_size=128)  # type: ignore[arg-type]
         seconds = (time.monotonic() - started) * 64 / args.samples
-        distance = frechet_distance(feature_statistics(to_uint8(drawn.images), extractor), reference)
+        distance = frechet_distance(feature_statistics(to_uint8(finite(drawn.images)), extractor), reference)
         print(f"| {name} | {distance:.1f} | {seconds:.2f} |", flush=True)
         if name == "two-stage" and drawn.semantic is not None:
             distance = frechet_distance(feature_statistics(to_uint8(drawn.semantic), extractor), reference)

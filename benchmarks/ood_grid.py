@@ -26,6 +26,8 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.hardware import describe
+from denoising_ebm.images import content_hash
+from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal, TwoSided
 from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
@@ -236,14 +238,15 @@ def read_sets(model: DenoisingEBM, args: argparse.Namespace) -> Sets:
     for name, images in pixels.items():
         if name == "more train":
             continue
-        key = [model.fingerprint(), model.precision, str(config), len(images)]
+        key = [model.fingerprint(), model.precision, str(config), content_hash(images, "")]
         compute = partial(compute_features, model, images, config)
         features[name] = kept(args.out / f"{name}.pt", key, compute)
     altered: Table = {}
     probe: Table = {}
     if args.only != "energies":
         kinds = [(name, kind.low, kind.high) for name, kind in alterations(model.config.network.channels).items()]
-        key = [model.fingerprint(), model.precision, str(detector.config), str(kinds), args.fit]
+        used = [content_hash(pixels[name], "") for name in ("train", "more train")]
+        key = [model.fingerprint(), model.precision, str(detector.config), str(kinds), *used]
         altered = kept(args.out / "altered.pt", key, partial(detector.altered_columns, pixels["train"]))
         probe = kept(args.out / "probe.pt", key, partial(detector.altered_columns, pixels["more train"], seed=1))
     return Sets(model, pixels, features, altered, probe)
@@ -270,7 +273,7 @@ def kept(path: Path, key: list[object], compute: Callable[[], Table]) -> Table:
             found: Table = saved["features"]
             return found
     features = compute()
-    torch.save({"key": key, "features": features}, path)
+    write_atomically(path, lambda temporary: torch.save({"key": key, "features": features}, temporary))
     return features
 
 

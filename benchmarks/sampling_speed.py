@@ -8,14 +8,16 @@ A forward pass counts as one evaluation, an exact gradient as three (forward, an
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from denoising_ebm import DenoisingEBM
 from denoising_ebm.hardware import describe
+from denoising_ebm.reproduce.samplers import count_evaluations
 
 
 def main() -> None:
@@ -28,19 +30,23 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision("auto")
     sampling = model.config.sampling
-    steps, latent = sampling.texture_steps, 3 * sampling.semantic_steps
-    denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
-
-    def two_stage(direction: str) -> Callable[[], object]:
-        config = dataclasses.replace(sampling, direction=direction)  # type: ignore[arg-type]
-        return lambda: model.two_stage(args.n, sampling=config)
-
     cases: dict[str, tuple[Callable[[], object], int]] = {
-        "two-stage, first term": (two_stage("first-term"), latent + steps + denoiser),
-        "two-stage, exact gradient": (two_stage("exact"), latent + 3 * steps + denoiser),
-        "heun, 20 levels": (lambda: model.sample(args.n, sampler="heun", steps=20), denoiser * 39),
-        "mala, 50 steps": (lambda: model.sample(args.n, sampler="mala", steps=50), 6 * 50 + denoiser),
+        "heun, 20 levels": (
+            partial(model.sample, args.n, sampler="heun", steps=20),
+            count_evaluations(model, "heun", 20),
+        ),
+        "mala, 50 steps": (
+            partial(model.sample, args.n, sampler="mala", steps=50),
+            count_evaluations(model, "mala", 50),
+        ),
     }
+    # A model trained by `score` has one direction only.
+    by_gradient = model.config.energy.denoiser == "gradient"
+    for direction in ("exact",) if by_gradient else ("exact", "first-term"):
+        chains = replace(sampling, direction=direction)  # type: ignore[arg-type]
+        model.config = replace(model.config, sampling=chains)
+        two_stage = partial(model.two_stage, args.n, sampling=chains)
+        cases |= {f"two-stage, {direction}": (two_stage, count_evaluations(model, "two-stage", None))}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(args.rounds + 1):
         for name, (run, _evaluations) in cases.items():
@@ -52,7 +58,7 @@ def main() -> None:
     print(
         f"{describe(model.device)}; {args.model}; {args.n} images; median of {args.rounds} rounds after one of warm-up"
     )
-    base = sorted(seconds["two-stage, first term"][1:])[args.rounds // 2]
+    base = sorted(seconds[list(cases)[-1]][1:])[args.rounds // 2]
     print("| sampler | evaluations | s per 64 images | ratio |\n|---|---|---|---|")
     for name, (_run, evaluations) in cases.items():
         median = sorted(seconds[name][1:])[args.rounds // 2]

@@ -27,6 +27,7 @@ from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statist
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.hardware import describe
 from denoising_ebm.reproduce.ledger import Ledger, settings_of
+from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.sampling import two_stage
 
 Start = Callable[[int, torch.Generator], Tensor]
@@ -108,7 +109,7 @@ def draw(model: DenoisingEBM, start: Start, steps: int, level: float, num: int, 
             generator=generator,
         )
         semantic.append(to_uint8(sample.semantic))
-        images.append(to_uint8(sample.images))
+        images.append(to_uint8(finite(sample.images)))
     return torch.cat(semantic), torch.cat(images)
 
 

@@ -144,7 +144,7 @@ def main() -> None:
     for name in args.only or ():
         if name not in VARIANTS:
             parser.error(f"--only {name!r}: no such variant; there are {'; '.join(VARIANTS)}")
-    options = {name: value for name, value in vars(args).items() if name not in ("row", "jobs")}
+    options = {name: value for name, value in vars(args).items() if name != "row"}
     ledger = Ledger(args.out, settings_of(options, preset=str(preset(args.preset))))
     names = [name for name in VARIANTS if not args.only or name in args.only]
     threads = max(1, torch.get_num_threads() // args.jobs)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,15 @@ from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
 from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.hardware import describe
+from denoising_ebm.images import content_hash
 from denoising_ebm.noise import expand_sigma, falling_sigmas, karras_sigmas
 from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.sampling import annealed, heun, two_stage
 
 BATCH = 128
 #: What rows start from: Langevin steps of one size, on geometric levels.
+Row = dict[str, Any]
 BASE: dict[str, Any] = {
     "semantic_steps": 10,
     "texture_steps": 40,
@@ -118,10 +120,11 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
     # Rows are kept under what they depend on; another choice is refused.
-    Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed}).begin()
+    ledger = Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed})
     network = model.config.network
     sizes = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=4 * args.samples, **sizes).pixels
+    images_hash = content_hash(train, "")
     extractor = EfficientNetLite0Features()
     reference = feature_statistics(train[: 2 * args.samples], extractor)
 
@@ -136,18 +139,20 @@ def main() -> None:
     for name, changes in ROWS.items():
         if args.only and name not in args.only:
             continue
-        path = args.out / f"{name.replace(' ', '-').replace(',', '')}.json"
-        if not path.exists():
-            options = {key: value for key, value in changes.items() if key != "heun"}
-            sampling = dataclasses.replace(model.config.sampling, **(BASE | options))
+        options = {key: value for key, value in changes.items() if key != "heun"}
+        sampling = dataclasses.replace(model.config.sampling, **(BASE | options))
+
+        def make(name: str = name, sampling: SamplingConfig = sampling, by_heun: bool = "heun" in changes) -> Row:
             steps = sampling.semantic_steps
             if steps not in starts:
                 starts[steps] = semantic_images(model, steps, args.samples, args.seed)
                 print(f"| h(z), {steps} latent steps | {distance(to_uint8(starts[steps])):.1f} |", flush=True)
-            images = stage_two(model, starts[steps], sampling, "heun" in changes, args.seed)
-            save_grid(images[:64], path.with_suffix(".png"), columns=16)
-            path.write_text(json.dumps(distance(to_uint8(images))))
-        print(f"| {name} | {json.loads(path.read_text()):.1f} |", flush=True)
+            images = stage_two(model, starts[steps], sampling, by_heun, args.seed)
+            save_grid(images[:64], args.out / f"{name.replace(' ', '-').replace(',', '')}.png", columns=16)
+            return {"distance": distance(to_uint8(finite(images)))}
+
+        row = ledger.row(name, make, images=images_hash, sampling=str(sampling))
+        print(f"| {name} | {row.get('missing') or format(row['distance'], '.1f')} |", flush=True)
 
 
 if __name__ == "__main__":

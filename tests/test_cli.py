@@ -233,7 +233,8 @@ def test_interrupt_and_resume_give_the_same_model_as_one_run(
     seen = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["images_seen"]
     assert seen < 640
     assert "the run was on other images" in debm("train", folder, "--out", out, "--resume", "--limit", 200).error
-    assert debm("train", folder, "--out", out, "--resume", "--limit", 300, "--precision", "fp32").status == 0
+    # In its own precision, which was asked for, not in the machine's.
+    assert debm("train", folder, "--out", out, "--resume", "--limit", 300).status == 0
     straight = DenoisingEBM.from_pretrained(run).state_dict()
     for name, value in DenoisingEBM.from_pretrained(out).state_dict().items():
         torch.testing.assert_close(value, straight[name], rtol=0, atol=0, msg=name)
@@ -315,9 +316,22 @@ def test_stages_and_trajectory_show_the_same_chains(debm: Any, run: Path, tmp_pa
     np.testing.assert_array_equal(sheet[1:33, 1 + 2 * 33 : 33 + 2 * 33], pairs[0])
 
 
+def test_trajectory_of_a_small_batch(debm: Any, run: Path, tmp_path: Path) -> None:
+    """The chains of the first batch are shown, however many images are drawn."""
+    chains, options = tmp_path / "chains.png", ["--n", 9, "--batch-size", 4, "--precision", "fp32", "--out", ""]
+    assert debm("sample", run, *options, "--trajectory", chains).status == 0
+    sheet = np.asarray(Image.open(chains))[20:][::2, ::2]
+    assert sheet.shape[0] == 1 + 4 * 33
+    images = DenoisingEBM.from_pretrained(run).sample(4, seed=0)
+    end = (images[0, 0].clamp(-1, 1).numpy() + 1) * 127.5
+    assert np.abs(sheet[1:33, -33:-1] - end).max() <= 0.51
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--out", "/dev/null/grid.png"], "/dev/null/grid.png: cannot be written: "),
+        (["--npz", "/dev/null/x.npz"], "/dev/null/x.npz: cannot be written: "),
         (["--n", "0"], "the number of images must be >= 1, got 0"),
         (["--steps", "0"], "steps must be >= 1, got 0"),
         (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
@@ -326,7 +340,7 @@ def test_stages_and_trajectory_show_the_same_chains(debm: Any, run: Path, tmp_pa
         (["--device", "meta"], "unknown device 'meta': use auto, cpu or cuda"),
     ],
 )
-def test_sample_refuses_bad_numbers(debm: Any, run: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_sample_refuses(debm: Any, run: Path, tmp_path: Path, options: list[str], message: str) -> None:
     assert message in debm("sample", run, "--out", tmp_path / "grid.png", *options).error
     assert not (tmp_path / "grid.png").exists()
 

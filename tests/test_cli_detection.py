@@ -176,6 +176,9 @@ def test_what_cannot_be_written_is_told_before_the_work(
     assert "is a folder, not a file" in debm("score", fitted, folder, "--out", tmp_path / "folder.csv", *FAST).error
     assert "cannot be written: " in debm("score", fitted, folder, "--maps", below, *FAST).error
     assert "cannot be written: " in debm("fit-detector", fitted, folder, "--out", below, *FAST).error
+    monkeypatch.setattr(OODDetector, "score", never)
+    sets = ["--in", folder, "--ood", "constant"]
+    assert "cannot be written: " in debm("evaluate", fitted, *sets, "--out", tmp_path / "file", *FAST).error
 
 
 def test_names_that_are_not_unicode(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:

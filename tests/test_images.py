@@ -219,6 +219,8 @@ def test_pixel_modes(tmp_path: Path) -> None:
     gray = Image.fromarray(ramp)
     assert np.array_equal(read(gray), ramp[None])
     assert np.array_equal(read(Image.fromarray(ramp.astype(np.uint16) * 257)), ramp[None])
+    (tmp_path / "x.pgm").write_bytes(b"P5 16 16 65535\n" + (ramp.astype(">u2") * 257).tobytes())
+    assert np.array_equal(load_images(tmp_path / "x.pgm").pixels[0], ramp[None])
     assert np.array_equal(read(gray.point(lambda v: 255 * (v > 99), "1")), 255 * (ramp[None] > 99))
     half = gray.copy()
     half.putalpha(Image.fromarray(np.where(ramp > 99, 255, 0).astype(np.uint8)))

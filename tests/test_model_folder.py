@@ -112,6 +112,10 @@ def test_missing_file(name: str, folder: Path) -> None:
 
 def test_missing_folder(tmp_path: Path) -> None:
     refuse(str(tmp_path / "nowhere"), FileNotFoundError, "nowhere: no such model folder")
+    # No Hub id, whose rules would be no help.
+    for name in ("./nowhere", "../nowhere"):
+        refuse(name, FileNotFoundError, f"{name}: no such model folder")
+    refuse("someone/a--b..c", FileNotFoundError, "someone/a--b..c: no such folder here")
 
 
 def test_file_in_place_of_a_folder(folder: Path, tiny_model: DenoisingEBM) -> None:

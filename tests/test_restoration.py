@@ -326,3 +326,21 @@ def test_a_mask_of_another_size_is_refused(debm: Any, tmp_path: Path) -> None:
     assert "the mask is 8x8, the images are 32x32" in debm("restore", *inpaint).error
     Image.fromarray(to_uint8(-torch.ones(32, 32)).numpy()).save(tmp_path / "mask.png")
     assert "mask.png: the mask must mark some pixels" in debm("restore", *inpaint).error
+    inpaint[-1] = tmp_path
+    assert f"{tmp_path}: is a folder; --mask takes one picture, for all images" in debm("restore", *inpaint).error
+
+
+def test_finished_batches_are_kept(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def second_fails(model: Any, y: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        calls.append(len(y))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return y
+
+    monkeypatch.setattr("denoising_ebm.restoration.posterior.restore", second_fails)
+    options = ["--task", "denoise", "--sigma", 0.1, "--limit", 5, "--batch-size", 3, "--out", tmp_path / "out"]
+    assert debm("restore", "fashion-mnist", "fashion-mnist", *options).status == 130
+    clean = load_images("fashion-mnist", split="test", limit=3).pixels
+    assert calls == [3, 2] and torch.equal(load_images(tmp_path / "out").pixels, clean)

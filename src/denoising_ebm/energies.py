@@ -124,12 +124,10 @@ class TextureEnergy(Energy):
 
     Args:
         reconstruct: r, `(x, sigma) -> like x`.
-        inner_noise: Eq. 7's noise inside r. It is drawn at every `redraw` (every Langevin step); before the first one
-        the
+        inner_noise: Eq. 7's noise inside r. It is drawn at every `redraw` (every Langevin step); before the first one the
             energy is that without inner noise.
         direction: `exact` uses the gradient of eq. 21; `first-term` only (x - r) / sigma^2, which needs no backward
-        pass
-            but is no gradient of any function.
+            pass but is no gradient of any function.
     """
 
     def __init__(

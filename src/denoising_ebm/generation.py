@@ -97,7 +97,7 @@ class Trajectory:
 
     Args:
         model: Whose decoder shows the latent states.
-        chains: Number of chains to keep, >= 1.
+        chains: Number of chains to keep, >= 1, of the first batch.
     """
 
     def __init__(self, model: DenoisingEBM, chains: int = 8) -> None:
@@ -119,5 +119,7 @@ class Trajectory:
 
     def add(self, images: Tensor, label: str) -> None:
         """Append a column, for example the finished images."""
-        self.states.append(images[: self._chains].float().cpu().clone())
+        # Chains come in batches, the first of which may hold fewer than are finished at the end.
+        count = len(self.states[0]) if self.states else self._chains
+        self.states.append(images[:count].float().cpu().clone())
         self.labels.append(label)

@@ -306,6 +306,9 @@ def _decode(raw: bytes) -> _Decoded:
     image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode == "I" and opened.format == "PPM":
+        # Whatever the largest value in the file, Pillow brings it to 65535.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range; convert to 8 or 16 bits")
     gray = image.mode in ("1", "L", "LA", "La")

@@ -149,7 +149,11 @@ class DenoisingEBM(nn.Module):
     # -- energies ---------------------------------------------------------------------------------------------------
 
     def energy(self, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
-        """Return the texture energy U^c (eq. 7), shape (batch,); `noise` as in `energies.texture_energy_map`."""
+        """Return the texture energy U^c (eq. 7), shape (batch,); `noise` as in `energies.texture_energy_map`.
+
+        Without `noise` it is the energy without inner noise, whatever the config says. Percentiles of a model whose config
+        has inner noise are of the energy with `scoring_noise(4)`.
+        """
         return energies.texture_energy(self.reconstruct, x, sigma, noise)
 
     def energy_map(self, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:

@@ -78,16 +78,21 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{name}: is a file; a model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     if name in bundled_models():
         return Path(str(resources.files("denoising_ebm") / "models" / name))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         known = ", ".join(bundled_models()) or "none"
         raise FileNotFoundError(f"{name}: no such model folder, and no bundled model of that name (bundled: {known})")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *DETECTOR_FILES]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise FileNotFoundError(f"{name}: no such folder here and no such model on the Hub") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -16,6 +16,7 @@ from denoising_ebm.cli.common import (
     add_device_options,
     add_source_options,
     check_at_least,
+    check_writable,
     note,
     prepare_as_fitted,
     progress_bar,
@@ -84,6 +85,7 @@ def run(args: Namespace) -> int:
     check_at_least(args, 1, "batch_size")
     check_at_least(args, 2, "resamples")
     check_at_least(args, 0, "seed")
+    check_writable(args.out, folder=True)
     model = read_model(args)
     detector = read_detector(args, model)
     prepare_as_fitted(args, detector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,6 @@ from denoising_ebm.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.images import ImageSet
     from denoising_ebm.restoration.degradations import Degradation
 
 HELP = "restore images: remove noise or blur, fill in missing pixels"
@@ -116,7 +116,9 @@ def run(args: Namespace) -> int:
     images = read_images(args.images, args, size, channels)
     if args.out:
         check_png_names(images.names)
+    # Written batch by batch; kept is what the picture and the measures need.
     restored, degraded = [], []
+    kept = len(images) if args.degrade else 16
     passes = 1 if args.estimate == "sample" else args.draws
     with progress_bar(f"restoring ({args.task})", len(images) * args.steps * passes) as advance:
         for i, pixels in enumerate(torch.split(images.pixels, args.batch_size)):
@@ -133,10 +135,14 @@ def run(args: Namespace) -> int:
                 seed=args.seed + i,
                 advance=advance,
             )
-            restored.append(to_uint8(result.cpu()))
-            degraded.append(to_uint8(y))
+            finished, first = to_uint8(result.cpu()), i * args.batch_size
+            if args.out:
+                _write(images.names[first : first + len(finished)], finished, Path(args.out))
+            if first < kept:
+                restored.append(finished)
+                degraded.append(to_uint8(y))
     if args.out:
-        _write(images, torch.cat(restored), Path(args.out))
+        note(f"{len(images)} images: {args.out}")
     if args.degrade:
         _report(images.pixels, {"degraded": torch.cat(degraded), "restored": torch.cat(restored)})
     if grid is not None:
@@ -159,6 +165,8 @@ def _degradation(args: Namespace, size: int) -> Degradation:
         return blurred(args.blur, size, max(noise, 2 / 255 / 12**0.5))
     from denoising_ebm.images import load_images
 
+    if Path(args.mask).is_dir():
+        raise ValueError(f"{args.mask}: is a folder; --mask takes one picture, for all images")
     mask = load_images(args.mask).pixels[0].float().mean(0)
     if tuple(mask.shape) != (size, size):
         raise ValueError(f"{args.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, the images are {size}x{size}")
@@ -168,7 +176,7 @@ def _degradation(args: Namespace, size: int) -> Degradation:
         raise ValueError(f"{args.mask}: {error}") from None
 
 
-def _write(images: ImageSet, restored: Tensor, folder: Path) -> None:
+def _write(names: Sequence[str], restored: Tensor, folder: Path) -> None:
     from functools import partial
 
     from PIL import Image
@@ -176,10 +184,9 @@ def _write(images: ImageSet, restored: Tensor, folder: Path) -> None:
     from denoising_ebm.images import png_name
     from denoising_ebm.model_folder import write_atomically
 
-    for name, pixels in zip(images.names, restored, strict=True):
+    for name, pixels in zip(names, restored, strict=True):
         picture = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
         write_atomically(folder / png_name(name), partial(picture.save, format="PNG"))
-    note(f"{len(restored)} images: {folder}")
 
 
 def _report(clean: Tensor, results: dict[str, Tensor]) -> None:

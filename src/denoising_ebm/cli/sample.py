@@ -11,6 +11,7 @@ from denoising_ebm.cli.common import (
     MODEL_HELP,
     add_device_options,
     check_suffix,
+    check_writable,
     note,
     progress_bar,
     read_model,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 HELP = "draw images from a model"
 USAGE = "debm sample MODEL [--out grid.png] [options]"
 DESCRIPTION = """\
-Draw images: first the meaning in the latent space, then the texture in pixels (two-stage), or by another sampler.
+Draw images: first a layout in the latent space, then the image in pixels (two-stage), or by another sampler.
 
 The images depend on the seed, the batch size (batch i is drawn with seed + i) and nothing else: sets that are to be
 independent need seeds further apart than they have batches."""
@@ -83,6 +84,8 @@ def run(args: Namespace) -> int:
         raise ValueError(f"--stages needs --sampler two-stage, got {args.sampler}")
     if args.columns < 1:
         raise ValueError(f"--columns must be >= 1, got {args.columns}")
+    for path in (npz, *paths.values()):
+        check_writable(path)
 
     import torch
 

@@ -47,10 +47,14 @@ given: then these alone decide.
 
 Columns: name, status (ok or unreadable), score, p_value, flagged, looks (if p_value <= .1: which alteration of a normal
 image it resembles most, a hint at why it is odd), energy, percentile, sigma, resize, reason (why it is unreadable: damaged,
-or of another size or channel count); a row for each file, in the order of the source."""
+or of another size or channel count); a row for each file, in the order of the source; of a folder with splits, for each file
+of --split.
+
+The rate --fpr holds in expectation over calibration images that are like those to come and new to the model. That of one
+detector varies around it: at --fpr 0.05, with the default 2,000 calibration images, from about .04 to .06."""
 EPILOG = """\
 Examples:
-  debm score runs/mine new-images/ --fpr 0.05 --out scores.csv      at most 5 % of normal images are flagged
+  debm score runs/mine new-images/ --fpr 0.05 --out scores.csv      at most 5 % of normal images are flagged (expected)
   debm score runs/mine new-images/ --fdr 0.1 --report page.html     at most 10 % of the flagged images are normal
   debm score runs/mine photos/ --resize lanczos --maps maps/        a picture for each image: where it is odd
   debm score runs/mine photos/ --resize lanczos --maps maps/ --tiles   the same at the images' own size
@@ -74,7 +78,10 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     group.add_argument("--report", metavar="FILE", help="also write a page (.html): how many are odd, which, and where")
     group = parser.add_argument_group("flagging")
     group.add_argument(
-        "--fpr", type=float | None, metavar="A", help="false-alarm rate: flag at most this share of normal images"
+        "--fpr",
+        type=float | None,
+        metavar="A",
+        help="false-alarm rate: flag at most this share of normal images, in expectation",
     )
     group.add_argument(
         "--fdr",

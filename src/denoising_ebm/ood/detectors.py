@@ -290,11 +290,17 @@ class OODDetector:
         return None
 
     def p_values(self, scores: Tensor) -> Tensor:
-        """Return the conformal p-value of each score: at most alpha for at most a share alpha of normal images."""
+        """Return the conformal p-value of each score: at most alpha with a probability of at most alpha for a normal image.
+
+        The probability is over the calibration images too, and holds if these and the image are exchangeable.
+        """
         return p_values(self.calibration, scores)
 
     def flag(self, scores: Tensor, fpr: float) -> Tensor:
-        """Return which images to flag so that at most a share `fpr` of normal ones is, bool, shape `(n,)`.
+        """Return which images to flag so that at most a share `fpr` of normal ones is expected to be, bool, shape `(n,)`.
+
+        The expectation is over the calibration images too: the rate of one detector varies around it, see
+        `conformal.alarm_range`.
 
         Raises:
             ValueError: If there are too few calibration images for that rate.
