@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from denoising_ebm.evaluation.figures import (
+    chain_energies,
     energy_histograms,
     heat_map_sheet,
     heat_overlay,
@@ -202,3 +204,17 @@ def test_png_bytes_decode_to_the_picture_and_repeat():
     assert first == second
     with Image.open(io.BytesIO(first)) as decoded:
         assert decoded.size == (360, 120)
+
+
+@pytest.mark.parametrize("top", [1.2, 2.1, 4.9, 900.0])
+def test_logarithmic_axes_have_plain_numbers_whatever_they_span(top: float) -> None:
+    """An axis with one label tells nothing; values may lie between two powers of ten."""
+    energies = {"texture": [torch.tensor([700.0, 710.0]), torch.tensor([700.0 * top, 690.0])]}
+    figure = chain_energies(energies)
+    png_bytes(figure)
+    (axis,) = figure.axes
+    low, high = axis.get_ylim()
+    shown = [label.get_text() for label in axis.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert len(shown) >= 3 and all(re.fullmatch(r"[\d.]+(e\+\d+)?", text) for text in shown)
+    lines = [line.get_ydata() for line in axis.get_lines()]
+    np.testing.assert_allclose(lines[-1], [705.0, (700 * top + 690) / 2])

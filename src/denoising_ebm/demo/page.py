@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from denoising_ebm.evaluation.figures import (
-    COLOURS,
+    chain_energies,
     energy_histograms,
     heat_map_sheet,
     image_grid,
@@ -161,7 +158,7 @@ def _chains(evidence: Evidence) -> Section:
                 "each row turns from a blur into a noisy and then a clear image",
             ),
             Picture(
-                png_bytes(_energy_curves(trajectory)),
+                png_bytes(chain_energies(trajectory.energies)),
                 "Energies of the same chains before each step, at the noise level of that step.",
                 "curves of energy over steps for both stages",
             ),
@@ -245,26 +242,3 @@ def _training(evidence: Evidence) -> Section:
         "falling curves of the losses",
     )
     return Section("Training", pictures=[picture])
-
-
-def _energy_curves(trajectory: Trajectory) -> Figure:
-    names = {"semantic": "latent chain", "texture": "pixel chain"}
-    stages = {stage: torch.stack(values).numpy() for stage, values in trajectory.energies.items()}
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
-    axes = figure.subplots(1, len(stages), squeeze=False)[0]
-    for axis, (stage, energies) in zip(axes, stages.items(), strict=True):
-        steps = np.arange(1, len(energies) + 1)
-        axis.plot(steps, energies, color=COLOURS[0], alpha=0.35, linewidth=0.8)
-        axis.plot(steps, energies.mean(1), color=COLOURS[1], linewidth=1.8, label="mean")
-        axis.set(title=names.get(stage, stage), xlabel="step", yscale="log")
-        axis.title.set_fontsize(10)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axis.tick_params(labelsize=8)
-    axes[0].set_ylabel("energy")
-    axes[0].legend(frameon=False, fontsize=8)
-    return figure

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
+from torch import Tensor
 
 from denoising_ebm.evaluation.grids import (
     INK,
@@ -26,10 +28,12 @@ from denoising_ebm.evaluation.grids import (
 )
 
 __all__ = [
+    "chain_energies",
     "energy_histograms",
     "heat_map_sheet",
     "heat_overlay",
     "image_grid",
+    "plain_numbers",
     "png_bytes",
     "roc_curves",
     "save_grid",
@@ -89,9 +93,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
             # The contrastive loss may fall below zero, where a logarithm has nothing to show.
             axis.set_yscale("log" if smallest > 0 else "symlog")
             if smallest > 0:
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axis.yaxis.set_minor_formatter(NullFormatter())
+                plain_numbers(axis.yaxis)
         axis.set_ylabel(panel)
         if len(series) > 1:
             axis.legend(frameon=False, fontsize=8, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1.0))
@@ -104,6 +106,45 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     axes[-1].xaxis.set_major_formatter(EngFormatter())
     figure.align_ylabels(axes)
     return figure
+
+
+def chain_energies(energies: Mapping[str, Sequence[Tensor]]) -> Figure:
+    """Energy of each chain against its step, and their mean, one panel a stage.
+
+    Args:
+        energies: For each stage (`semantic`, `texture`) and step the chains' energies, shape `(chains,)`, positive.
+
+    Returns:
+        A figure with the panels side by side.
+    """
+    names = {"semantic": "latent chain, U^s", "texture": "pixel chain, U^c"}
+    stages = {stage: np.stack([np.asarray(step) for step in steps]) for stage, steps in energies.items()}
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.subplots(1, len(stages), squeeze=False)[0]
+    for axis, (stage, values) in zip(axes, stages.items(), strict=True):
+        steps = np.arange(1, len(values) + 1)
+        axis.plot(steps, values, color=COLOURS[0], alpha=0.35, linewidth=0.8)
+        axis.plot(steps, values.mean(1), color=COLOURS[1], linewidth=1.8, label="mean")
+        axis.set(title=names.get(stage, stage), xlabel="step", yscale="log")
+        axis.title.set_fontsize(10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain_numbers(axis.yaxis)
+        _tidy(axis)
+    axes[0].set_ylabel("energy")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plain_numbers(scale: Axis) -> None:
+    """Label a logarithmic axis, whose curves are drawn, in plain numbers, some of them whatever it spans."""
+    low, high = scale.get_view_interval()
+    if high / low > 10:
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    else:
+        values = MaxNLocator(5).tick_values(low, high)
+        scale.set_major_locator(FixedLocator([value for value in values if low <= value <= high]))
+    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    scale.set_minor_formatter(NullFormatter())
 
 
 def energy_histograms(energies: Mapping[str, npt.NDArray[Any]], *, title: str, xlabel: str, bins: int = 60) -> Figure:

@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from denoising_ebm.evaluation.figures import COLOURS, LINE_STYLES, image_grid, png_bytes, trajectory_grid
+from denoising_ebm.evaluation.figures import (
+    COLOURS,
+    LINE_STYLES,
+    chain_energies,
+    image_grid,
+    plain_numbers,
+    png_bytes,
+    trajectory_grid,
+)
 from denoising_ebm.evaluation.neighbours import copies, nearest
 from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.images import to_float
@@ -115,7 +121,7 @@ def figure5(shop: Workshop) -> Section:
             end = generate(model, 6, sampler=sampler, steps=steps, seed=shop.seed, watch=trajectory)
             trajectory.add(end.images, "end")
             result[f"Six chains {what}."] = png_bytes(trajectory_grid(trajectory.states, trajectory.labels))
-            result[f"Their energies, {what}."] = png_bytes(_energies(trajectory))
+            result[f"Their energies, {what}."] = png_bytes(chain_energies(trajectory.energies))
         return result
 
     pictures = [
@@ -230,33 +236,9 @@ def _curves(curves: Mapping[str, list[tuple[int, float]]], xlabel: str, ylabel: 
         x, y = np.array(points, dtype=float).reshape(-1, 2).T
         axis.plot(x, y, color=colour, linestyle=style, marker="o", markersize=4, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
-    _plain_numbers(axis.xaxis)
-    _plain_numbers(axis.yaxis)
+    plain_numbers(axis.xaxis)
+    plain_numbers(axis.yaxis)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    return figure
-
-
-def _plain_numbers(scale: Axis) -> None:
-    """Label a logarithmic axis in plain numbers, several of them where it spans less than a decade too."""
-    low, high = scale.get_view_interval()
-    subs = (1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    scale.set_major_locator(LogLocator(subs=subs))
-    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    scale.set_minor_formatter(NullFormatter())
-
-
-def _energies(trajectory: Trajectory) -> Figure:
-    """Energy of each chain against its step, one panel a stage."""
-    stages = {"semantic": "U^s", "texture": "U^c"}
-    shown = [(stage, trajectory.energies[stage]) for stage in stages if stage in trajectory.energies]
-    figure = Figure(figsize=(7.2, 2.4), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, (stage, energies) in zip(panels, shown, strict=True):
-        axis.plot(torch.stack(energies).numpy(), linewidth=1)
-        axis.set(xlabel=f"{stage} step", ylabel=f"energy {stages[stage]}", yscale="log")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain_numbers(axis.yaxis)
-        axis.spines[["top", "right"]].set_visible(False)
     return figure
