@@ -25,9 +25,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
+from denoising_ebm.files import write_atomically
 from denoising_ebm.hardware import describe
 from denoising_ebm.images import content_hash
-from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal, TwoSided
 from denoising_ebm.ood.detectors import DetectorConfig, OODDetector

@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from jsonargparse import Namespace
 from PIL import Image
 
 from command import rows_of
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.cli import main
+from denoising_ebm.cli.common import read_detector
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.conformal import benjamini_hochberg
 from denoising_ebm.ood.detectors import OODDetector
@@ -310,3 +312,19 @@ def test_evaluate_without_a_detector_measures_the_energy(debm: Any, run: Path) -
     done = debm("evaluate", run, "--in", "fashion-mnist", "--limit", 20, "--ood", "all", "--resamples", 2, *FAST)
     assert done.status == 0 and "has no detector" in done.err
     assert done.out.count("energy at sigma 0.05 |") == 16
+
+
+def test_a_detector_in_a_precision_that_is_slow_here_says_so(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def auto_is(precision: str) -> None:
+        chosen = lambda wanted, _: precision if wanted == "auto" else wanted  # noqa: E731
+        monkeypatch.setattr("denoising_ebm.hardware.choose_precision", chosen)
+
+    shutil.copytree(fitted, tmp_path / "model")
+    path = tmp_path / "model" / "detector.json"
+    path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
+    for folder, fast, told in ((path.parent, "fp32", True), (path.parent, "bf16", False), (fitted, "fp32", False)):
+        auto_is(fast)
+        read_detector(Namespace(model=str(folder), detector=None), DenoisingEBM.from_pretrained(folder))
+        assert ("was fitted in bf16, which this device is slow at" in capsys.readouterr().err) == told

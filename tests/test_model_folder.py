@@ -12,7 +12,8 @@ import torch
 from denoising_ebm import DenoisingEBM, model_folder, to_float
 from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import to_dict
-from denoising_ebm.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model_folder, write_atomically
+from denoising_ebm.files import write_atomically
+from denoising_ebm.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model_folder
 from support import random_pixels, tiny_config
 
 

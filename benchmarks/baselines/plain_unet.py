@@ -30,6 +30,7 @@ from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.once import train_once
 
+CPU = torch.device("cpu")
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -90,7 +91,7 @@ def errors(denoise: Any, pixels: Tensor, seed: int = 0) -> dict[str, float]:
         generator, total = torch.Generator().manual_seed(seed), 0.0
         for chunk in x0.split(256):
             noisy = chunk + sigma * torch.randn(chunk.shape, generator=generator)
-            with autocast(torch.device("cpu"), choose_precision("auto", torch.device("cpu"))):
+            with autocast(CPU, choose_precision("auto", CPU)):
                 total += float((denoise(noisy, sigma) - chunk).square().sum())
         row[f"mse {sigma:g}"] = total / x0.numel()
     return row
@@ -117,18 +118,23 @@ def main() -> None:
     def ours() -> dict[str, Any]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
         seen = model.facts["images seen"]
-        return {"parameters": count(model), "images seen": seen, **errors(model.denoise, test)}
+        return {
+            "parameters": count(model),
+            "images seen": seen,
+            **errors(model.denoise, test),
+            "hardware": describe(CPU),
+        }
 
     def plain() -> dict[str, Any]:
         torch.manual_seed(args.seed)
         model, seen = fit(fitted(config, rows["ours"]["parameters"]), pixels, config, args.minutes)
-        return {"parameters": count(model), "images seen": seen, **errors(model, test)}
+        return {"parameters": count(model), "images seen": seen, **errors(model, test), "hardware": describe(CPU)}
 
     rows: dict[str, dict[str, Any]] = {}
     for name, make in (("ours", ours), ("plain U-Net", plain)):
         row = ledger.row(name, make)
         rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
-    print(f"{describe(torch.device('cpu'))}; {args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")
+    print(f"{args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")
     print("| network | " + " | ".join(rows["ours"]) + " |\n|" + "---|" * (len(rows["ours"]) + 1))
     for name, row in rows.items():
         cells = [f"{v:.5f}" if isinstance(v, float) else str(v) for v in row.values()]

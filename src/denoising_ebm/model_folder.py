@@ -6,9 +6,7 @@ It knows files, configs and tensors, and no network: `DenoisingEBM.from_pretrain
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.files import write_atomically, write_text_atomically
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `OODDetector.save`, optional.
@@ -33,25 +32,6 @@ def bundled_models() -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if (entry / CONFIG_FILE).is_file())
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place.
-
-    A full disk or a crash leaves the old file as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A failed write names no file, a failed open the temporary one.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_model_folder(
     folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, torch.Tensor], parameters: int
 ) -> None:
@@ -64,8 +44,8 @@ def write_model_folder(
     # Through memory: safetensors' own writer reports a full disk as no OSError.
     weights = safetensors.torch.save(tensors)
     write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
-    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+    write_text_atomically(folder / CONFIG_FILE, text)
+    write_text_atomically(folder / CARD_FILE, card)
 
 
 def find_model_folder(name: str, revision: str | None = None) -> Path:

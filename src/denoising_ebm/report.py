@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import TypeAlias
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
+
+from denoising_ebm.files import write_text_atomically
 
 Cell: TypeAlias = str | int | float | None
 
@@ -96,12 +97,8 @@ def write_report(
         ValueError: If a picture is not a PNG.
     """
     html = render_report(title=title, sections=sections, facts=facts, summary=summary)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Names of files need not be valid Unicode.
-    temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    write_text_atomically(Path(path), html, errors="backslashreplace")
 
 
 def render_report(

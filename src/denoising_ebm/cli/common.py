@@ -180,13 +180,19 @@ def read_model(args: Namespace) -> DenoisingEBM:
 
 def read_detector(args: Namespace, model: DenoisingEBM) -> OODDetector | None:
     """Load the detector in `args.detector`, or that in the model's folder; None if only the latter may be and is not."""
+    from denoising_ebm.hardware import choose_precision
     from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
     from denoising_ebm.ood.detectors import OODDetector
 
     folder = Path(args.detector) if args.detector else find_model_folder(args.model)
     if args.detector is None and not (folder / DETECTOR_FILES[0]).is_file():
         return None
-    return OODDetector.load(folder, model)
+    detector = OODDetector.load(folder, model)
+    if model.precision == "bf16" and choose_precision("auto", model.device) != "bf16":
+        note(
+            f"{folder}: the detector was fitted in bf16, which this device is slow at: fitted anew here it would be faster"
+        )
+    return detector
 
 
 def note(message: str) -> None:

@@ -158,7 +158,7 @@ def _write(
     import pyarrow.parquet
 
     from denoising_ebm import __version__
-    from denoising_ebm.model_folder import write_atomically
+    from denoising_ebm.files import write_atomically
     from denoising_ebm.report import write_report
     from denoising_ebm.scoring.evaluation import evaluation_sections, write_results
 

@@ -181,8 +181,8 @@ def _write(names: Sequence[str], restored: Tensor, folder: Path) -> None:
 
     from PIL import Image
 
+    from denoising_ebm.files import write_atomically
     from denoising_ebm.images import png_name
-    from denoising_ebm.model_folder import write_atomically
 
     for name, pixels in zip(names, restored, strict=True):
         picture = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.demo.page import Evidence, auroc_table, report_facts, report_sections, summary
+from denoising_ebm.files import write_text_atomically
 from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.hardware import choose_device
 from denoising_ebm.images import load_images, to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.ood.outliers import OUTLIERS
@@ -240,4 +240,4 @@ def _prepare(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> bool
 
 def _write_marker(folder: Path, values: dict[str, Any]) -> None:
     text = json.dumps(values) + "\n"
-    write_atomically(folder / MARKER, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(folder / MARKER, text)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from denoising_ebm.files import write_atomically
 
 PAPER = 255
 INK = "#333333"
@@ -63,11 +65,7 @@ def save_grid(images: Tensor, path: str | Path, *, columns: int, scale: int = 2,
         padding: As for `image_grid`.
     """
     picture = image_grid(images, columns=columns, scale=scale, padding=padding)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    write_atomically(Path(path), partial(picture.save, format="PNG"))
 
 
 def trajectory_grid(

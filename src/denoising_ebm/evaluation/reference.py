@@ -12,8 +12,8 @@ from torch import Tensor
 
 from denoising_ebm.evaluation.extractors import FeatureExtractor
 from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics
+from denoising_ebm.files import write_atomically
 from denoising_ebm.images import content_hash
-from denoising_ebm.model_folder import write_atomically
 
 
 def cache_folder() -> Path:

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from denoising_ebm.config import from_dict
+from denoising_ebm.files import write_atomically, write_text_atomically
 from denoising_ebm.images import image_hashes
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder, write_atomically
+from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.conformal import flagged, p_values
 from denoising_ebm.ood.discriminants import Discriminants
@@ -346,7 +347,7 @@ class OODDetector:
         values["tensors"] = hashlib.sha256(content).hexdigest()
         write_atomically(Path(folder) / TENSORS_FILE, lambda path: path.write_bytes(content))
         text = json.dumps(values, indent=2) + "\n"
-        write_atomically(Path(folder) / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(Path(folder) / CONFIG_FILE, text)
 
     @classmethod
     def load(cls, folder: str | Path, model: DenoisingEBM) -> OODDetector:

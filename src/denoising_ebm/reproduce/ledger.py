@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.files import write_text_atomically
 
 SETTINGS_FILE = "reproduce.json"
 Log = Callable[[str], object]
@@ -90,4 +90,4 @@ class Ledger:
 
     def _write(self, path: Path, values: Mapping[str, Any]) -> None:
         text = json.dumps(values, indent=1) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text_atomically(path, text)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config, to_dict
+from denoising_ebm.files import write_atomically, write_text_atomically
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.report import Section, markdown_page, write_report
 from denoising_ebm.reproduce.figures import figure4, figure5, speed
 from denoising_ebm.reproduce.ledger import Ledger, Log
@@ -183,7 +183,7 @@ def write_pages(sections: Sequence[Section], folder: Path, lines: Mapping[str, s
     page = folder / "index.html"
     write_report(page, title=title, sections=sections, facts=lines)
     text = markdown_page(sections, title=title, facts=lines, pictures="pictures/")
-    write_atomically(folder / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(folder / "results.md", text)
     pictures = [picture for section in sections for picture in section.pictures]
     for number, picture in enumerate(pictures, 1):
         png = picture.png

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from denoising_ebm.evaluation.figures import energy_histograms, png_bytes, roc_curves
-from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.files import write_text_atomically
 from denoising_ebm.ood.evaluation import SetResult
 from denoising_ebm.ood.metrics import roc_curve
 from denoising_ebm.report import Cell, Picture, Section, Table
@@ -52,7 +52,7 @@ def write_results(results: Mapping[str, Sequence[SetResult]], path: Path) -> Non
             numbers = [f"{value:.5f}" for i in intervals for value in (i.value, i.low, i.high)]
             writer.writerow([score, row.name, row.num, *numbers])
     text = buffer.getvalue()
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
 
 
 def evaluation_sections(

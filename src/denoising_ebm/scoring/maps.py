@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.evaluation.grids import heat_overlay
+from denoising_ebm.files import write_atomically
 from denoising_ebm.images import png_name, to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import write_atomically
 
 #: z-score of the strongest colours in maps of a detector.
 Z_LIMIT = 3.0

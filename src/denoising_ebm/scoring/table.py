@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from denoising_ebm.files import write_atomically
 from denoising_ebm.images import ImageSet, to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.ood.conformal import benjamini_hochberg
 from denoising_ebm.ood.detectors import SCORED_AT_ONCE, OODDetector
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from denoising_ebm.model_folder import write_atomically
+from denoising_ebm.files import write_text_atomically
 from denoising_ebm.training.state import Clock
 
 METRICS_FILE = "metrics.jsonl"
@@ -163,7 +163,7 @@ def trim_metrics(folder: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
-        write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+        write_text_atomically(path, "".join(kept))
 
 
 def is_healthy(means: dict[str, float], gap_bound: float) -> bool:

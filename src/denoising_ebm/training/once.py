@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.files import write_text_atomically
 from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.state import STATE_FILE
@@ -51,7 +52,7 @@ def train_once(
         options = {"data_name": data_name, "device": device, "quiet": quiet}
         result = train(pixels, config, folder, resume=resume, **options)  # type: ignore[arg-type]
         if result.finished:
-            marker.write_text(json.dumps(identity), encoding="utf-8")
+            write_text_atomically(marker, json.dumps(identity))
         if result.interrupted:
             raise KeyboardInterrupt
     return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")

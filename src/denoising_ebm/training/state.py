@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.files import write_atomically
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import write_atomically
 from denoising_ebm.training.objectives import Objective
 
 STATE_FILE = "state.pt"

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, to_dict
+from denoising_ebm.files import write_text_atomically
 from denoising_ebm.hardware import Precision, choose_device, choose_precision, describe
 from denoising_ebm.images import content_hash, to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import check_tensors, write_atomically
+from denoising_ebm.model_folder import check_tensors
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.interrupt import interruptible
@@ -140,7 +141,7 @@ def train(
             # So that a run that dies before its first save can be resumed too; first of all files, since without it the
             # others would be a run that can neither be resumed nor started.
             save_state(state, config, folder, images, hardware)
-        write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(folder / CONFIG_FILE, text)
     fabric.barrier()
 
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
