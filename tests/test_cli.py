@@ -480,7 +480,7 @@ def test_score_and_sample_survive_a_full_disk(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("denoising_ebm.model_folder.os.fsync", full)
+    monkeypatch.setattr("denoising_ebm.files.os.fsync", full)
     assert debm("score", run, folder, "--limit", 2, "--out", table).error == f"{table}: no space left on device"
     assert debm("sample", run, "--n", 1, "--out", grid).error == f"{grid}: no space left on device"
     assert table.read_text() == "old table" and grid.read_text() == "old grid"
@@ -500,7 +500,7 @@ def test_train_on_a_full_disk_keeps_the_old_state(
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         replace(source, target)
 
-    monkeypatch.setattr("denoising_ebm.model_folder.os.replace", full)
+    monkeypatch.setattr("denoising_ebm.files.os.replace", full)
     error = debm("train", folder, "--out", out, "--resume", "--max-images", "672", "--precision", "fp32").error
     assert error == f"{out / 'model' / 'model.safetensors'}: no space left on device"
     assert {name: (out / name).read_bytes() for name in before} == before
