@@ -31,6 +31,7 @@ from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.monitor import read_metrics, trim_metrics
 from denoising_ebm.training.objectives import Batch, Reconstruction, heldout_loss
+from denoising_ebm.training.setup import choose_hardware
 from denoising_ebm.training.trainer import TrainingResult
 from support import random_pixels, randomise, tiny_config
 
@@ -179,6 +180,18 @@ def test_sigterm_interrupts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not train(random_pixels(20), tiny_config(), tmp_path / "run").finished
     assert read_state(tmp_path / "run")["clock"]["step"] == 2
     assert DenoisingEBM.from_pretrained(tmp_path / "run").facts["images seen"] == 16
+
+
+def test_a_resumed_run_keeps_its_precision_and_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = {"hardware": {"device": "cpu", "precision": "fp32"}}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_hardware("auto", "auto", saved) == (torch.device("cpu"), "fp32")
+    assert choose_hardware("cpu", "bf16", saved) == (torch.device("cpu"), "bf16")
+    # One that began on a GPU goes on where there is none.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gone = {"hardware": {"device": "cuda", "precision": "bf16"}}
+    assert choose_hardware("auto", "auto", gone) == (torch.device("cpu"), "bf16")
+    assert choose_hardware("auto", "fp32", {}) == choose_hardware("auto", "fp32", None) == (torch.device("cpu"), "fp32")
 
 
 def test_resume_refuses_other_settings(tmp_path: Path) -> None:

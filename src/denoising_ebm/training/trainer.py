@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.files import write_text_atomically
-from denoising_ebm.hardware import Precision, choose_device, choose_precision, describe
+from denoising_ebm.hardware import Precision, describe
 from denoising_ebm.images import content_hash, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import check_tensors
 from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.interrupt import interruptible
-from denoising_ebm.training.monitor import METRICS_FILE, Monitor, is_healthy, trim_metrics
+from denoising_ebm.training.monitor import Monitor, is_healthy, trim_metrics
 from denoising_ebm.training.objectives import Batch, Objective, heldout_loss, make_objective
 from denoising_ebm.training.previews import save_previews
 from denoising_ebm.training.schedule import learning_rate
-from denoising_ebm.training.state import STATE_FILE, RunState, read_state, save_state
+from denoising_ebm.training.setup import CONFIG_FILE, check_run, choose_hardware, new_model, place_images
+from denoising_ebm.training.state import RunState, read_state, save_state
 
-CONFIG_FILE = "config.yaml"
 MAX_ROLLBACKS = 3
 
 
@@ -102,13 +102,13 @@ def train(
         FileNotFoundError: If `resume` is on and there is nothing to resume.
     """
     folder = Path(folder)
-    _check(pixels, config, folder, resume)
+    check_run(pixels, config, folder, resume)
     images = content_hash(pixels)
     saved = read_state(config, folder, images) if resume else None
-    place, precision = _hardware(device, precision, saved)
+    place, precision = choose_hardware(device, precision, saved)
     hardware = {"device": place.type, "precision": precision}
     fabric = _fabric(place, precision)
-    model = _new_model(config)
+    model = new_model(config)
     past: dict[str, Any] = {}
     if initial is not None:
         check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
@@ -146,7 +146,7 @@ def train(
 
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
     num_held = min(config.training.holdout, len(pixels) // 10)
-    held, kept = pixels[order[:num_held]], _near(pixels[order[num_held:]], fabric.device)
+    held, kept = pixels[order[:num_held]], place_images(pixels[order[num_held:]], fabric.device)
     facts = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
     run = _Run(fabric, wrapped, state, config, folder, held, facts, hardware, images)
     with ExitStack() as stack:
@@ -312,7 +312,7 @@ class _Run:
 
     def evaluation_model(self) -> DenoisingEBM:
         """Return the averaged weights as a calibrated model in eval mode."""
-        model = _new_model(self.config, self._facts()).to(self.fabric.device)
+        model = new_model(self.config, self._facts()).to(self.fabric.device)
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.held), seed=self.config.training.seed)
@@ -342,61 +342,6 @@ class _Run:
             if self.config.training.sample_minutes or final:
                 save_previews(model, self.held, self.folder / "samples", clock.images_seen)
         self.fabric.barrier()
-
-
-def _check(pixels: Tensor, config: Config, folder: Path, resume: bool) -> None:
-    network = config.network
-    expected = (network.channels, network.image_size, network.image_size)
-    if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != expected:
-        found = tuple(pixels.shape[1:])
-        raise ValueError(
-            f"training images have shape {found}, but the model takes {expected}: change network.* or the data"
-        )
-    for stage in ("semantic", "texture"):
-        level = getattr(config.sampling, f"{stage}_sigma_max")
-        if level > config.noise.sigma_max:
-            raise ValueError(
-                f"sampling.{stage}_sigma_max is {level:g}, above noise.sigma_max {config.noise.sigma_max:g}: chains would "
-                "start at a level that the network is not trained at"
-            )
-        level = getattr(config.sampling, f"{stage}_sigma_min")
-        if level < config.noise.sigma_min:
-            raise ValueError(
-                f"sampling.{stage}_sigma_min is {level:g}, below noise.sigma_min {config.noise.sigma_min:g}: chains would "
-                "end at a level that the network is not trained at"
-            )
-    if len(pixels) < 2:
-        raise ValueError(f"training needs at least 2 images, got {len(pixels)}")
-    holds_run = any((folder / name).exists() for name in (STATE_FILE, METRICS_FILE, CONFIG_FILE))
-    if holds_run and not resume:
-        raise ValueError(f"{folder}: already holds a run; continue it with --resume or choose another --out")
-
-
-def _hardware(
-    device: str, precision: Precision, saved: dict[str, Any] | None
-) -> tuple[torch.device, Literal["fp32", "bf16"]]:
-    """Choose where to train; what is left to us is, for a run that goes on, as it was before."""
-    before = (saved or {}).get("hardware", {})
-    if device == "auto" and (before.get("device") == "cpu" or torch.cuda.is_available()):
-        device = before.get("device", device)
-    if precision == "auto":
-        precision = before.get("precision", precision)
-    place = choose_device(device)
-    return place, choose_precision(precision, place)
-
-
-def _new_model(config: Config, facts: dict[str, Any] | None = None) -> DenoisingEBM:
-    """Return a model with weights by the seed of the config; the caller's random numbers stay as they are."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.training.seed)
-        return DenoisingEBM(config, facts)
-
-
-def _near(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return images on the device, unless they would take more than half of what is free there."""
-    if device.type == "cuda" and pixels.numel() > torch.cuda.mem_get_info(device)[0] // 2:
-        return pixels
-    return pixels.to(device)
 
 
 def _fabric(device: torch.device, precision: Precision) -> Fabric:
