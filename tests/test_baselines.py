@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from denoising_ebm import DenoisingEBM
 from denoising_ebm.noise import loss_weights, over
+from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.objectives import Batch
 from support import randomise, tiny_config
 
@@ -129,9 +130,11 @@ def test_igebm_step_is_the_published_one(generator: torch.Generator) -> None:
 
 
 def test_igebm_goes_on_with_the_chains_that_training_visited_last() -> None:
-    model = IGEBM(CONFIG)
-    model.buffer = torch.arange(6.0)[:, None, None, None].expand(6, 1, 16, 16) / 10
-    model.visited = torch.tensor([3, 1, 5, 2, 5, 4])
+    trained = IGEBM(CONFIG)
+    model = AveragedWeights(trained, 0.9).module
+    trained.buffer = torch.arange(6.0)[:, None, None, None].expand(6, 1, 16, 16) / 10
+    trained.visited = torch.tensor([3, 1, 5, 2, 5, 4])
+    model.take_chains(trained)
     model.chain = lambda x, steps, generator: x  # type: ignore[method-assign]
     drawn = torch.cat([model.draw(num, torch.Generator()) for num in (4, 3)])[:, 0, 0, 0]
     torch.testing.assert_close(drawn, torch.tensor([2.0, 4.0, 5.0, 0.0, 3.0, 1.0, 2.0]) / 10)

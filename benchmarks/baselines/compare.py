@@ -108,7 +108,7 @@ def main() -> None:
             model.config = replace(model.config, training=replace(model.config.training, learning_rate=rate))
         averaged, seen = fit(model, pixels, model.config, args.minutes)
         if isinstance(model, IGEBM):
-            averaged.buffer = model.buffer  # the chains, which are no weights to average
+            averaged.take_chains(model)
         return averaged, facts_of(averaged, seen, model.config.training.batch_size)
 
     def of_ebmkit() -> tuple[Draw, dict[str, Any]]:

@@ -113,6 +113,10 @@ class IGEBM(Scalar):
         data, chain = self.energy(batch.x0), self.energy(x)
         return data.mean() - chain.mean() + data.square().mean() + chain.square().mean()
 
+    def take_chains(self, other: IGEBM) -> None:
+        """Take over the chains of another, which are no weights to average."""
+        self.buffer, self.visited, self.visits = other.buffer, other.visited, other.visits
+
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Go on with chains of the buffer, as published: those that training visited last first, none twice too soon."""
         order = self.visited.argsort(descending=True, stable=True)
