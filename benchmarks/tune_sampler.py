@@ -31,8 +31,8 @@ from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.sampling import annealed, heun, two_stage
 
 BATCH = 128
-#: What rows start from: Langevin steps of one size, on geometric levels.
 Row = dict[str, Any]
+#: What rows start from: Langevin steps of one size, on geometric levels.
 BASE: dict[str, Any] = {
     "semantic_steps": 10,
     "texture_steps": 40,

@@ -83,7 +83,7 @@ def test_plain_dae_loss_is_equation_1(generator: torch.Generator) -> None:
     assert model.config.network.precondition == "none"
 
 
-def test_mdsm_loss_is_least_at_the_posterior_mean(generator: torch.Generator) -> None:
+def test_mdsm_loss_is_its_formula(generator: torch.Generator) -> None:
     """x - s0^2 grad E is the denoised image: for E = |x|^2 / (2 v), the factor c = 1 - s0^2 / v of x."""
     given = batch(torch.randn(4, 1, 16, 16, generator=generator), generator)
     model = MDSM(CONFIG)

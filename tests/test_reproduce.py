@@ -336,10 +336,23 @@ def test_a_study_that_fails_says_why_and_the_others_go_on(
     monkeypatch.setitem(STUDIES, "figure5", fails)
     monkeypatch.setitem(STUDIES, "speed", lambda _: Section("Speed", "fast"))
     images = Images("x", random_pixels(30, size=32), random_pixels(30, size=32))
-    reproduce(["table1", "figure5", "speed"], "tiny", tmp_path / "out", images, device="cpu")
+    page, failed = reproduce(["table1", "figure5", "speed"], "tiny", tmp_path / "out", images, device="cpu")
+    assert page == tmp_path / "out" / "index.html" and failed == ["figure5"]
     text = (tmp_path / "out" / "results.md").read_text()
     assert "Left out: no chains today" in text and "fine" in text and "fast" in text
     assert pages == [1]  # what was finished before stood on the page already
+
+
+def test_a_study_that_fails_is_told_by_the_exit_status(
+    debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> Section:
+        raise ValueError("no chains today")
+
+    monkeypatch.setitem(STUDIES, "figure5", fails)
+    result = debm("reproduce", "figure5", "--out", tmp_path / "out")
+    assert result.status == 1 and "debm: figure5: could not be made, see the page" in result.err
+    assert f"page: {tmp_path / 'out' / 'index.html'}" in result.out
 
 
 def test_rows_left_out_are_named(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from denoising_ebm.training.draws import draw_batch, seeded
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.monitor import read_metrics, trim_metrics
 from denoising_ebm.training.objectives import Batch, Reconstruction, heldout_loss
-from denoising_ebm.training.setup import choose_hardware
+from denoising_ebm.training.setup import choose_hardware, place_images
 from denoising_ebm.training.trainer import TrainingResult
 from support import random_pixels, randomise, tiny_config
 
@@ -231,6 +231,23 @@ def test_chains_beyond_the_trained_levels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"texture_sigma_min is 0.01, below noise.sigma_min 0.05: chains would end"):
         train(random_pixels(20), config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_before_with_lower_chains_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(max_images=16)
+    config = replace(config, sampling=replace(config.sampling, texture_sigma_min=0.01))
+    longer = replace(config, training=replace(config.training, max_images=32))
+    with monkeypatch.context() as before:
+        before.setattr(trainer, "check_run", lambda *_: None)
+        train(random_pixels(20), config, tmp_path / "run")
+    assert train(random_pixels(20), longer, tmp_path / "run", resume=True).finished
+
+
+def test_images_larger_than_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = random_pixels(4)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2 * pixels.numel() - 2, 10**12))
+    assert place_images(pixels, torch.device("cuda")) is pixels
+    assert place_images(pixels, torch.device("cpu")) is pixels
 
 
 # -- presets --------------------------------------------------------------------------------------------------------

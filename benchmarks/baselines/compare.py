@@ -10,6 +10,7 @@ interrupted one of ours goes on; the others start anew.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -141,6 +142,9 @@ def main() -> None:
     machines = sorted({figures.get("hardware", "not recorded") for figures in rows.values()})
     print(f"\n{', '.join(machines)}; {args.minutes:g} minutes each; seed {args.seed}")
     print(judge.protocol(args.samples, "test"))
+    for group in ([*OURS.values(), TorchEBMChains.title], [EDM.title, EDM.chains_title]):
+        if len({rows[name].get("weights") for name in group if name in rows}) > 1:
+            print(f"WARNING: not of one training: {'; '.join(name for name in group if name in rows)}")
     print(f"floor (training images): {judge.distance(pixels[: args.samples]):.1f}\n")
     columns = ["parameters", "images seen", "steps", "distance", "precision", "recall", "coverage", "s per 64"]
     print("| method | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
@@ -148,10 +152,18 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(show(figures.get(column)) for column in columns) + " |")
 
 
-def facts_of(model: torch.nn.Module, seen: int, batch_size: int) -> dict[str, int]:
+def facts_of(model: torch.nn.Module, seen: int, batch_size: int) -> dict[str, Any]:
     """Return what stands before the figures of a method."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, "images seen": seen, "steps": seen // batch_size}
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().contiguous().numpy().tobytes())
+    return {
+        "parameters": parameters,
+        "images seen": seen,
+        "steps": seen // batch_size,
+        "weights": digest.hexdigest()[:12],
+    }
 
 
 def show(value: float | int | None) -> str:

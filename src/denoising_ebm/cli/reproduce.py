@@ -134,7 +134,7 @@ def run(args: Namespace) -> int:
     if args.model:
         trained = DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision("auto")
     try:
-        page = reproduce(
+        page, failed = reproduce(
             targets,
             args.scale,
             Path(args.out),
@@ -153,7 +153,9 @@ def run(args: Namespace) -> int:
         note(f"stopped; the same command goes on in {args.out}")
         return 130
     print(f"page: {page}\ntext: {page.with_name('results.md')}")
-    return 0
+    if failed:
+        note(f"{', '.join(failed)}: could not be made, see the page")
+    return 1 if failed else 0
 
 
 def _read(

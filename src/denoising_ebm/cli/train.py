@@ -29,7 +29,7 @@ HELP = "train a model on any images"
 USAGE = "debm train DATA --preset NAME --out DIR [options]"
 DESCRIPTION = """\
 Train a model. Settings come from the preset; --config changes some of them, options change others. The defaults below are
-those of the preset that is named before --help; without one, the paper's.
+those of --preset, --config or the run that --resume continues, if --help stands beside them; else the paper's.
 
 Ctrl-C stops and saves; --resume continues exactly there, on the same kind of device and in the same precision. The exit
 status is 1 if a phase of the recipe diverged.

@@ -61,7 +61,7 @@ def reproduce(
     inception: bool | str = False,
     command: str = "",
     log: Log = lambda message: None,
-) -> Path:
+) -> tuple[Path, list[str]]:
     """Run studies and write `index.html`, `results.md` and its pictures; rows that are finished are not run again.
 
     Args:
@@ -80,7 +80,7 @@ def reproduce(
         log: Told of every row.
 
     Returns:
-        The page.
+        The page, and the targets that could not be made: the page says why, and the others were.
 
     Raises:
         ValueError: If the folder holds a reproduction with other settings, or the model takes other images.
@@ -101,22 +101,22 @@ def reproduce(
     ledger.begin()
     lines = facts(settings, images, second, command, choose_device(device))
     sections: list[Section] = []
+    failed: list[str] = []
     for target in targets:
-        sections.append(_section(target, second_shop if target == "table2" else shop, log))
+        chosen = second_shop if target == "table2" else shop
+        if chosen is None:
+            text = "No second set was given: add --second DATA."
+            sections.append(Section("Table 2: samples of the second set", text))
+            continue
+        try:
+            sections.append(STUDIES[target](chosen))
+        except (ValueError, FileNotFoundError) as error:
+            log(f"{target}: left out: {error}")
+            failed.append(target)
+            sections.append(Section(target.capitalize(), f"Left out: {error}"))
         # After each study: those of hours before must not wait for the last.
-        page = write_pages(sections, folder, lines)
-    return page
-
-
-def _section(target: str, shop: Workshop | None, log: Log) -> Section:
-    """Run a study; one that cannot be made says why on the page, and the others go on."""
-    if shop is None:
-        return Section("Table 2: samples of the second set", "No second set was given: add --second DATA.")
-    try:
-        return STUDIES[target](shop)
-    except (ValueError, FileNotFoundError) as error:
-        log(f"{target}: left out: {error}")
-        return Section(target.capitalize(), f"Left out: {error}")
+        write_pages(sections, folder, lines)
+    return write_pages(sections, folder, lines), failed
 
 
 def _workshop(

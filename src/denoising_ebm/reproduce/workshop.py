@@ -138,14 +138,15 @@ class Workshop:
         Raises:
             KeyboardInterrupt: If the user interrupted training, after it was saved.
         """
-        self.ledger.begin()  # a training that is interrupted before the first row must be found again
+        self.ledger.begin()  # so that a training that is interrupted before the first row is found again
         folder = self.ledger.folder / "models" / name
         return train_once(self.train, config, folder, data_name=self._data_name, device=self._device, quiet=True)
 
 
 def _settings_hash(config: Config) -> str:
     """Return a hash of the settings by which a trained model denoises, samples and scores."""
-    used = {name: value for name, value in to_dict(config).items() if name not in ("training", "recipe")}
+    unused = ("training", "contrastive", "recipe")
+    used = {name: value for name, value in to_dict(config).items() if name not in unused}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
 
 

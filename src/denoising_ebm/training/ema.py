@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.model import DenoisingEBM
@@ -22,18 +20,17 @@ class AveragedWeights(AveragedModel):
     """
 
     def __init__(self, model: DenoisingEBM, decay: float) -> None:
-        super().__init__(model, multi_avg_fn=self._update)  # type: ignore[arg-type]
+        super().__init__(model)
         self._decay = decay
-        self._count: int | None = None
 
-    def _update(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        # torch hands the count over on the device: to read it there at every step would wait for the device.
-        self._count = int(num_averaged) if self._count is None else self._count + 1
-        weight = 1 - min(self._decay, (1 + self._count) / (10 + self._count))
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average in the weights of `model`."""
+        # torch's own update takes the count to the device and back: it would wait there at every step.
+        count = int(self.n_averaged)
+        weight = 1 - min(self._decay, (1 + count) / (10 + count)) if count else 1.0
         # One call for all tensors: at a few milliseconds a step a loop over them is noticed.
-        torch._foreach_lerp_(averaged, current, weight)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Restore averages and their count."""
-        self._count = None
-        return super().load_state_dict(*args, **kwargs)
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+        for buffer, now in zip(self.module.buffers(), model.buffers(), strict=True):
+            buffer.copy_(now)
+        self.n_averaged += 1

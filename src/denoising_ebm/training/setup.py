@@ -38,7 +38,8 @@ def check_run(pixels: Tensor, config: Config, folder: Path, resume: bool) -> Non
                 "start at a level that the network is not trained at"
             )
         level = getattr(config.sampling, f"{stage}_sigma_min")
-        if level < config.noise.sigma_min:
+        # Runs of before may have it, and keep their settings.
+        if level < config.noise.sigma_min and not resume:
             raise ValueError(
                 f"sampling.{stage}_sigma_min is {level:g}, below noise.sigma_min {config.noise.sigma_min:g}: chains would "
                 "end at a level that the network is not trained at"

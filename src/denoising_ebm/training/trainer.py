@@ -270,12 +270,14 @@ class _Run:
 
     def _check_health(self, monitor: Monitor) -> None:
         """Log; keep the state if the last stretch went well, else go back to the last good one with half the step."""
-        clock, means = self.state.clock, self._mean(monitor.collect())
-        if not means:
+        clock, own = self.state.clock, monitor.collect()
+        if not own:
             return
+        # Judged by each process for its own chains: means would hide those that went wrong in one.
+        healthy = self._agree(not is_healthy(own, self.config.contrastive.gap_bound)) is False
+        means = self._mean(own)
         phase = self.config.recipe[min(clock.phase, len(self.config.recipe) - 1)].objective
         rate = float(self.state.optimizer.param_groups[0]["lr"])
-        healthy = self._agree(not is_healthy(means, self.config.contrastive.gap_bound)) is False
         if healthy:
             monitor.write(clock, phase, means, self.progress(), rate)
             self._good = self.state.snapshot()
@@ -300,7 +302,7 @@ class _Run:
 
     def _mean(self, figures: dict[str, float]) -> dict[str, float]:
         """Return means over the processes, each of which knows its slice of the batches only."""
-        if self.fabric.world_size == 1 or not figures:
+        if self.fabric.world_size == 1:
             return figures
         # The clock is one process's own, and the log is written by the first.
         names = [name for name in figures if name != "images_per_second"]
