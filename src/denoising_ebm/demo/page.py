@@ -130,9 +130,9 @@ def _samples(evidence: Evidence) -> Section:
     ]
     return Section(
         "Samples in two stages",
-        "A Langevin chain in the latent space decides what is shown; the decoder h turns its end into a smooth "
-        "image. A "
-        "second chain, in pixels, adds the texture. Nothing is selected: these are the first images of the seed.",
+        "A Langevin chain in the latent space gives the layout; the decoder h turns its end into a smooth image. A second "
+        "chain, in pixels, begins at that image under noise and makes of it what is shown. Nothing is selected: these are "
+        "the first images of the seed.",
         pictures=[
             Picture(png_bytes(image_grid(images, columns=8, scale=2)), caption, alt)
             for images, caption, alt in pictures
