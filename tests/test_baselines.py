@@ -71,6 +71,8 @@ def test_ncsn_loss_is_zero_for_the_score_of_a_point(generator: torch.Generator) 
     """Data at 0: the score of level sigma is -x / sigma^2, and the network is sigma times it."""
     given, model = batch(torch.zeros(4, 1, 16, 16), generator), NCSN(CONFIG)
     as_denoiser(model, lambda x, sigma: -x / over(sigma, x))
+    # So what chains follow leads to the point.
+    torch.testing.assert_close(model.mean(given.noisy, SIGMA), torch.zeros_like(given.x0), rtol=0, atol=1e-6)
     assert float(model.loss(given)) == pytest.approx(0, abs=1e-12)
     as_denoiser(model, lambda x, sigma: torch.zeros_like(x))
     assert float(model.loss(given)) == pytest.approx(0.5 * float(given.noise.square().mean()), rel=1e-6)

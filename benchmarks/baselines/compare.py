@@ -40,7 +40,9 @@ CPU = torch.device("cpu")
 #: Samplers of our model.
 OURS = {"two-stage": "ours, two-stage", "annealed": "ours, our chains from noise", "heun": "ours, Heun 20"}
 METHODS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
-BASELINES = [EDM.chains_title, *(method.title for method in METHODS)]
+#: Drawn from by our chains too: what the model gives, apart from what its own sampler does.
+BY_OUR_CHAINS = (EDM, NCSN)
+BASELINES = [method.title for method in METHODS] + [method.chains_title for method in BY_OUR_CHAINS]
 TITLES = [*OURS.values(), *BASELINES, EbmKit.title, TorchEBMChains.title]
 
 
@@ -133,8 +135,8 @@ def main() -> None:
                 return getattr(model, by), facts
 
             row(method.title + more, partial(of, "draw"))
-            if method is EDM:
-                row(EDM.chains_title + more, partial(of, "chains"))
+            if method in BY_OUR_CHAINS:
+                row(method.chains_title + more, partial(of, "chains"))
         trained.cache_clear()
     row(EbmKit.title, of_ebmkit)
     row(TorchEBMChains.title, of_torchebm)
@@ -142,7 +144,8 @@ def main() -> None:
     machines = sorted({figures.get("hardware", "not recorded") for figures in rows.values()})
     print(f"\n{', '.join(machines)}; {args.minutes:g} minutes each; seed {args.seed}")
     print(judge.protocol(args.samples, "test"))
-    for group in ([*OURS.values(), TorchEBMChains.title], [EDM.title, EDM.chains_title]):
+    pairs = [[method.title, method.chains_title] for method in BY_OUR_CHAINS]
+    for group in ([*OURS.values(), TorchEBMChains.title], *pairs):
         if len({rows[name].get("weights") for name in group if name in rows}) > 1:
             print(f"WARNING: not of one training: {'; '.join(name for name in group if name in rows)}")
     print(f"floor (training images): {judge.distance(pixels[: args.samples]):.1f}\n")

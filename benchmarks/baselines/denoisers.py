@@ -44,12 +44,32 @@ class Denoiser(nn.Module):
         output: Tensor = self.dae(x, sigma)[0]
         return output
 
+    def mean(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the estimate of E[x0 | x], which chains follow."""
+        return self.denoise(x, sigma)
+
+    def chains(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draw as `DenoisingEBM.sample` does from noise, with the preset's chains on this method's noise levels."""
+        noise, sampling = self.config.noise, self.config.sampling
+        high, low = noise.sigma_max, max(noise.sigma_min, sampling.texture_sigma_min)
+        x = (high**2 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
+        x = annealed(
+            TextureEnergy(self.mean, inner_noise=False, direction="first-term"),
+            x,
+            falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps),
+            step_size=sampling.texture_step_size,
+            temperature=sampling.temperature,
+            consistent=sampling.consistent,
+            order=sampling.texture_order,
+            generator=generator,
+        )
+        return self.mean(x, low)
+
 
 class EDM(Denoiser):
     """EDM-style diffusion (Karras et al., 2022): its preconditioning, noise draw and weights; Heun's method, 18 levels.
 
-    Noise levels are those of the preset (0.01 to 10; published: 0.002 to 80). A second row draws from it by our chains, to
-    tell what the model gives from what the sampler does.
+    Noise levels are those of the preset (0.01 to 10; published: 0.002 to 80).
     """
 
     title = "EDM-style diffusion, Heun 18"
@@ -66,25 +86,6 @@ class EDM(Denoiser):
         noise, data = self.config.noise, self.config.network.sigma_data
         x = (noise.sigma_max**2 + data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
         return heun(self.denoise, x, karras_sigmas(noise.sigma_max, noise.sigma_min, 18))
-
-    def chains(self, num: int, generator: torch.Generator) -> Tensor:
-        """Draw images as `DenoisingEBM.sample` does from noise, with the preset's chains."""
-        noise, sampling = self.config.noise, self.config.sampling
-        x = (noise.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(
-            num, *self.shape, generator=generator
-        )
-        low = sampling.texture_sigma_min
-        x = annealed(
-            TextureEnergy(self.denoise, inner_noise=False, direction="first-term"),
-            x,
-            falling_sigmas(sampling.texture_levels, noise.sigma_max, low, sampling.texture_steps),
-            step_size=sampling.texture_step_size,
-            temperature=sampling.temperature,
-            consistent=sampling.consistent,
-            order=sampling.texture_order,
-            generator=generator,
-        )
-        return self.denoise(x, low)
 
 
 class PlainDAE(Denoiser):
@@ -118,6 +119,7 @@ class NCSN(Denoiser):
     """NCSN (Song & Ermon, 2019): score = network / sigma, denoising score matching weighted by sigma^2, its own sampler."""
 
     title = "NCSN, its 1,000 steps"
+    chains_title = "NCSN, our chains from noise"
 
     def __init__(self, config: Config) -> None:
         high, low = NCSN_SIGMAS
@@ -127,6 +129,11 @@ class NCSN(Denoiser):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the score."""
         return self.denoise(x, sigma) / over(sigma, x)
+
+    def mean(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return x + sigma^2 score."""
+        level = expand_sigma(sigma, x)
+        return x + over(level, x) ** 2 * self(x, level)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return sigma^2 |score + noise / sigma|^2 / 2, per dimension."""

@@ -113,8 +113,7 @@ def run(args: Namespace) -> int:
         InceptionFeatures.package()
         inception = str(find_weights(None if args.inception == "auto" else args.inception))
     limit = SIZES[args.scale].train_images
-    convert = {"convert": args.convert}
-    train, test = _read(args.data, limit, args.size, args.center_crop, known_to=args.model, **convert)
+    train, test = _read(args.data, limit, args.size, args.center_crop, convert=args.convert, known_to=args.model)
     labels = train.labels, test.labels
     odd: dict[str, Tensor] = {}
     if "table4" in targets:
@@ -128,7 +127,9 @@ def run(args: Namespace) -> int:
     images = Images(args.data, train.pixels, test.pixels, odd, labels)
     second = None
     if args.second and "table2" in targets:
-        second_train, second_test = _read(args.second, limit, args.second_size, args.second_center_crop, **convert)
+        second_train, second_test = _read(
+            args.second, limit, args.second_size, args.second_center_crop, convert=args.convert
+        )
         second = Images(args.second, second_train.pixels, second_test.pixels)
     trained = None
     if args.model:

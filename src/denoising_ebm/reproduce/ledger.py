@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -19,6 +20,11 @@ def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return the settings that rows depend on: all options of a command as text, but for `out` and `only`, and `more`."""
     chosen = {name: str(value) for name, value in options.items() if name not in ("out", "only")}
     return chosen | more
+
+
+def settings_hash(values: Any) -> str:
+    """Return a hash of plain settings (dictionaries, lists, numbers, texts): 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Ledger:

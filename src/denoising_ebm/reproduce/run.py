@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.report import Section, markdown_page, write_report
 from denoising_ebm.reproduce.figures import figure4, figure5, speed
-from denoising_ebm.reproduce.ledger import Ledger, Log
+from denoising_ebm.reproduce.ledger import Ledger, Log, settings_hash
 from denoising_ebm.reproduce.settings import SIZES, Scale, base_config
 from denoising_ebm.reproduce.tables import classes, table1, table2, table3, table4
 from denoising_ebm.reproduce.workshop import Workshop
@@ -98,6 +96,8 @@ def reproduce(
         others = settings | {"data": second.name, "configuration": _fingerprint(scale, base)}
         place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
         second_shop = _workshop(place, scale, base, second, None, options)
+        place.begin()
+    # So that a training that is interrupted before the first row is found again.
     ledger.begin()
     lines = facts(settings, images, second, command, choose_device(device))
     sections: list[Section] = []
@@ -153,8 +153,7 @@ def _base(images: Images, scale: Scale, minutes: float, seed: int) -> Config:
 
 
 def _fingerprint(scale: Scale, base: Config) -> str:
-    text = json.dumps([asdict(SIZES[scale]), to_dict(base)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return settings_hash([asdict(SIZES[scale]), to_dict(base)])
 
 
 def facts(

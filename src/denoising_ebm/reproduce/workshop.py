@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -17,7 +15,7 @@ from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.reproduce.ledger import Ledger
+from denoising_ebm.reproduce.ledger import Ledger, settings_hash
 from denoising_ebm.reproduce.samplers import Drawn, draw
 from denoising_ebm.reproduce.settings import Sizes, Variant, variant_config
 from denoising_ebm.training.once import train_once
@@ -138,7 +136,6 @@ class Workshop:
         Raises:
             KeyboardInterrupt: If the user interrupted training, after it was saved.
         """
-        self.ledger.begin()  # so that a training that is interrupted before the first row is found again
         folder = self.ledger.folder / "models" / name
         return train_once(self.train, config, folder, data_name=self._data_name, device=self._device, quiet=True)
 
@@ -147,7 +144,7 @@ def _settings_hash(config: Config) -> str:
     """Return a hash of the settings by which a trained model denoises, samples and scores."""
     unused = ("training", "contrastive", "recipe")
     used = {name: value for name, value in to_dict(config).items() if name not in unused}
-    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
+    return settings_hash(used)
 
 
 def png_text(png: bytes) -> str:
