@@ -33,6 +33,9 @@ STUDIES: dict[str, Callable[[Workshop], Section]] = {
 }
 
 
+_NO_SECOND = Section("Table 2: samples of the second set", "No second set was given: add --second DATA.")
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of one data set, uint8 `(n, c, h, w)`; `labels` are the classes of training and of test images."""
@@ -104,19 +107,16 @@ def reproduce(
     failed: list[str] = []
     for target in targets:
         chosen = second_shop if target == "table2" else shop
-        if chosen is None:
-            text = "No second set was given: add --second DATA."
-            sections.append(Section("Table 2: samples of the second set", text))
-            continue
         try:
-            sections.append(STUDIES[target](chosen))
+            section = _NO_SECOND if chosen is None else STUDIES[target](chosen)
         except (ValueError, FileNotFoundError) as error:
             log(f"{target}: left out: {error}")
             failed.append(target)
-            sections.append(Section(target.capitalize(), f"Left out: {error}"))
+            section = Section(target.capitalize(), f"Left out: {error}")
+        sections.append(section)
         # After each study: those of hours before must not wait for the last.
-        write_pages(sections, folder, lines)
-    return write_pages(sections, folder, lines), failed
+        page = write_pages(sections, folder, lines)
+    return page, failed
 
 
 def _workshop(
