@@ -28,7 +28,7 @@ from denoising_ebm.images import content_hash
 from denoising_ebm.noise import expand_sigma, falling_sigmas, karras_sigmas
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import finite
-from denoising_ebm.sampling import annealed, heun, two_stage
+from denoising_ebm.sampling import heun, texture_chain, two_stage
 
 BATCH = 128
 Row = dict[str, Any]
@@ -66,6 +66,21 @@ ROWS: dict[str, dict[str, Any]] = {
     | {"texture_order": 2, "texture_steps": 16, "semantic_steps": 5},
     "heun from 10": {"heun": True, "texture_sigma_max": 10.0},
     "temperature 0.9": {"temperature": 0.9},
+    **{
+        f"the default, temperature {temperature} below {sigma}": REVERSE
+        | {"texture_order": 2, "texture_steps": 16, "cold_temperature": temperature, "cold_sigma": sigma}
+        for temperature, sigma in (
+            (0.95, 20.0),
+            (0.8, 20.0),
+            (0.8, 0.5),
+            (0.6, 0.5),
+            (0.4, 0.5),
+            (0.8, 0.25),
+            (0.5, 0.25),
+            (0.25, 0.25),
+            (0.1, 0.25),
+        )
+    },
     "no latent steps": {"semantic_steps": 0},
     "no latent steps, heun from 2": {"semantic_steps": 0, "heun": True},
 }
@@ -94,15 +109,9 @@ def stage_two(model: DenoisingEBM, start: Tensor, sampling: SamplingConfig, by_h
         if by_heun:
             parts.append(heun(model.denoise, x, karras_sigmas(high, low, sampling.texture_steps // 2)))
             continue
-        x = annealed(
-            model.texture(),
-            x,
-            falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps),
-            step_size=sampling.texture_step_size,
-            temperature=sampling.temperature,
-            consistent=True,
-            order=sampling.texture_order,
-            generator=generator,
+        sigmas = falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps)
+        x = texture_chain(
+            model.texture(), x, sigmas, dataclasses.replace(sampling, consistent=True), generator=generator
         )
         parts.append(model.denoise(x, expand_sigma(low, x)))
     return torch.cat(parts)

@@ -191,6 +191,8 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (SamplingConfig, {"semantic_sigma_max": 0.05}, "sampling.semantic_sigma_max"),
     (SamplingConfig, {"texture_sigma_max": 0.001}, "sampling.texture_sigma_max"),
     (SamplingConfig, {"temperature": -1.0}, "sampling.temperature"),
+    (SamplingConfig, {"cold_temperature": -1.0}, "sampling.cold_temperature"),
+    (SamplingConfig, {"cold_sigma": -1.0}, "sampling.cold_sigma"),
     (SamplingConfig, {"semantic_prior": -1.0}, "sampling.semantic_prior"),
     (ContrastiveConfig, {"reconstruction_steps": -1}, "contrastive.reconstruction_steps"),
     (ContrastiveConfig, {"semantic_steps": -1}, "contrastive.semantic_steps"),

@@ -19,11 +19,12 @@ from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distan
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.images import load_images
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.presets import preset
 from denoising_ebm.report import Section
 from denoising_ebm.reproduce import samplers
 from denoising_ebm.reproduce.figures import speed
-from denoising_ebm.reproduce.ledger import Ledger
-from denoising_ebm.reproduce.run import STUDIES, Images, reproduce
+from denoising_ebm.reproduce.ledger import Ledger, identity, settings_hash
+from denoising_ebm.reproduce.run import STUDIES, Images, _fingerprint, reproduce
 from denoising_ebm.reproduce.samplers import Drawn, draw, draw_ncsn
 from denoising_ebm.reproduce.settings import ABLATIONS, SIZES, ablation_config, base_config, variant_config
 from denoising_ebm.reproduce.tables import ROWS, row_name, table1
@@ -31,6 +32,9 @@ from denoising_ebm.reproduce.workshop import Workshop
 from denoising_ebm.training import trainer
 from denoising_ebm.training.once import train_once
 from support import random_pixels, tiny_config
+
+#: Rows of the results that are kept with the project.
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 # -- ledger ---------------------------------------------------------------------------------------------------------
 
@@ -86,6 +90,28 @@ def test_an_interrupt_keeps_the_rows_before(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         ledger.row("b", stop)
     assert [path.stem for path in (tmp_path / "out" / "rows").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/reproduce.json")), ids=lambda path: path.parent.name)
+def test_kept_rows_are_of_todays_settings(path: Path) -> None:
+    """A setting that is new must leave the rows in benchmarks/results valid, or they are to be made anew."""
+    kept = json.loads(path.read_text())
+    if "preset" in kept:
+        assert kept["configuration"] == settings_hash(identity(preset(kept["preset"])))
+    else:
+        base = base_config(kept["scale"], 32, 3 if kept["data"] == "CIFAR10" else 1, kept["minutes"], kept["seed"])
+        assert kept["configuration"] == _fingerprint(kept["scale"], base)
+
+
+def test_a_setting_counts_once_it_changes_something() -> None:
+    config = tiny_config()
+
+    def with_sampling(**changes: float) -> str:
+        return settings_hash(identity(replace(config, sampling=replace(config.sampling, **changes))))  # type: ignore[arg-type]
+
+    assert with_sampling(cold_sigma=0.5) == settings_hash(identity(config))
+    cold = with_sampling(cold_temperature=0.5)
+    assert len({settings_hash(identity(config)), cold, with_sampling(cold_temperature=0.5, cold_sigma=0.5)}) == 3
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,17 @@ from denoising_ebm.config import Phase, SamplingConfig
 from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, value_and_gradient
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import geometric_sigmas, karras_sigmas
-from denoising_ebm.sampling import ChainState, ReplayBuffer, annealed, heun, langevin, mala, two_stage, ula
+from denoising_ebm.sampling import (
+    ChainState,
+    ReplayBuffer,
+    annealed,
+    heun,
+    langevin,
+    mala,
+    texture_chain,
+    two_stage,
+    ula,
+)
 from support import tiny_config
 
 TAU, SIGMA = 0.5, 1.0
@@ -151,6 +161,50 @@ def test_consistent_noise_around_thin_data(generator: torch.Generator) -> None:
     x = annealed(thin.energy, x, levels, step_size=0.5, consistent=True, generator=generator)
     assert float(x.var()) == pytest.approx(0.05**2, rel=4.5 * ERROR + 1e-5)
     assert float(x.mean()) == pytest.approx(0.7, abs=5 * 0.05 / math.sqrt(NUM) + 0.5**12 * 5 / math.sqrt(NUM))
+
+
+def test_chains_run_cold_below_their_level(generator: torch.Generator) -> None:
+    """Around a point every step leaves (1 - eta)^2 of the variance and adds T (s'^2 - (1 - eta)^2 s^2)."""
+    levels = geometric_sigmas(2.0, 0.05, 12).double()
+    x = 2.0 * torch.randn(NUM, 1, generator=generator, dtype=torch.float64)
+    config = SamplingConfig(
+        texture_step_size=0.0, consistent=True, temperature=0.9, cold_temperature=0.4, cold_sigma=float(levels[6])
+    )
+    variances: list[float] = []
+    energy = Energy(point_mass)
+    texture_chain(energy, x, levels, config, generator=generator, callback=lambda s: variances.append(float(s.x.var())))
+    expected, variance, eta = [], 4.0, 0.0
+    for i, level in enumerate(levels.tolist()):
+        after = float(levels[min(i + 1, 11)])
+        eta = 1 - (after / level) ** 2 if i < 11 else eta
+        # The level that a step ends at decides, and cold_sigma itself is not below.
+        temperature = 0.9 * (0.4 if i >= 6 else 1.0)
+        variance = (1 - eta) ** 2 * variance + temperature * (after**2 - (1 - eta) ** 2 * level**2)
+        expected.append(variance)
+    assert variances == pytest.approx(expected, rel=4.5 * ERROR)
+
+
+@pytest.mark.parametrize("sampler", ["two-stage", "annealed"])
+def test_models_draw_as_cold_as_their_settings(tiny_model: DenoisingEBM, sampler: Any) -> None:
+    drawn = {}
+    for temperature, sigma in ((1.0, 0.25), (0.5, 0.25), (0.5, 1e-3)):
+        sampling = replace(tiny_model.config.sampling, cold_temperature=temperature, cold_sigma=sigma)
+        tiny_model.config = replace(tiny_model.config, sampling=sampling)
+        drawn[temperature, sigma] = tiny_model.sample(2, sampler=sampler, seed=1)
+    assert not torch.equal(drawn[0.5, 0.25], drawn[1.0, 0.25])
+    assert torch.equal(drawn[0.5, 1e-3], drawn[1.0, 0.25])  # no step ends there
+
+
+def test_temperatures_are_one_or_one_a_step(generator: torch.Generator) -> None:
+    x, levels = torch.ones(2, 1), torch.tensor([1.0, 0.5])
+    frozen = annealed(DATA.energy, x, levels, step_size=0.1, temperature=torch.zeros(2), generator=generator)
+    torch.testing.assert_close(frozen, annealed(DATA.energy, x, levels, step_size=0.1, temperature=0.0))
+    with pytest.raises(
+        ValueError, match=r"temperature must be a number or have shape \(2,\), one for each step, got \(3,\)"
+    ):
+        annealed(DATA.energy, x, levels, step_size=0.1, temperature=torch.ones(3))
+    with pytest.raises(ValueError, match="temperature must be >= 0"):
+        annealed(DATA.energy, x, levels, step_size=0.1, temperature=torch.tensor([1.0, -1.0]))
 
 
 def wide(x: Tensor, sigma: Tensor) -> Tensor:

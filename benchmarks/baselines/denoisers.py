@@ -12,7 +12,7 @@ from denoising_ebm.energies import Energy, TextureEnergy
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, loss_weights, over
 from denoising_ebm.reproduce.samplers import NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE
-from denoising_ebm.sampling import annealed, heun
+from denoising_ebm.sampling import annealed, heun, texture_chain
 from denoising_ebm.training.objectives import Batch
 
 NCSN_STEPS = 100  # at each level, as published
@@ -53,16 +53,9 @@ class Denoiser(nn.Module):
         noise, sampling = self.config.noise, self.config.sampling
         high, low = noise.sigma_max, max(noise.sigma_min, sampling.texture_sigma_min)
         x = (high**2 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
-        x = annealed(
-            TextureEnergy(self.mean, inner_noise=False, direction="first-term"),
-            x,
-            falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps),
-            step_size=sampling.texture_step_size,
-            temperature=sampling.temperature,
-            consistent=sampling.consistent,
-            order=sampling.texture_order,
-            generator=generator,
-        )
+        energy = TextureEnergy(self.mean, inner_noise=False, direction="first-term")
+        levels = falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps)
+        x = texture_chain(energy, x, levels, sampling, generator=generator)
         return self.mean(x, low)
 
 

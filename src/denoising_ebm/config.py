@@ -160,6 +160,9 @@ class SamplingConfig:
         texture_order: 2 carries on the change of the denoised image from one level to the next (with texture_step_size 0),
             so that a third of the steps will do (Lu et al., 2022).
         temperature: Factor on the noise variance of both chains.
+        cold_temperature: Further factor on that of the pixel chain, in steps that end below cold_sigma. A model of few
+            minutes gets detail wrong, and is better off with less of it; `debm tune` measures how much.
+        cold_sigma: Noise level below which the pixel chain runs cold.
         final_denoise: One denoising (Tweedie) step at the end.
     """
 
@@ -178,6 +181,8 @@ class SamplingConfig:
     consistent: bool = False
     texture_order: int = 1
     temperature: float = 1.0
+    cold_temperature: float = 1.0
+    cold_sigma: float = 0.25
     final_denoise: bool = True
 
     def __post_init__(self) -> None:
@@ -198,7 +203,7 @@ class SamplingConfig:
             _require(
                 high >= low, f"sampling.{stage}_sigma_max must be >= sampling.{stage}_sigma_min ({low}), got {high}"
             )
-        for name in ("temperature", "semantic_prior"):
+        for name in ("temperature", "cold_temperature", "cold_sigma", "semantic_prior"):
             _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
 
 

@@ -26,7 +26,7 @@ from denoising_ebm.model_folder import (
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, over
-from denoising_ebm.sampling import TwoStageSample, annealed, heun, mala, two_stage
+from denoising_ebm.sampling import TwoStageSample, heun, mala, texture_chain, two_stage
 from denoising_ebm.sampling.langevin import Callback
 
 Sampler = Literal["two-stage", "annealed", "mala", "heun"]
@@ -273,17 +273,7 @@ class DenoisingEBM(nn.Module):
         if sampler == "annealed":
             high, low = noise_config.sigma_max, noise_config.sigma_min
             sigmas = falling_sigmas(sampling.texture_levels, high, low, steps or sampling.texture_steps)
-            x = annealed(
-                self.texture(),
-                x,
-                sigmas,
-                step_size=sampling.texture_step_size,
-                temperature=sampling.temperature,
-                consistent=sampling.consistent,
-                order=sampling.texture_order,
-                generator=generator,
-                callback=callback,
-            )
+            x = texture_chain(self.texture(), x, sigmas, sampling, generator=generator, callback=callback)
         elif sampler == "mala":
             sigmas = geometric_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 200)
             # The best acceptance needs steps that shrink as dim^(-1/3) (Roberts & Rosenthal, 1998).

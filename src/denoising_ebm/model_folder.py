@@ -39,13 +39,30 @@ def write_model_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, not a folder")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"format": FORMAT, "config": to_dict(config), "facts": facts}, indent=2) + "\n"
     card = model_card(config, facts, parameters)
     # Through memory: safetensors' own writer reports a full disk as no OSError.
     weights = safetensors.torch.save(tensors)
     write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
-    write_text_atomically(folder / CONFIG_FILE, text)
+    _write_config(folder, config, facts)
     write_text_atomically(folder / CARD_FILE, card)
+
+
+def rewrite_config(folder: Path, config: Config) -> None:
+    """Give a model folder another config, for the same weights and facts."""
+    _write_config(folder, config, _read_config(folder / CONFIG_FILE)[1])
+
+
+def copy_model_folder(source: Path, folder: Path) -> None:
+    """Copy a model, with its detector if it has one; weights first, so that a config is never without its weights."""
+    for name in (WEIGHTS_FILE, *reversed(DETECTOR_FILES), CONFIG_FILE, CARD_FILE):
+        if (source / name).is_file():
+            content = (source / name).read_bytes()
+            write_atomically(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+
+
+def _write_config(folder: Path, config: Config, facts: dict[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT, "config": to_dict(config), "facts": facts}, indent=2) + "\n"
+    write_text_atomically(folder / CONFIG_FILE, text)
 
 
 def find_model_folder(name: str, revision: str | None = None) -> Path:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train
+from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train, tune
 from denoising_ebm.cli.common import HelpFormatter
 from denoising_ebm.memory import keep_freed_memory
 
 COMMANDS = {
     "demo": demo,
     "train": train,
+    "tune": tune,
     "sample": sample,
     "fit-detector": fit_detector,
     "score": score,
@@ -34,6 +35,7 @@ EPILOG = """\
 Examples:
   debm demo                                       train, sample and score in ten minutes; ends with a report
   debm train fashion-mnist --out runs/fashion     train on the bundled images
+  debm tune runs/fashion fashion-mnist            fit the sampler to the model
   debm sample runs/fashion --out samples.png      draw images
   debm fit-detector runs/fashion my-images/       learn what is normal
   debm score runs/fashion new-images/ --fpr 0.05  a score, a p-value and a flag for each image

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from denoising_ebm.config import Config, to_dict
 from denoising_ebm.files import write_text_atomically
 
 SETTINGS_FILE = "reproduce.json"
@@ -20,6 +21,18 @@ def settings_of(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return the settings that rows depend on: all options of a command as text, but for `out` and `only`, and `more`."""
     chosen = {name: str(value) for name, value in options.items() if name not in ("out", "only")}
     return chosen | more
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return the settings of a config that figures depend on, as plain values.
+
+    Settings that came after rows were first kept are left out where they change nothing, so that those rows stay valid.
+    """
+    values = to_dict(config)
+    if config.sampling.cold_temperature == 1:
+        for name in ("cold_temperature", "cold_sigma"):
+            del values["sampling"][name]
+    return values
 
 
 def settings_hash(values: Any) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import Config, to_dict
+from denoising_ebm.config import Config
 from denoising_ebm.files import write_atomically, write_text_atomically
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.report import Section, markdown_page, write_report
 from denoising_ebm.reproduce.figures import figure4, figure5, speed
-from denoising_ebm.reproduce.ledger import Ledger, Log, settings_hash
+from denoising_ebm.reproduce.ledger import Ledger, Log, identity, settings_hash
 from denoising_ebm.reproduce.settings import SIZES, Scale, base_config
 from denoising_ebm.reproduce.tables import classes, table1, table2, table3, table4
 from denoising_ebm.reproduce.workshop import Workshop
@@ -153,7 +153,7 @@ def _base(images: Images, scale: Scale, minutes: float, seed: int) -> Config:
 
 
 def _fingerprint(scale: Scale, base: Config) -> str:
-    return settings_hash([asdict(SIZES[scale]), to_dict(base)])
+    return settings_hash([asdict(SIZES[scale]), identity(base)])
 
 
 def facts(

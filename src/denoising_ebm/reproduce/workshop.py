@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from denoising_ebm.config import Config, to_dict
+from denoising_ebm.config import Config
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.reproduce.ledger import Ledger, settings_hash
+from denoising_ebm.reproduce.ledger import Ledger, identity, settings_hash
 from denoising_ebm.reproduce.samplers import Drawn, draw
 from denoising_ebm.reproduce.settings import Sizes, Variant, variant_config
 from denoising_ebm.training.once import train_once
@@ -143,7 +143,7 @@ class Workshop:
 def _settings_hash(config: Config) -> str:
     """Return a hash of the settings by which a trained model denoises, samples and scores."""
     unused = ("training", "contrastive", "recipe")
-    used = {name: value for name, value in to_dict(config).items() if name not in unused}
+    used = {name: value for name, value in identity(config).items() if name not in unused}
     return settings_hash(used)
 
 

@@ -3,6 +3,16 @@
 from denoising_ebm.sampling.chains import ReplayBuffer
 from denoising_ebm.sampling.langevin import ChainState, annealed, mala, ula
 from denoising_ebm.sampling.ode import heun
-from denoising_ebm.sampling.two_stage import TwoStageSample, two_stage
+from denoising_ebm.sampling.two_stage import TwoStageSample, texture_chain, two_stage
 
-__all__ = ["ChainState", "ReplayBuffer", "TwoStageSample", "annealed", "heun", "mala", "two_stage", "ula"]
+__all__ = [
+    "ChainState",
+    "ReplayBuffer",
+    "TwoStageSample",
+    "annealed",
+    "heun",
+    "mala",
+    "texture_chain",
+    "two_stage",
+    "ula",
+]

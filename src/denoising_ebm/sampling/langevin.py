@@ -37,11 +37,20 @@ class ChainState:
 Callback = Callable[[ChainState], None]
 
 
-def _check(step_size: float, temperature: float) -> None:
+def _check(step_size: float, temperature: float | Tensor) -> None:
     if step_size <= 0:
         raise ValueError(f"step_size must be > 0, got {step_size}")
-    if temperature < 0:
+    if bool((torch.as_tensor(temperature) < 0).any()):
         raise ValueError(f"temperature must be >= 0, got {temperature}")
+
+
+def _temperatures(temperature: float | Tensor, num_steps: int, x: Tensor) -> Tensor:
+    values = torch.as_tensor(temperature, dtype=x.dtype, device=x.device)
+    if values.shape not in ((), (num_steps,)):
+        raise ValueError(
+            f"temperature must be a number or have shape ({num_steps},), one for each step, got {tuple(values.shape)}"
+        )
+    return values.expand(num_steps)
 
 
 def _grid(sigmas: Tensor, x: Tensor) -> Tensor:
@@ -99,7 +108,7 @@ def annealed(
     sigmas: Tensor,
     *,
     step_size: float,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     consistent: bool = False,
     order: int = 1,
     generator: torch.Generator | None = None,
@@ -116,7 +125,7 @@ def annealed(
             diffusion from one level to the next (Song et al., 2021, ancestral sampling). A larger one moves further to
             the denoiser's mean than the fall of the noise warrants, which smooths; 1 - l_{i+1} / l_i, the smallest that
             is consistent, adds no noise.
-        temperature: Factor >= 0 on the noise variance.
+        temperature: Factor >= 0 on the noise variance: a number, or one for each step, shape (steps,).
         consistent: Inject noise of variance l_{i+1}^2 - (1 - eta)^2 l_i^2 instead of 2 eta l_i^2. A step shrinks the
             noise in x by 1 - eta; this brings it to exactly the next level, without the bias of a finite step
             (Jolicoeur-Martineau et al., 2020, algorithm 2).
@@ -131,9 +140,10 @@ def annealed(
         The last states, shape of `x`, detached. They carry the last level's noise.
 
     Raises:
-        ValueError: If `step_size` or `temperature` is out of range.
+        ValueError: If `step_size` or `temperature` is out of range, or not of these shapes.
     """
     _check(step_size if step_size or not consistent else 1.0, temperature)
+    temperatures = _temperatures(temperature, len(sigmas), x)
     if order not in (1, 2) or (order == 2 and step_size):
         raise ValueError(f"order must be 1, or 2 with step_size 0, got {order} with step_size {step_size}")
     energy, grid = as_energy(energy), _grid(sigmas, x)
@@ -157,7 +167,7 @@ def annealed(
             eta = torch.maximum(eta, 1 - target / length)
         variance = (target**2 - (1 - eta) ** 2 * length**2).clamp_min(0) if consistent else 2 * eta * length**2
         noise = draw_noise(tuple(x.shape), generator, x)
-        x = x - over(eta * length**2, x) * gradient + over((temperature * variance).sqrt(), x) * noise
+        x = x - over(eta * length**2, x) * gradient + over((temperatures[i] * variance).sqrt(), x) * noise
         if callback is not None:
             callback(ChainState(stage, i + 1, len(grid), float(sigma.mean()), x, value))
     return x.detach().clone() if len(grid) == 0 else x

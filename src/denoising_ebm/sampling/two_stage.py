@@ -22,6 +22,45 @@ class TwoStageSample:
     images: Tensor  #: x^T, after the final denoising step if that is on.
 
 
+def texture_chain(
+    energy: Energy,
+    x: Tensor,
+    sigmas: Tensor,
+    config: SamplingConfig,
+    *,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    r"""Run the pixel chain (eq. 16) over falling noise levels, with the step size, noise and temperatures of `config`.
+
+    Args:
+        energy: U^c, or another energy of images.
+        x: Images with noise of the first level, shape (n, ...). Not modified.
+        sigmas: Noise levels, shape (steps,).
+        config: Of the levels it only counts `cold_sigma`.
+        generator: Source of the noise.
+        callback: Called after every step.
+
+    Returns:
+        The last states, which carry the last level's noise.
+    """
+    # A step's noise is that of the level it ends at.
+    ends = torch.cat([sigmas[1:], sigmas[-1:]])
+    temperature = torch.full_like(ends, config.temperature)
+    temperature[ends < config.cold_sigma] *= config.cold_temperature
+    return annealed(
+        energy,
+        x,
+        sigmas,
+        step_size=config.texture_step_size,
+        temperature=temperature,
+        consistent=config.consistent,
+        order=config.texture_order,
+        generator=generator,
+        callback=callback,
+    )
+
+
 @torch.no_grad()
 def two_stage(
     semantic: Energy,
@@ -65,17 +104,7 @@ def two_stage(
         if config.renoise:
             # The energy at sigma describes images with noise of that level; h(z) has none.
             x = x + float(sigmas[0]) * draw_noise(tuple(x.shape), generator, x)
-        x = annealed(
-            texture,
-            x,
-            sigmas,
-            step_size=config.texture_step_size,
-            temperature=config.temperature,
-            consistent=config.consistent,
-            order=config.texture_order,
-            generator=generator,
-            callback=callback,
-        )
+        x = texture_chain(texture, x, sigmas, config, generator=generator, callback=callback)
         if config.final_denoise:
             x = denoise(x, expand_sigma(config.texture_sigma_min, x))
     return TwoStageSample(z, semantic_images, x)
