@@ -28,7 +28,7 @@ from denoising_ebm.images import content_hash
 from denoising_ebm.noise import expand_sigma, falling_sigmas, karras_sigmas
 from denoising_ebm.reproduce.ledger import Ledger
 from denoising_ebm.reproduce.samplers import finite
-from denoising_ebm.sampling import heun, texture_chain, two_stage
+from denoising_ebm.sampling import ChainState, heun, texture_chain, two_stage, ula
 
 BATCH = 128
 Row = dict[str, Any]
@@ -42,7 +42,9 @@ BASE: dict[str, Any] = {
     "texture_order": 1,
 }
 REVERSE: dict[str, Any] = {"texture_step_size": 0.0, "texture_levels": "karras", "texture_sigma_max": 4.0}
-#: What each row changes; `heun` replaces the Langevin chain by the probability-flow ODE with as many evaluations.
+DEFAULT: dict[str, Any] = REVERSE | {"texture_order": 2, "texture_steps": 16, "semantic_steps": 5}
+#: What each row changes; `heun` replaces the Langevin chain by the probability-flow ODE with as many evaluations, and
+#: `corrections` adds steps of 0.2 at a fixed level after each of it.
 ROWS: dict[str, dict[str, Any]] = {
     "step size 0.4, sigma from 2": {},
     "step size 0.2": {"texture_step_size": 0.2},
@@ -62,13 +64,12 @@ ROWS: dict[str, dict[str, Any]] = {
         for order, steps in ((1, 16), (2, 8), (2, 12), (2, 16), (2, 20), (2, 30))
     },
     "these from 10, order 2, 16 steps": REVERSE | {"texture_sigma_max": 10.0, "texture_order": 2, "texture_steps": 16},
-    "these from 4, order 2, 16 steps, 5 latent steps": REVERSE
-    | {"texture_order": 2, "texture_steps": 16, "semantic_steps": 5},
+    "these from 4, order 2, 16 steps, 5 latent steps": DEFAULT,
     "heun from 10": {"heun": True, "texture_sigma_max": 10.0},
     "temperature 0.9": {"temperature": 0.9},
     **{
-        f"the default, temperature {temperature} below {sigma}": REVERSE
-        | {"texture_order": 2, "texture_steps": 16, "cold_temperature": temperature, "cold_sigma": sigma}
+        f"the default, temperature {temperature} below {sigma}": DEFAULT
+        | {"cold_temperature": temperature, "cold_sigma": sigma}
         for temperature, sigma in (
             (0.95, 20.0),
             (0.8, 20.0),
@@ -81,6 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
             (0.1, 0.25),
         )
     },
+    **{f"the default, {num} Langevin steps at each level": DEFAULT | {"corrections": num} for num in (1, 3, 10)},
     "no latent steps": {"semantic_steps": 0},
     "no latent steps, heun from 2": {"semantic_steps": 0, "heun": True},
 }
@@ -100,19 +102,28 @@ def semantic_images(model: DenoisingEBM, steps: int, num: int, seed: int) -> Ten
 
 
 @torch.no_grad()
-def stage_two(model: DenoisingEBM, start: Tensor, sampling: SamplingConfig, by_heun: bool, seed: int) -> Tensor:
-    """Return the images that stage two makes of semantic images."""
+def stage_two(
+    model: DenoisingEBM, start: Tensor, sampling: SamplingConfig, by_heun: bool, corrections: int, seed: int
+) -> Tensor:
+    """Return the images that stage two makes of semantic images, with `corrections` Langevin steps at each level beside."""
     parts, high, low = [], sampling.texture_sigma_max, sampling.texture_sigma_min
+    sampling = dataclasses.replace(sampling, consistent=True)
+    sigmas = falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps)
     for i, x in enumerate(start.split(BATCH)):
         generator = torch.Generator().manual_seed(seed + 1000 + i)
+
+        def correct(state: ChainState, generator: torch.Generator = generator) -> None:
+            if corrections:
+                # In place: what a callback sees is the chain's own state.
+                level = float(sigmas[min(state.step, len(sigmas) - 1)])
+                options: dict[str, Any] = {"step_size": 0.2, "num_steps": corrections, "generator": generator}
+                state.x.copy_(ula(model.texture(), state.x, level, **options))
+
         x = x + high * draw_noise(tuple(x.shape), generator, x)
         if by_heun:
             parts.append(heun(model.denoise, x, karras_sigmas(high, low, sampling.texture_steps // 2)))
             continue
-        sigmas = falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps)
-        x = texture_chain(
-            model.texture(), x, sigmas, dataclasses.replace(sampling, consistent=True), generator=generator
-        )
+        x = texture_chain(model.texture(), x, sigmas, sampling, generator=generator, callback=correct)
         parts.append(model.denoise(x, expand_sigma(low, x)))
     return torch.cat(parts)
 
@@ -124,7 +135,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="names of rows")
+    parser.add_argument("--only", nargs="*", help="parts of names of rows")
     parser.add_argument("--out", type=Path, default=Path("runs/tune-sampler"))
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
@@ -146,17 +157,18 @@ def main() -> None:
     print("| stage two | distance |\n|---|---|", flush=True)
     starts: dict[int, Tensor] = {}
     for name, changes in ROWS.items():
-        if args.only and name not in args.only:
+        if args.only and not any(part in name for part in args.only):
             continue
-        options = {key: value for key, value in changes.items() if key != "heun"}
+        options = {key: value for key, value in changes.items() if key not in ("heun", "corrections")}
         sampling = dataclasses.replace(model.config.sampling, **(BASE | options))
 
-        def make(name: str = name, sampling: SamplingConfig = sampling, by_heun: bool = "heun" in changes) -> Row:
+        def make(name: str = name, sampling: SamplingConfig = sampling, changes: dict[str, Any] = changes) -> Row:
             steps = sampling.semantic_steps
             if steps not in starts:
                 starts[steps] = semantic_images(model, steps, args.samples, args.seed)
                 print(f"| h(z), {steps} latent steps | {distance(to_uint8(starts[steps])):.1f} |", flush=True)
-            images = stage_two(model, starts[steps], sampling, by_heun, args.seed)
+            how = "heun" in changes, changes.get("corrections", 0)
+            images = stage_two(model, starts[steps], sampling, *how, args.seed)
             save_grid(images[:64], args.out / f"{name.replace(' ', '-').replace(',', '')}.png", columns=16)
             return {"distance": distance(to_uint8(finite(images)))}
 

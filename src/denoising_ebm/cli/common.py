@@ -178,6 +178,26 @@ def read_model(args: Namespace) -> DenoisingEBM:
     return DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision(args.precision)
 
 
+def folder_to_write(args: Namespace, what: str) -> Path:
+    """Return where to write something that belongs to `args.model`: `args.out`, or the model's own folder.
+
+    Args:
+        args: With `model` and `out`.
+        what: Is written, for the error.
+
+    Raises:
+        ValueError: If it cannot be written there, or if the model's folder is not the user's and `out` is not given.
+    """
+    from denoising_ebm.model_folder import bundled_models, find_model_folder
+
+    folder = Path(args.out) if args.out else find_model_folder(args.model)
+    if not args.out and not Path(args.model).is_dir():
+        where = "part of the package" if args.model in bundled_models() else "in a cache that other programs read"
+        raise ValueError(f"{args.model}: is {where}; say with --out where {what} goes")
+    check_writable(folder, folder=True)
+    return folder
+
+
 def read_detector(args: Namespace, model: DenoisingEBM) -> OODDetector | None:
     """Load the detector in `args.detector`, or that in the model's folder; None if only the latter may be and is not."""
     from denoising_ebm.hardware import choose_precision

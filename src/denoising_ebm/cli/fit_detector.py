@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +12,7 @@ from denoising_ebm.cli.common import (
     add_device_options,
     add_source_options,
     check_at_least,
-    check_writable,
+    folder_to_write,
     note,
     progress_bar,
     read_images,
@@ -79,14 +78,9 @@ def run(args: Namespace) -> int:
     import torch
 
     from denoising_ebm.images import image_hashes
-    from denoising_ebm.model_folder import bundled_models, find_model_folder
     from denoising_ebm.ood.detectors import MAP_IMAGES, DetectorConfig, OODDetector
 
-    folder = Path(args.out) if args.out else find_model_folder(args.model)
-    if not args.out and not Path(args.model).is_dir():
-        where = "part of the package" if args.model in bundled_models() else "in a cache that other programs read"
-        raise ValueError(f"{args.model}: is {where}; say with --out where the detector goes")
-    check_writable(folder, folder=True)
+    folder = folder_to_write(args, "the detector")
     model = read_model(args)
     network = model.config.network
     pixels = read_images(args.data, args, network.image_size, network.channels).pixels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +12,7 @@ from denoising_ebm.cli.common import (
     add_device_options,
     add_source_options,
     check_at_least,
-    check_writable,
+    folder_to_write,
     note,
     progress_bar,
     read_images,
@@ -67,19 +66,14 @@ def run(args: Namespace) -> int:
 
     from denoising_ebm.evaluation.quality import Judge
     from denoising_ebm.generation import generate, num_steps
-    from denoising_ebm.model_folder import bundled_models, copy_model_folder, find_model_folder, rewrite_config
+    from denoising_ebm.model_folder import copy_model_folder, find_model_folder, rewrite_config
     from denoising_ebm.report import Table, markdown
     from denoising_ebm.tuning import COLD_TEMPERATURES, tune_cold_temperature
 
     temperatures = COLD_TEMPERATURES if args.temperatures is None else tuple(dict.fromkeys(args.temperatures))
     if not temperatures or not all(math.isfinite(t) and t >= 0 for t in temperatures):
         raise ValueError(f"--temperatures must be one or more numbers >= 0, got {list(temperatures)}")
-    source = find_model_folder(args.model)
-    folder = Path(args.out) if args.out else source
-    if not args.out and not Path(args.model).is_dir():
-        where = "part of the package" if args.model in bundled_models() else "in a cache that other programs read"
-        raise ValueError(f"{args.model}: is {where}; say with --out where the tuned model goes")
-    check_writable(folder, folder=True)
+    source, folder = find_model_folder(args.model), folder_to_write(args, "the tuned model")
     model = read_model(args)
     network = model.config.network
     pixels = read_images(args.data, args, network.image_size, network.channels).pixels
