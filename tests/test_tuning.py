@@ -14,10 +14,10 @@ from torch import Tensor
 
 from denoising_ebm import load_images
 from denoising_ebm.evaluation.quality import Judge
+from denoising_ebm.evaluation.tuning import tune_cold_temperature
 from denoising_ebm.images import to_uint8
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import CONFIG_FILE, WEIGHTS_FILE
-from denoising_ebm.tuning import tune_cold_temperature
 
 
 class Brightness:

@@ -32,12 +32,12 @@ from torch import Tensor
 from denoising_ebm import DenoisingEBM, load_images, preset, to_uint8
 from denoising_ebm.evaluation.figures import save_grid
 from denoising_ebm.evaluation.quality import Judge
+from denoising_ebm.evaluation.tuning import tune_cold_temperature
 from denoising_ebm.hardware import autocast, choose_precision, describe
 from denoising_ebm.images import content_hash
 from denoising_ebm.reproduce.ledger import Ledger, identity, settings_hash, settings_of
 from denoising_ebm.reproduce.samplers import finite
 from denoising_ebm.training.once import train_once
-from denoising_ebm.tuning import tune_cold_temperature
 
 Draw = Callable[[int, torch.Generator], Tensor]
 CPU = torch.device("cpu")

@@ -65,10 +65,10 @@ def run(args: Namespace) -> int:
     import torch
 
     from denoising_ebm.evaluation.quality import Judge
+    from denoising_ebm.evaluation.tuning import COLD_TEMPERATURES, tune_cold_temperature
     from denoising_ebm.generation import generate, num_steps
     from denoising_ebm.model_folder import copy_model_folder, find_model_folder, rewrite_config
     from denoising_ebm.report import Table, markdown
-    from denoising_ebm.tuning import COLD_TEMPERATURES, tune_cold_temperature
 
     temperatures = COLD_TEMPERATURES if args.temperatures is None else tuple(dict.fromkeys(args.temperatures))
     if not temperatures or not all(math.isfinite(t) and t >= 0 for t in temperatures):
