@@ -69,6 +69,8 @@ def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run
         drawn = torch.cat([reference.sample(8, seed=seed) for seed in (2, 3)])
         expected[temperature] = judge.distance(to_uint8(drawn))
     best = min(expected, key=expected.__getitem__)
+    assert outcome.out.startswith("Fréchet distance of 16 samples to 40 images")
+    assert f"sampling.cold_temperature {'stays 1' if best == 1 else '1 -> 0.2'}" in outcome.err
     for temperature, distance in expected.items():
         chosen = " (chosen)" if temperature == best else ""
         assert f"| {temperature:g}{chosen} | {distance:.1f} |" in " ".join(outcome.out.split()), outcome.out
@@ -87,6 +89,8 @@ def test_command_copies_the_model_where_asked(debm: Any, folder: Path, run: Path
     assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == before
     copied = DenoisingEBM.from_pretrained(tmp_path / "copy")
     assert copied.config.sampling.cold_temperature == 0.2
+    shown = " ".join(debm("info", tmp_path / "copy").out.split())
+    assert "temperature 0.2 below sigma 0.25" in shown and "temperature" not in debm("info", run).out
     assert copied.fingerprint() == DenoisingEBM.from_pretrained(run).fingerprint()
 
 

@@ -62,7 +62,7 @@ def run(args: Namespace) -> int:
         f"{sampling.semantic_sigma_max:g} to {sampling.semantic_sigma_min:g}, prior {sampling.semantic_prior:g}",
         "sampling in x": f"{sampling.texture_steps} steps of {_step_size(sampling)}, sigma "
         f"{sampling.texture_sigma_max:g} to {sampling.texture_sigma_min:g}, {sampling.texture_levels} levels, "
-        f"{sampling.direction}",
+        f"{sampling.direction}{_cold(sampling)}",
         **model.facts,
     }
     from rich.console import Console
@@ -76,6 +76,12 @@ def run(args: Namespace) -> int:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     Console().print(table, highlight=False, markup=False)
     return 0
+
+
+def _cold(sampling: SamplingConfig) -> str:
+    if sampling.cold_temperature == 1:
+        return ""
+    return f", temperature {sampling.cold_temperature:g} below sigma {sampling.cold_sigma:g}"
 
 
 def _step_size(sampling: SamplingConfig) -> str:

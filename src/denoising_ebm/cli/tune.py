@@ -91,9 +91,10 @@ def run(args: Namespace) -> int:
     )
     columns = [f"temperature below sigma {model.config.sampling.cold_sigma:g}", "distance"]
     rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
-    print(markdown(Table(columns, rows, caption)), end="")
+    print(f"{caption}\n\n{markdown(Table(columns, rows))}", end="")
     if folder.resolve() != source.resolve():
         copy_model_folder(source, folder)
     rewrite_config(folder, model.config)
-    note(f"{folder}: sampling.cold_temperature {before:g} -> {best:g}")
+    change = f"stays {best:g}" if best == before else f"{before:g} -> {best:g}"
+    note(f"{folder}: sampling.cold_temperature {change}")
     return 0
