@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from command import rows_of
-from denoising_ebm import DenoisingEBM, load_images
+from denoising_ebm import DenoisingEBM, decoding, load_images
 from denoising_ebm.cli import main
 from denoising_ebm.cli.common import read_detector
 from denoising_ebm.ood.alterations import alterations
@@ -69,6 +69,20 @@ def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
     done = debm("fit-detector", run, folder, *options, "--altered-images", 0, "--out", tmp_path / "b", *FAST)
     assert "--altered-images must be >= 1, got 0" in done.error
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["detector.json", "detector.safetensors"]
+
+
+def test_fit_detector_and_tune_decode_no_more_than_they_use(
+    debm: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, decode = [], decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda raw: count.append(1) or decode(raw))
+    options = ["--images", 30, "--altered-images", 5, "--calibration", "fashion-mnist", "--calibration-images", 20]
+    assert debm("fit-detector", run, "fashion-mnist", *options, "--out", tmp_path / "a", *FAST).status == 0
+    assert len(count) == 30 + (30 + 20)
+    count.clear()
+    options = ["--images", 20, "--samples", 2, "--temperatures", "[1]"]
+    assert debm("tune", run, "fashion-mnist", *options, "--out", tmp_path / "b").status == 0
+    assert len(count) == 20
 
 
 def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,50 @@ def test_limit_decodes_no_more(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"damaged")
     assert load_images(folder, limit=1, strict=True).names == ("a.png",)
     assert load_images(folder, limit=2).names == ("a.png", "z/c.png")
+
+
+@pytest.mark.parametrize("kind", ["files", "parquet"])
+def test_a_sample_is_a_draw_without_replacement(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Of the undecoded images, in its order; those not drawn are not decoded."""
+    source = folder
+    if kind == "parquet":
+        source = tmp_path / "p"
+        for part in range(2):
+            write_parquet(source / f"train-{part}.parquet", [encoded(noise(3 * part + i), "PNG") for i in range(3)])
+    images = load_images(source)
+    for seed in range(4):
+        for limit in (None, 2):
+            chosen = torch.randperm(limit or len(images), generator=torch.Generator().manual_seed(seed))[:2]
+            found = load_images(source, sample=2, limit=limit, generator=torch.Generator().manual_seed(seed))
+            expected = images.take(chosen)
+            assert found.names == expected.names and torch.equal(found.pixels, expected.pixels)
+    assert sorted(load_images(source, sample=100, generator=torch.Generator()).names) == sorted(images.names)
+
+
+def test_unreadable_images_of_a_sample_are_replaced_by_further_draws(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"damaged")
+    found = []
+    for seed in range(8):
+        drawn = torch.randperm(3, generator=torch.Generator().manual_seed(seed)).tolist()
+        images = load_images(folder, sample=1, generator=torch.Generator().manual_seed(seed))
+        assert images.names == (next(("a.png", "b.png", "z/c.png")[i] for i in drawn if i != 1),)
+        # One that is not drawn is not decoded.
+        assert [image.name for image in images.unreadable] == ["b.png"] * (drawn[0] == 1)
+        found.append(drawn[0] == 1)
+    assert len(set(found)) == 2
+
+
+def test_a_set_is_held_once_while_it_is_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", [encoded(np.full((64, 64, 3), 9, np.uint8), "PNG")] * 500)
+    load_images(tmp_path / "x.parquet", limit=1)  # what is imported on the way does not count
+    tracemalloc.start()
+    try:
+        images = load_images(tmp_path / "x.parquet")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.pixels.numel() == 500 * 3 * 64 * 64
+    assert peak < 1.3 * images.pixels.numel()
 
 
 def test_take_keeps_names_and_pixels_together(folder: Path) -> None:
@@ -417,6 +462,7 @@ def test_unusable_folders_and_files(folder: Path, tmp_path: Path) -> None:
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
         ({"image_size": 0}, "image_size must be >= 1, got 0"),
         ({"limit": 0}, "limit must be >= 1, got 0"),
+        ({"sample": 0}, "sample must be >= 1, got 0"),
         ({"resize": "area", "image_size": 8}, "resize must be one of bilinear, bicubic, lanczos, box, got 'area'"),
         ({"resize": "box"}, "resize needs an image_size"),
     ],
@@ -488,6 +534,26 @@ def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images.names == ("test#0", "test#1", "test#2")
     assert np.array_equal(images.pixels.numpy(), np.stack([noise(seed).transpose(2, 0, 1) for seed in range(3)]))
     assert torch.equal(load_images("owner/name", split="test", limit=2).pixels, images.pixels[:2])
+
+
+def test_a_stream_of_unknown_length_keeps_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first RGB image comes after hundreds of gray ones."""
+    levels = [i % 251 for i in range(700)]
+
+    def answer() -> datasets.Dataset:
+        rows = [encoded(np.full((2, 2), level, np.uint8), "PNG") for level in levels]
+        rows[600] = encoded(np.full((2, 2, 3), (1, 2, 3), np.uint8), "PNG")
+        table = {"image": [{"bytes": row, "path": None} for row in rows]}
+        return datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", hub(answer))
+    expected = torch.tensor(levels)[:, None, None, None].expand(-1, 3, 2, 2).clone()
+    expected[600] = torch.tensor([1, 2, 3])[:, None, None]
+    assert torch.equal(load_images("owner/name", split="test", limit=650).pixels, expected[:650].to(torch.uint8))
+    assert torch.equal(load_images("owner/name", split="test", limit=600).pixels, expected[:600, :1].to(torch.uint8))
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(3))[:5]
+    drawn = load_images("owner/name", split="test", limit=600, sample=5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(drawn.pixels, expected[order, :1].to(torch.uint8))
 
 
 def test_labels_are_those_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,21 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from denoising_ebm.sources import Entry, open_source, read_bytes
-
-RESIZE = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-}
-"""Antialiasing filters by name."""
-
-# A closed list, since Pillow would start Ghostscript for a file which claims to be PostScript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+from denoising_ebm.decoding import RESIZE, decode_each, fit_shape, to_array, with_channels
+from denoising_ebm.sources import Entry, open_source
 
 
 class Unreadable(NamedTuple):
@@ -127,6 +116,8 @@ def load_images(
     resize: str | None = None,
     center_crop: int | None = None,
     limit: int | None = None,
+    sample: int | None = None,
+    generator: torch.Generator | None = None,
     convert: bool = False,
     strict: bool = False,
     skip_unfit: bool = False,
@@ -149,6 +140,9 @@ def load_images(
         center_crop: Side in pixels of the central square that is cut out before anything else (CelebA: 140); images that
             are smaller but have `image_size` already stay as they are.
         limit: Stop after this many images.
+        sample: Draw this many of the images (of the first `limit`) at random, in the order of the draw, and decode no
+            others but those that take the place of unreadable ones: up to a fiftieth more, and ten.
+        generator: What `sample` draws by; torch's global one if None.
         convert: Bring gray images to three channels where `channels` is 3, and colour to gray (ITU-R 601) where it is 1.
         strict: Raise at the first unreadable image; otherwise skip it and list it in `unreadable`.
         skip_unfit: Treat images of another size or channel count like unreadable ones, and return an empty set where none
@@ -164,22 +158,27 @@ def load_images(
             (without `resize`) or channel count (without `convert`) than expected, or no image can be read (both without
             `skip_unfit`); with `strict` at any unreadable image.
     """
-    _check_arguments(image_size, channels, resize, center_crop, limit)
+    _check_arguments(image_size, channels, resize, center_crop, limit, sample)
     if skip_unfit and (image_size is None or channels is None):
         raise ValueError("skip_unfit needs an image_size and channels to fit")
     root, entries, count = open_source(source, split, limit is not None)
-    if progress and sys.stderr.isatty() and (count is None or min(count, limit or count) > 2000):
-        entries = _with_progress(entries, count if limit is None else limit)
+    wanted = limit if sample is None else sample
+    if sample is not None:
+        entries, count = _draw(entries, count, sample, limit, generator)
+    elif limit is not None and count is not None:
+        count = min(count, limit)
+    if progress and sys.stderr.isatty() and (count is None or count > 2000):
+        entries = _with_progress(entries, limit if count is None else count)
 
-    arrays: list[npt.NDArray[np.uint8]] = []
+    pixels = _Pixels(count)
     names: list[str] = []
     labels: list[str | None] = []
     unreadable: list[Unreadable] = []
-    for (name, _, label), decoded, reason in _decoded(root, entries):
+    for (name, _, label), decoded, reason in decode_each(entries):
         image: Image.Image | None = None
         if decoded is not None:
             try:
-                image = _shape(_with_channels(decoded, channels, convert), image_size, resize, center_crop)
+                image = fit_shape(with_channels(decoded, channels, convert), image_size, resize, center_crop)
             except ValueError as error:
                 reason = str(error)
                 if strict or not skip_unfit:
@@ -189,19 +188,18 @@ def load_images(
         if image is None:
             unreadable.append(Unreadable(name, reason, len(names)))
             continue
-        if arrays and image.width != arrays[0].shape[-1]:
-            first = arrays[0].shape[-1]
+        if names and image.width != pixels.size:
             raise ValueError(
-                f"{root}: sizes differ: {names[0]} is {first}x{first}, {name} is {image.width}x{image.height}; "
-                "give the image size and --resize to bring all to one size"
+                f"{root}: sizes differ: {names[0]} is {pixels.size}x{pixels.size}, {name} is "
+                f"{image.width}x{image.height}; give the image size and --resize to bring all to one size"
             )
-        arrays.append(_array(image))
+        pixels.append(to_array(image))
         names.append(name)
         labels.append(label)
-        if len(arrays) == limit:
+        if len(names) == wanted:
             break
 
-    if not arrays:
+    if not names:
         if unreadable and skip_unfit:
             assert image_size is not None and channels is not None
             empty = torch.empty((0, channels, image_size, image_size), dtype=torch.uint8)
@@ -210,9 +208,7 @@ def load_images(
             first = unreadable[0]
             raise ValueError(f"{source}: none of {len(unreadable)} images can be read; {first.name}: {first.reason}")
         raise FileNotFoundError(f"{source}: holds no images")
-    most = max(len(array) for array in arrays)
-    pixels = np.stack([np.broadcast_to(array, (most, *array.shape[1:])) for array in arrays])
-    return ImageSet(torch.from_numpy(pixels), tuple(names), tuple(unreadable), tuple(labels))
+    return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels))
 
 
 def each_image(
@@ -238,25 +234,77 @@ def each_image(
     Raises:
         FileNotFoundError: If the source or the split does not exist.
     """
-    root, entries, _ = open_source(source, split, limit is not None)
+    _, entries, _ = open_source(source, split, limit is not None)
 
     def readable() -> Iterator[tuple[str, Tensor]]:
-        for entry, decoded, _ in _decoded(root, entries):
+        for entry, decoded, _ in decode_each(entries):
             if decoded is None:
                 continue
             try:
-                image = _with_channels(decoded, channels, convert)
+                image = with_channels(decoded, channels, convert)
             except ValueError:
                 continue
-            yield entry.name, torch.from_numpy(_array(image).copy())
+            yield entry.name, torch.from_numpy(to_array(image).copy())
 
     yield from itertools.islice(readable(), limit)
 
 
+class _Pixels:
+    """Images as they come, in one array that is copied only where their number or channels turn out larger."""
+
+    def __init__(self, expected: int | None) -> None:
+        self._array = np.empty((expected or 256, 0, 0, 0), np.uint8)
+        self._count = 0
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images so far."""
+        return self._array.shape[-1]
+
+    def append(self, image: npt.NDArray[np.uint8]) -> None:
+        """Add an image `(channels, height, width)`; gray ones become RGB once there is an RGB one."""
+        capacity, channels = self._array.shape[:2]
+        if self._count == 0:
+            # The system gives memory as it is written to: images that do not come cost nothing.
+            self._array = np.empty((capacity, *image.shape), np.uint8)
+        elif self._count == capacity or len(image) > channels:
+            held = self._array[: self._count]
+            larger = capacity if self._count < capacity else 2 * capacity
+            self._array = np.empty((larger, max(channels, len(image)), *image.shape[1:]), np.uint8)
+            self._array[: self._count] = held
+        self._array[self._count] = image
+        self._count += 1
+
+    def tensor(self) -> Tensor:
+        """Return all images, uint8."""
+        return torch.from_numpy(self._array[: self._count])
+
+
+def _draw(
+    entries: Iterable[Entry], count: int | None, sample: int, limit: int | None, generator: torch.Generator | None
+) -> tuple[Iterable[Entry], int]:
+    """Return `sample` entries and some to spare, of the first `limit`, in the order of a draw, and the number wanted."""
+    if count is None:
+        entries = list(itertools.islice(entries, limit))
+        count = len(entries)
+    count = count if limit is None else min(count, limit)
+    order = torch.randperm(count, generator=generator)[: sample + sample // 50 + 10].tolist()
+    place = {index: i for i, index in enumerate(order)}
+    # A stream is read to its end, but only what is drawn of it is held.
+    drawn = {place[i]: entry for i, entry in enumerate(itertools.islice(entries, count)) if i in place}
+    return [drawn[i] for i in range(len(order))], min(sample, count)
+
+
 def _check_arguments(
-    image_size: int | None, channels: int | None, resize: str | None, center_crop: int | None, limit: int | None
+    image_size: int | None,
+    channels: int | None,
+    resize: str | None,
+    center_crop: int | None,
+    limit: int | None,
+    sample: int | None,
 ) -> None:
-    for field, value in (("image_size", image_size), ("center_crop", center_crop), ("limit", limit)):
+    positive = {"image_size": image_size, "center_crop": center_crop, "limit": limit, "sample": sample}
+    for field, value in positive.items():
         if value is not None and value < 1:
             raise ValueError(f"{field} must be >= 1, got {value}")
     if channels not in (None, 1, 3):
@@ -265,90 +313,6 @@ def _check_arguments(
         raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
     if resize is not None and image_size is None:
         raise ValueError("resize needs an image_size to resize to")
-
-
-class _Decoded(NamedTuple):
-    image: Image.Image  #: In mode L or RGB.
-    channels: tuple[int, ...]  #: The channel counts that it can stand for without conversion, its own first.
-
-
-def _decoded(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, _Decoded | None, str]]:
-    """Yield entry, image, and why there is none if so."""
-    for entry in entries:
-        try:
-            yield entry, _decode(read_bytes(entry.value)), ""
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise almost any type on damaged files
-            yield entry, None, str(error).partition("\n")[0] or type(error).__name__
-
-
-def _with_channels(decoded: _Decoded, channels: int | None, convert: bool) -> Image.Image:
-    """Return the image with `channels` channels, or refuse."""
-    image, kinds = decoded
-    if channels is None:
-        return image
-    if channels not in kinds and not convert:
-        raise ValueError(f"the image has {kinds[0]} channel(s), the model takes {channels}; --convert brings it there")
-    return image.convert("RGB" if channels == 3 else "L")
-
-
-def _array(image: Image.Image) -> npt.NDArray[np.uint8]:
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _decode(raw: bytes) -> _Decoded:
-    """Decode, over black where transparent and turned as EXIF says."""
-    opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
-    format_has_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
-    opened.load()
-    image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode == "I" and opened.format == "PPM":
-        # Whatever the largest value in the file, Pillow brings it to 65535.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; convert to 8 or 16 bits")
-    gray = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    if gray:
-        return _Decoded(image.convert("L"), (1,) if format_has_gray else (1, 3))
-    image = image.convert("RGB")
-    if not format_has_gray:
-        array = np.asarray(image)
-        if (array == array[..., :1]).all():
-            return _Decoded(image.convert("L"), (1, 3))
-    return _Decoded(image, (3,))
-
-
-def _shape(image: Image.Image, image_size: int | None, resize: str | None, center_crop: int | None) -> Image.Image:
-    """Crop and resize to a square of `image_size`, or refuse."""
-    size = f"{image.width}x{image.height}"
-    if center_crop is not None:
-        if min(image.size) < center_crop and image.size == (image_size, image_size):
-            return image  # made already
-        if min(image.size) < center_crop:
-            raise ValueError(f"is {size}, smaller than the center crop of {center_crop}")
-        image = _central_square(image, center_crop)
-    if resize is not None and image_size is not None:
-        if image.size == (image_size, image_size):
-            return image
-        return _central_square(image, min(image.size)).resize((image_size, image_size), RESIZE[resize])
-    size = f"{image.width}x{image.height}"
-    if image_size is not None and image.size != (image_size, image_size):
-        raise ValueError(f"is {size}, expected {image_size}x{image_size}; --resize brings it there")
-    if image.width != image.height:
-        raise ValueError(f"is {size}, not square; give the image size and --resize to crop and resize it")
-    return image
-
-
-def _central_square(image: Image.Image, side: int) -> Image.Image:
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
 
 
 def _with_progress(entries: Iterable[Entry], count: int | None) -> Iterator[Entry]:

@@ -140,7 +140,17 @@ def _open_parquet(root: Path, files: list[Path]) -> tuple[str, Iterable[Entry], 
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"{file}: cannot be read as Parquet with images: {reason}") from error
 
-    return str(root), entries(), None
+    return str(root), entries(), _num_rows(files)
+
+
+def _num_rows(files: list[Path]) -> int | None:
+    """Return the rows of all files; None where one cannot be read, which reading it explains."""
+    from pyarrow import parquet
+
+    try:
+        return sum(int(parquet.read_metadata(file).num_rows) for file in files)
+    except Exception:  # of any type, as when its rows are read
+        return None
 
 
 def _beside(file: Path, value: Any) -> Any:

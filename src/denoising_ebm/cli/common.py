@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from denoising_ebm.images import ImageSet
@@ -74,7 +75,16 @@ def add_device_options(parser: ArgumentParser) -> None:
     )
 
 
-def read_images(source: str, args: Namespace, image_size: int, channels: int, *, skip_unfit: bool = False) -> ImageSet:
+def read_images(
+    source: str,
+    args: Namespace,
+    image_size: int,
+    channels: int,
+    *,
+    sample: int | None = None,
+    generator: torch.Generator | None = None,
+    skip_unfit: bool = False,
+) -> ImageSet:
     """Load images as the options of `add_source_options` say; see `load_and_note`.
 
     Args:
@@ -82,6 +92,8 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int, *,
         args: The options.
         image_size: Of the model.
         channels: Of the model.
+        sample: As for `load_images`.
+        generator: As for `load_images`.
         skip_unfit: As for `load_images`.
     """
     return load_and_note(
@@ -92,6 +104,8 @@ def read_images(source: str, args: Namespace, image_size: int, channels: int, *,
         resize=args.resize,
         center_crop=args.center_crop,
         limit=args.limit,
+        sample=sample,
+        generator=generator,
         convert=args.convert,
         strict=args.strict,
         skip_unfit=skip_unfit and not args.strict,

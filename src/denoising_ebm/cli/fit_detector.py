@@ -83,16 +83,17 @@ def run(args: Namespace) -> int:
     folder = folder_to_write(args, "the detector")
     model = read_model(args)
     network = model.config.network
-    pixels = read_images(args.data, args, network.image_size, network.channels).pixels
+    sizes = network.image_size, network.channels
     draws = torch.Generator().manual_seed(args.seed)
-    chosen = torch.randperm(len(pixels), generator=draws)[: args.images]
+    pixels = read_images(args.data, args, *sizes, sample=args.images, generator=draws).pixels
     held = None
     if args.calibration is not None:
         options = args.clone()
         options.split, options.limit = args.calibration_split, None
-        held = read_images(args.calibration, options, network.image_size, network.channels).pixels
-        held = held[torch.randperm(len(held), generator=draws)]
-        known = torch.isin(image_hashes(held), image_hashes(pixels[chosen]))
+        # As many more as may be among those that are fitted to.
+        most = args.calibration_images + len(pixels)
+        held = read_images(args.calibration, options, *sizes, sample=most, generator=draws).pixels
+        known = torch.isin(image_hashes(held), image_hashes(pixels))
         if bool(known.all()):
             raise ValueError(f"{args.calibration}: its images are all among those of {args.data} that are fitted to")
         if bool(known.any()):
@@ -104,11 +105,11 @@ def run(args: Namespace) -> int:
             "on them, more than the promised share of new ones is flagged: give new ones with --calibration"
         )
     detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered_images))
-    num = len(chosen) if held is not None else len(chosen) - len(chosen) // 5
+    num = len(pixels) if held is not None else len(pixels) - len(pixels) // 5
     altered = detector.config.num_altered(num, network.channels)
-    total = len(chosen) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
+    total = len(pixels) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
     with progress_bar("fitting", total) as advance:
-        detector.fit(pixels[chosen], calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
+        detector.fit(pixels, calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
     detector.preparation = {name: args[name] for name in ("resize", "center_crop", "convert")}
     detector.save(folder)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())

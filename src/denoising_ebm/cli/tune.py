@@ -76,9 +76,10 @@ def run(args: Namespace) -> int:
     source, folder = find_model_folder(args.model), folder_to_write(args, "the tuned model")
     model = read_model(args)
     network = model.config.network
-    pixels = read_images(args.data, args, network.image_size, network.channels).pixels
-    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed))[: args.images]
-    judge = Judge(pixels[chosen], device=model.device)
+    draws = torch.Generator().manual_seed(args.seed)
+    sizes = network.image_size, network.channels
+    pixels = read_images(args.data, args, *sizes, sample=args.images, generator=draws).pixels
+    judge = Judge(pixels, device=model.device)
     before = model.config.sampling.cold_temperature
     with progress_bar("sampling", len(temperatures) * args.samples * num_steps(model, "two-stage", None)) as advance:
         options = {"seed": args.seed, "batch_size": args.batch_size, "advance": advance}
@@ -87,7 +88,7 @@ def run(args: Namespace) -> int:
         )
     best = model.config.sampling.cold_temperature
     caption = (
-        f"Fréchet distance of {args.samples:,} samples to {len(chosen):,} images ({judge.extractor.name}; no FID)."
+        f"Fréchet distance of {args.samples:,} samples to {len(pixels):,} images ({judge.extractor.name}; no FID)."
     )
     columns = [f"temperature below sigma {model.config.sampling.cold_sigma:g}", "distance"]
     rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
