@@ -341,7 +341,8 @@ def test_an_interrupt_in_the_first_training_can_be_gone_on_with(
         "denoising_ebm.reproduce.workshop.Judge", lambda reference, **_: Judge(reference, extractor=Means())
     )
     images = Images("x", random_pixels(30, size=32), random_pixels(30, seed=1, size=32))
-    for _ in range(2):
+    for name in ("x", "x/"):
+        images = replace(images, name=name)
         with pytest.raises(KeyboardInterrupt):
             reproduce([target], "tiny", tmp_path / "out", images, second=images, device="cpu")
     assert len(calls) == 2

@@ -87,7 +87,9 @@ def reproduce(
         ValueError: If the folder holds a reproduction with other settings, or the model takes other images.
     """
     first = _base(images, scale, minutes, seed)
-    settings = {"scale": scale, "data": images.name, "seed": seed, "minutes": minutes, "model": trained_name}
+    # A shell completes the name of a folder with a slash, and means the same folder.
+    data, model = images.name.rstrip("/"), trained_name.rstrip("/")
+    settings = {"scale": scale, "data": data, "seed": seed, "minutes": minutes, "model": model}
     # Rows of other counts or other settings of training, as of another version, must not stand beside these.
     ledger = Ledger(folder, settings | {"configuration": _fingerprint(scale, first)}, log)
     options: dict[str, Any] = {"inception": inception, "device": device}
@@ -96,7 +98,7 @@ def reproduce(
     second_shop = None
     if second is not None:
         base = _base(second, scale, minutes, seed)
-        others = settings | {"data": second.name, "configuration": _fingerprint(scale, base)}
+        others = settings | {"data": second.name.rstrip("/"), "configuration": _fingerprint(scale, base)}
         place = Ledger(folder / "second", others, lambda row: log(f"second set: {row}"))
         second_shop = _workshop(place, scale, base, second, None, options)
         place.begin()
