@@ -16,11 +16,12 @@ from PIL import Image
 from denoising_ebm.cli.reproduce import _read
 from denoising_ebm.config import EnergyConfig, Phase
 from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
+from denoising_ebm.evaluation.figures import png_bytes
 from denoising_ebm.evaluation.quality import Judge
 from denoising_ebm.images import load_images
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.presets import preset
-from denoising_ebm.report import Section
+from denoising_ebm.report import Picture, Section, Table
 from denoising_ebm.reproduce import samplers
 from denoising_ebm.reproduce.figures import speed
 from denoising_ebm.reproduce.ledger import Ledger, identity, settings_hash
@@ -370,6 +371,36 @@ def test_a_study_that_fails_says_why_and_the_others_go_on(
     assert pages == [1]  # what was finished before stood on the page already
 
 
+def test_the_page_shows_what_earlier_commands_finished(shop: Workshop, tmp_path: Path, monkeypatch: Any) -> None:
+    """In the order of the paper, with both commands, as long as the images are the same."""
+    picture = Picture(png_bytes(Image.new("L", (8, 8), 7)), "a caption", "a text")
+    table = Table(["sampler", "distance"], [["two-stage", 1.5], ["none", None]], "distances")
+    monkeypatch.setitem(STUDIES, "figure5", lambda _: Section("Figure 5", "chains", pictures=[picture]))
+    monkeypatch.setitem(STUDIES, "table1", lambda _: Section("Table 1", "samples", table))
+    images, out = Images("x", random_pixels(30, size=32), random_pixels(30, size=32)), tmp_path / "out"
+
+    def page_of(target: str, images: Images = images, **options: Any) -> str:
+        reproduce([target], "tiny", out, images, device="cpu", command=f"debm reproduce {target}", **options)
+        assert [path.name for path in (out / "pictures").glob("*")] == ["1.png"]
+        return (out / "results.md").read_text()
+
+    alone = page_of("figure5")
+    both = page_of("table1")
+    assert "- command: debm reproduce table1; debm reproduce figure5\n" in both
+    assert both.count("- images: x: 30 to train on, 30 test images\n") == 1
+    assert both.index("## Table 1") < both.index("## Figure 5") and "| none | – |" in both
+    assert alone[alone.index("## Figure 5") :] == both[both.index("## Figure 5") :]
+    assert (out / "pictures" / "1.png").read_bytes() == picture.png
+    # The second set is not there this time: what was measured on it stands.
+    monkeypatch.setitem(STUDIES, "table2", lambda _: Section("Table 2", "of the second set"))
+    assert "of the second set" in page_of("table2", second=images)
+    assert "of the second set" in page_of("table2") and "No second set" not in page_of("table2")
+    # Of other images under the same name.
+    monkeypatch.setitem(STUDIES, "figure5", lambda _: Section("Figure 5", "others", pictures=[picture]))
+    others = page_of("figure5", Images("x", random_pixels(30, seed=5, size=32), random_pixels(30, size=32)))
+    assert "## Figure 5" in others and "## Table 1" not in others
+
+
 def test_a_study_that_fails_is_told_by_the_exit_status(
     debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,7 +435,7 @@ def test_rows_of_a_model_depend_on_how_it_denoises(shop: Workshop, tiny_model: D
     ):
         tiny_model.config = replace(base, **changes)  # type: ignore[arg-type]
         fresh = Workshop(shop.ledger, shop.sizes, shop.base, shop.train, shop.test, data_name="x", trained=tiny_model)
-        keys.append(fresh._depends["model"])
+        keys.append(fresh.depends["model"])
     assert len(set(keys)) == 4 and keys[-1] == keys[0]
 
 

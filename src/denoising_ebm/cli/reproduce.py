@@ -26,6 +26,7 @@ images), classes (samples by class, where images have labels), figure4 (samples,
 (chains with and without the semantic start), speed (beside NCSN's protocol), all.
 
 Every row is kept, and the page is written after each study: after Ctrl-C the same command goes on at the row it was on.
+Commands with other targets and the same DIR add to the page.
 `tiny` shows in minutes that all of it runs, `small` is for two cores (hours), `full` is the paper's scale, for a GPU.
 
 FID and IS need Inception's weights (--inception); without them the Fréchet distance of EfficientNet-lite0 features is

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config
-from denoising_ebm.files import write_atomically, write_text_atomically
 from denoising_ebm.hardware import choose_device, describe
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.report import Section, markdown_page, write_report
+from denoising_ebm.report import Section
 from denoising_ebm.reproduce.figures import figure4, figure5, speed
 from denoising_ebm.reproduce.ledger import Ledger, Log, identity, settings_hash
+from denoising_ebm.reproduce.page import Page
 from denoising_ebm.reproduce.settings import SIZES, Scale, base_config
 from denoising_ebm.reproduce.tables import classes, table1, table2, table3, table4
 from denoising_ebm.reproduce.workshop import Workshop
@@ -65,6 +65,8 @@ def reproduce(
 ) -> tuple[Path, list[str]]:
     """Run studies and write `index.html`, `results.md` and its pictures; rows that are finished are not run again.
 
+    The page shows the studies that were finished in this folder before, too.
+
     Args:
         targets: Names in `STUDIES`, at least one.
         scale: `tiny`, `small` or `full`.
@@ -104,21 +106,27 @@ def reproduce(
         place.begin()
     # So that a training that is interrupted before the first row is found again.
     ledger.begin()
-    lines = facts(settings, images, second, command, choose_device(device))
-    sections: list[Section] = []
+    sources = {name: second_shop if name == "table2" else shop for name in STUDIES}
+    page = Page(
+        folder,
+        list(STUDIES),
+        facts(settings, images, second, command, choose_device(device)),
+        {name: settings_hash(source.depends) for name, source in sources.items() if source is not None},
+    )
     failed: list[str] = []
     for target in targets:
-        chosen = second_shop if target == "table2" else shop
+        source = sources[target]
+        # After each study the page is written: those of hours before must not wait for the last.
         try:
-            section = _NO_SECOND if chosen is None else STUDIES[target](chosen)
+            if source is not None:
+                page.add(target, STUDIES[target](source))
+            elif target not in page:
+                page.add(target, _NO_SECOND, keep=False)
         except (ValueError, FileNotFoundError) as error:
             log(f"{target}: left out: {error}")
             failed.append(target)
-            section = Section(target.capitalize(), f"Left out: {error}")
-        sections.append(section)
-        # After each study: those of hours before must not wait for the last.
-        page = write_pages(sections, folder, lines)
-    return page, failed
+            page.add(target, Section(target.capitalize(), f"Left out: {error}"), keep=False)
+    return page.path, failed
 
 
 def _workshop(
@@ -160,33 +168,18 @@ def _fingerprint(scale: Scale, base: Config) -> str:
 
 def facts(
     settings: Mapping[str, object], images: Images, second: Images | None, command: str, device: torch.device
-) -> dict[str, str]:
+) -> dict[str, list[str]]:
     """Return what stands on top of the page."""
     from denoising_ebm import __version__
 
     sets = [source for source in (images, second) if source is not None]
     lines = {
-        "command": command,
-        "version": f"denoising-ebm {__version__}",
-        "hardware": describe(device),
-        "scale": str(settings["scale"]),
-        "seed": str(settings["seed"]),
-        "images": "; ".join(f"{s.name}: {len(s.train):,} to train on, {len(s.test):,} test images" for s in sets),
+        "command": [command],
+        "version": [f"denoising-ebm {__version__}"],
+        "hardware": [describe(device)],
+        "scale": [str(settings["scale"])],
+        "seed": [str(settings["seed"])],
+        "images": [f"{s.name}: {len(s.train):,} to train on, {len(s.test):,} test images" for s in sets],
+        "model": [str(settings["model"])],
     }
-    if settings["model"]:
-        lines["model"] = str(settings["model"])
-    return {name: value for name, value in lines.items() if value}
-
-
-def write_pages(sections: Sequence[Section], folder: Path, lines: Mapping[str, str]) -> Path:
-    """Write the page, the same as Markdown, and its pictures; return the page."""
-    title = "The paper's tables and figures"
-    page = folder / "index.html"
-    write_report(page, title=title, sections=sections, facts=lines)
-    text = markdown_page(sections, title=title, facts=lines, pictures="pictures/")
-    write_text_atomically(folder / "results.md", text)
-    pictures = [picture for section in sections for picture in section.pictures]
-    for number, picture in enumerate(pictures, 1):
-        png = picture.png
-        write_atomically(folder / "pictures" / f"{number}.png", lambda path, png=png: path.write_bytes(png))  # type: ignore[misc]
-    return page
+    return {name: values for name, values in lines.items() if any(values)}

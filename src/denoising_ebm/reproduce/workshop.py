@@ -68,7 +68,8 @@ class Workshop:
         return Judge(self.test[: self.sizes.reference], inception=self._inception, device=device)
 
     @cached_property
-    def _depends(self) -> dict[str, str]:
+    def depends(self) -> dict[str, str]:
+        """Hashes of what all rows are made from."""
         trained = self._models.get("denoising") if self._is_given else None
         return {
             "train": content_hash(self.train, ""),
@@ -83,7 +84,7 @@ class Workshop:
 
     def row(self, name: str, make: Callable[[], Mapping[str, Any]], **depends: str) -> dict[str, Any]:
         """Return the figures of a row; see `Ledger.row`."""
-        figures = self.ledger.row(name, make, **self._depends, **depends)
+        figures = self.ledger.row(name, make, **self.depends, **depends)
         if "missing" in figures:
             self._missing[name] = figures["missing"]
         return figures
