@@ -243,7 +243,14 @@ def test_detector_of_other_weights(folder: Path, model: DenoisingEBM) -> None:
         (lambda folder: (folder / "detector.json").unlink(), r"detector\.json: missing; `debm fit-detector`"),
         (lambda folder: (folder / "detector.safetensors").unlink(), r"detector\.safetensors: missing"),
         (lambda folder: (folder / "detector.json").write_text("{"), r"detector\.json: not valid JSON"),
-        (lambda folder: (folder / "detector.json").write_text("[]"), r"detector\.json: not a detector of format 2"),
+        (
+            lambda folder: (folder / "detector.json").write_text("[]"),
+            r"detector\.json: expected a JSON object, found list",
+        ),
+        (
+            lambda folder: (folder / "detector.json").write_text('{"format": 1}'),
+            r"not a detector of format 2; fit it again",
+        ),
         (lambda folder: (folder / "detector.json").write_text('{"format": 2}'), r"detector\.json: 'model' is missing"),
         (lambda folder: (folder / "detector.safetensors").write_bytes(b"x"), r"detector\.safetensors: not a readable"),
     ],

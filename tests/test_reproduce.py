@@ -55,6 +55,17 @@ def test_rows_are_made_once(tmp_path: Path) -> None:
         Ledger(tmp_path / "out", settings | {"seed": 1})
 
 
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out", {})
+    ledger.row("a", lambda: {"x": 1})
+    path = tmp_path / "out" / "rows" / "a.json"
+    path.write_text(path.read_text()[:5])
+    with pytest.raises(ValueError, match=rf"^{path}: not valid JSON \(.*\); delete it to make the row anew$"):
+        ledger.row("a", lambda: {"x": 2})
+    path.unlink()
+    assert ledger.row("a", lambda: {"x": 2})["x"] == 2
+
+
 def test_rows_of_other_images_are_made_anew(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "out", {})
     assert ledger.row("a", lambda: {"x": 1}, test="abc")["x"] == 1

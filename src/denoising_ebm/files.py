@@ -1,10 +1,12 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and JSON files that are read or named."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,3 +31,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write text as UTF-8 in the way of `write_atomically`; `errors` as for `str.encode`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=errors))
+
+
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """Return the mapping that a JSON file holds.
+
+    Args:
+        path: Of the file.
+        remedy: What the user may do about a damaged one.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds something else; the message names the file and the remedy.
+    """
+    remedy = remedy and f"; {remedy}"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}){remedy}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}{remedy}")
+    return values

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.files import write_atomically, write_text_atomically
+from denoising_ebm.files import read_json, write_atomically, write_text_atomically
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `OODDetector.save`, optional.
@@ -115,13 +115,9 @@ def read_model_folder(folder: Path) -> tuple[Config, dict[str, Any], dict[str, t
 
 
 def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
-        raise ValueError(f"{path}: expected format {FORMAT} of a denoising-ebm model, found {found}")
+    values = read_json(path)
+    if values.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT} of a denoising-ebm model, found {values.get('format')}")
     facts = values.get("facts", {})
     if not isinstance(facts, dict):
         raise ValueError(f"{path}: facts: expected a mapping, got {type(facts).__name__}")

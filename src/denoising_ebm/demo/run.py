@@ -14,7 +14,7 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.demo.page import Evidence, auroc_table, report_facts, report_sections, summary
-from denoising_ebm.files import write_text_atomically
+from denoising_ebm.files import read_json, write_text_atomically
 from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.hardware import choose_device
 from denoising_ebm.images import load_images, to_float
@@ -222,10 +222,7 @@ def _prepare(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> bool
         shutil.rmtree(folder / "run", ignore_errors=True)
         (folder / REPORT).unlink(missing_ok=True)
         return False
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{marker}: not valid JSON; --overwrite starts anew") from None
+    found = read_json(marker, "--overwrite starts anew")
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(

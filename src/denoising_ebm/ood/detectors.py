@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from denoising_ebm.config import from_dict
-from denoising_ebm.files import write_atomically, write_text_atomically
+from denoising_ebm.files import read_json, write_atomically, write_text_atomically
 from denoising_ebm.images import image_hashes
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
@@ -365,15 +365,13 @@ class OODDetector:
         for file in (path, path.with_name(TENSORS_FILE)):
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
+        values = read_json(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             content = path.with_name(TENSORS_FILE).read_bytes()
             tensors = safetensors.torch.load(content)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from None
         except SafetensorError as error:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if values.get("format") != FORMAT:
             raise ValueError(f"{path}: not a detector of format {FORMAT}; fit it again with `debm fit-detector`")
         lacking = [name for name in ("model", "precision", "config", "alterations") if name not in values]
         if lacking:

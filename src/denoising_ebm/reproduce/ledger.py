@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from denoising_ebm.config import Config, to_dict
-from denoising_ebm.files import write_text_atomically
+from denoising_ebm.files import read_json, write_text_atomically
 
 SETTINGS_FILE = "reproduce.json"
 Log = Callable[[str], object]
@@ -56,10 +56,7 @@ class Ledger:
         self.folder, self._settings, self._log = folder, dict(settings), log
         self._marker = marker = folder / SETTINGS_FILE
         if marker.is_file():
-            try:
-                found = json.loads(marker.read_text(encoding="utf-8"))
-            except ValueError:
-                raise ValueError(f"{marker}: not valid JSON; delete the folder to start anew") from None
+            found = read_json(marker, "delete the folder to start anew")
             for name, value in settings.items():
                 if found.get(name) != value:
                     raise ValueError(
@@ -87,7 +84,7 @@ class Ledger:
         path = self.folder / "rows" / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', name)}.json"
         depends = {key: value for key, value in depends.items() if value}
         if path.is_file():
-            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, "delete it to make the row anew")
             if depends.items() <= stored.get("depends", {}).items():
                 return stored
         self._log(name)

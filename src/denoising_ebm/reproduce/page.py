@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from denoising_ebm.files import write_atomically, write_text_atomically
+from denoising_ebm.files import read_json, write_atomically, write_text_atomically
 from denoising_ebm.report import Picture, Section, Table, markdown_page, write_report
 
 TITLE = "The paper's tables and figures"
@@ -38,7 +38,7 @@ class Page:
         self._shown: dict[str, tuple[Section, Mapping[str, Sequence[str]]]] = {}
         for name in order:
             if self._file(name).is_file():
-                kept = json.loads(self._file(name).read_text(encoding="utf-8"))
+                kept = read_json(self._file(name), "delete it, and the same target makes it anew from its rows")
                 if sources.get(name, kept["source"]) == kept["source"]:
                     self._shown[name] = _to_section(kept["section"]), kept["facts"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.files import write_text_atomically
+from denoising_ebm.files import read_json, write_text_atomically
 from denoising_ebm.images import content_hash
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.state import STATE_FILE
@@ -43,7 +43,7 @@ def train_once(
     marker = folder / FINISHED_FILE
     identity = {"images": content_hash(pixels), "config": to_dict(config)}
     if marker.is_file():
-        found = json.loads(marker.read_text(encoding="utf-8") or "{}")
+        found = read_json(marker, "delete its folder to train anew")
         # Through a Config, so that fields younger than the file have their defaults.
         if found.get("images") != identity["images"] or from_dict(Config, found["config"]) != config:
             raise ValueError(f"{folder}: holds a model of other images or settings; delete it to train anew")
