@@ -119,7 +119,7 @@ def main() -> None:
     initial = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
     ledger = Ledger(args.out, settings_of(vars(args), weights=initial.fingerprint(), config=str(initial.config)))
     base, network = initial.config, initial.config.network
-    sizes = {"image_size": network.image_size, "channels": network.channels}
+    sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
     extractor = EfficientNetLite0Features()

@@ -124,7 +124,7 @@ def main() -> None:
     ledger = Ledger(args.out, settings_of(vars(args), preset=str(config)))
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
-    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     images = load_images(args.data, split="train", **sizes)
     held_out = load_images(args.data, split="test", limit=args.test, **sizes)
     ledger.begin()

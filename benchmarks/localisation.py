@@ -10,6 +10,7 @@ are fitted on training images where they need it.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device="auto").set_precision("auto")
-    size = {"image_size": model.config.network.image_size, "channels": model.config.network.channels}
+    size: dict[str, Any] = {"image_size": model.config.network.image_size, "channels": model.config.network.channels}
     test = load_images(args.data, split="test", limit=args.num, **size).pixels
     train = load_images(args.data, split="train", limit=args.fit, **size).pixels
     pasted, mask = paste(test, args.side, args.seed)

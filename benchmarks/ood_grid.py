@@ -113,7 +113,7 @@ def show(label: str, score: Callable[[str], Tensor], held_out: float | None = No
 def energies(sets: Sets) -> None:
     for family, what in (("energy", "U^c without inner noise"), ("noised-energy", "U^c of eq. 7")):
         for i, sigma in enumerate(SIGMAS):
-            show(f"{what}, sigma {sigma:g}", lambda name, i=i, f=family: sets.features[name][f][:, i])
+            show(f"{what}, sigma {sigma:g}", lambda name, i=i, f=family: sets.features[name][f][:, i])  # type: ignore[misc]
     show("sum over sigma of eq. 7 (a bound on -log p)", lambda n: sets.features[n]["noised-energy"].exp().sum(1))
 
 
@@ -155,7 +155,7 @@ def detectors(sets: Sets) -> None:
         held = None
         if len(members) == 1 and members[0].density == "discriminants":
             held = held_out(members[0], tables, sets)
-        show(label, lambda name, d=detector: d.combine(tables[name]), held)
+        show(label, lambda name, d=detector: d.combine(tables[name]), held)  # type: ignore[misc]
     # Too usual is odd too: the distance of inner features from its median, to either side.
     pooled = tables["train"]["pooled"]
     density = Principal(Mahalanobis(), 0.99).fit(pooled[len(pooled) // 8 :])
@@ -178,7 +178,7 @@ def discriminants_alone(sets: Sets) -> None:
         for name in ("test", *ODD)
     }
     for i, kind in enumerate(alterations(sets.model.config.network.channels)):
-        show(f"discriminant of: {kind}", lambda name, i=i: heads[name][:, i])
+        show(f"discriminant of: {kind}", lambda name, i=i: heads[name][:, i])  # type: ignore[misc]
 
 
 def held_out(member: Member, tables: dict[str, Table], sets: Sets) -> float:
@@ -205,7 +205,7 @@ def densities(sets: Sets) -> None:
     for label, families in GROUPS.items():
         for density, build in DENSITIES.items():
             fitted = build().fit(table(sets.features["train"], families))
-            show(f"{label}: {density}", lambda name, f=fitted, fs=families: f.score(table(sets.features[name], fs)))
+            show(f"{label}: {density}", lambda name, f=fitted, fs=families: f.score(table(sets.features[name], fs)))  # type: ignore[misc]
 
 
 def ceiling(sets: Sets) -> None:
@@ -265,7 +265,7 @@ def image_sets(data: Path, num: int, fit: int) -> dict[str, Tensor]:
     return sets
 
 
-def kept(path: Path, key: list[object], compute: Callable[[], Table]) -> Table:
+def kept(path: Path, key: list[str], compute: Callable[[], Table]) -> Table:
     """Compute features, or read those of an earlier run with the same model and counts."""
     if path.is_file():
         saved = torch.load(path)

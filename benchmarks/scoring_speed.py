@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,8 +62,8 @@ def main() -> None:
         "batched, fp32": ("fp32", lambda: compute_features(model, pixels, config, batch_size=256)),
     }
     for batch in args.loop_batch:
-        ways[f"shared, {batch} a pass"] = ("fp32", lambda b=batch: shared(model, pixels, config, b))
-        ways[f"loop, {batch} a pass"] = ("fp32", lambda b=batch: loop(model, pixels, config, b))
+        ways[f"shared, {batch} a pass"] = ("fp32", partial(shared, model, pixels, config, batch))
+        ways[f"loop, {batch} a pass"] = ("fp32", partial(loop, model, pixels, config, batch))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, (precision, run) in ways.items():

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.mixture import GaussianMixture
@@ -136,7 +137,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(args).items() if name not in ("steps", "levels")}
     ledger = Ledger(args.out, settings_of(settings, weights=model.fingerprint(), sampling=str(model.config.sampling)))
     network = model.config.network
-    sizes = {"image_size": network.image_size, "channels": network.channels}
+    sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=args.fit, **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
     print(f"{args.model}: {model.facts}\n{describe(model.device)}; seed {args.seed}\n")

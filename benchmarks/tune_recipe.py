@@ -76,9 +76,9 @@ def errors(model: DenoisingEBM, pixels: torch.Tensor, seed: int = 0) -> dict[str
             noisy = chunk + sigma * torch.randn(chunk.shape, generator=generator)
             total += float((model.denoise(noisy, sigma) - chunk).square().sum())
         row[f"mse {sigma:g}"] = total / x0.numel()
-    sigma = torch.full((len(x0),), 0.1)
-    noisy = x0 + over(sigma, x0) * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-    pairs = zip(noisy.split(256), sigma.split(256), x0.split(256), strict=True)
+    levels = torch.full((len(x0),), 0.1)
+    noisy = x0 + over(levels, x0) * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    pairs = zip(noisy.split(256), levels.split(256), x0.split(256), strict=True)
     decoded = sum(float((model.decode(model.encode(x, s)) - clean).square().sum()) for x, s, clean in pairs)
     return row | {"mse of h": decoded / x0.numel()}
 
@@ -100,7 +100,7 @@ def config_of(name: str, args: argparse.Namespace) -> Config:
 def run_row(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in this process, and print its figures as JSON."""
     base, config = preset(args.preset), config_of(name, args)
-    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
     folder = args.out / "models" / name.replace(" ", "-").replace(",", "")

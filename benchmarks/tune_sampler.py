@@ -142,7 +142,7 @@ def main() -> None:
     # Rows are kept under what they depend on; another choice is refused.
     ledger = Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed})
     network = model.config.network
-    sizes = {"image_size": network.image_size, "channels": network.channels}
+    sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=4 * args.samples, **sizes).pixels
     images_hash = content_hash(train, "")
     extractor = EfficientNetLite0Features()

@@ -83,7 +83,7 @@ def main() -> None:
     ledger = Ledger(args.out, settings_of(options, configuration=settings_hash(identity(config))))
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
-    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
     judge = Judge(test)

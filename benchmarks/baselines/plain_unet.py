@@ -43,7 +43,7 @@ class PlainDenoiser(nn.Module):
         self.config = config
         self.sigma_data = network.sigma_data
         attend = [network.image_size // 2**i in network.attention for i in range(len(widths))]
-        self.unet = UNet2DModel(
+        self.unet: Any = UNet2DModel(
             sample_size=network.image_size,
             in_channels=network.channels,
             out_channels=network.channels,
@@ -110,7 +110,7 @@ def main() -> None:
     config = preset(args.preset)
     options = {"max_minutes": args.minutes, "max_images": 10**9, "seed": args.seed, "sample_minutes": 0}
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **options))
-    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
     ledger = Ledger(args.out, settings_of(vars(args), config=str(config)))
