@@ -59,8 +59,8 @@ def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run
     assert outcome.status == 0, outcome.err
 
     # The same by hand: 16 samples in batches of 8 from seed 2, against 40 of the images drawn by that seed.
-    pixels = load_images(folder, image_size=32, channels=1).pixels
-    judge = Judge(pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(2))[:40]])
+    draws = torch.Generator().manual_seed(2)
+    judge = Judge(load_images(folder, image_size=32, channels=1, sample=40, generator=draws).pixels)
     expected = {}
     for temperature in (1.0, 0.2):
         reference = DenoisingEBM.from_pretrained(model)
