@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and JSON files that are read or named."""
+"""Files that appear complete or not at all; JSON files that are read, or else named with what to do."""
 
 from __future__ import annotations
 
