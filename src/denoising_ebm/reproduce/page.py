@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,7 @@ class Page:
         write_text_atomically(self._folder / "results.md", text)
         pictures = [picture for section in sections for picture in section.pictures]
         for number, picture in enumerate(pictures, 1):
-            png = picture.png
-            write_atomically(
-                self._folder / "pictures" / f"{number}.png",
-                lambda path, png=png: path.write_bytes(png),  # type: ignore[misc]
-            )
+            write_atomically(self._folder / "pictures" / f"{number}.png", partial(Path.write_bytes, data=picture.png))
 
 
 def _union(all_facts: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
