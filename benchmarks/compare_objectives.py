@@ -21,24 +21,24 @@ from typing import Any
 import torch
 
 from denoising_ebm import DenoisingEBM, load_images, preset, to_uint8
-from denoising_ebm.config import Config, ContrastiveConfig, Direction, EnergyConfig, Phase
-from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
-from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
-from denoising_ebm.hardware import describe
-from denoising_ebm.reproduce.ledger import Ledger, settings_of
-from denoising_ebm.reproduce.samplers import finite
-from denoising_ebm.training.draws import draw_batch
+from denoising_ebm.config import Config, ContrastiveConfig, Drift, EnergyConfig, TrainingStage
+from denoising_ebm.experiments.cache import ResultCache, settings_of
+from denoising_ebm.experiments.samplers import finite
+from denoising_ebm.quality.extractors import EfficientNetLite0Features
+from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.objectives import Contrastive
 from denoising_ebm.training.once import train_once
+from denoising_ebm.utils.device import describe
 
 #: Drifts of the pixel chain to sample with. The exact gradient takes three times as long, so it is measured where it
 #: answers a question: does plain denoising saturate, and does `score` not?
-DIRECTIONS: dict[str, tuple[Direction, ...]] = {
-    "denoising": ("first-term", "exact"),
-    "algorithm-1-clean": ("first-term",),
-    "algorithm-1-noisy": ("first-term",),
-    "algorithm-1-persistent": ("first-term",),
-    "score": ("exact",),
+DIRECTIONS: dict[str, tuple[Drift, ...]] = {
+    "denoising": ("denoiser", "energy"),
+    "algorithm-1-clean": ("denoiser",),
+    "algorithm-1-noisy": ("denoiser",),
+    "algorithm-1-persistent": ("denoiser",),
+    "score": ("energy",),
 }
 
 
@@ -47,21 +47,21 @@ def variants(base: Config) -> dict[str, Config]:
 
     def algorithm_1(**options: Any) -> Config:
         contrastive: ContrastiveConfig = dataclasses.replace(base.contrastive, **options)
-        recipe = (Phase("denoising", 0.6), Phase("contrastive", 0.4))
+        stages = (TrainingStage("denoising", 0.6), TrainingStage("contrastive", 0.4))
         # Maximum likelihood needs chains of the energy itself, not of its gradient's first term.
-        sampling = dataclasses.replace(base.sampling, direction="exact")
-        return dataclasses.replace(base, contrastive=contrastive, sampling=sampling, recipe=recipe)
+        sampling = dataclasses.replace(base.sampling, drift="energy")
+        return dataclasses.replace(base, contrastive=contrastive, sampling=sampling, stages=stages)
 
     score = dataclasses.replace(
         base,
         network=dataclasses.replace(base.network, precondition="energy"),
         energy=EnergyConfig(inner_noise=False, denoiser="gradient"),
         # Its r is no denoiser, so the first term of the gradient leads nowhere.
-        sampling=dataclasses.replace(base.sampling, direction="exact"),
-        recipe=(Phase("score"),),
+        sampling=dataclasses.replace(base.sampling, drift="energy"),
+        stages=(TrainingStage("score"),),
     )
     return {
-        "denoising": dataclasses.replace(base, recipe=(Phase("denoising"),)),
+        "denoising": dataclasses.replace(base, stages=(TrainingStage("denoising"),)),
         "algorithm-1-clean": algorithm_1(positives="clean", chains="short"),
         "algorithm-1-noisy": algorithm_1(positives="noisy", chains="short"),
         "algorithm-1-persistent": algorithm_1(positives="noisy", chains="persistent", buffer_size=256),
@@ -69,9 +69,9 @@ def variants(base: Config) -> dict[str, Config]:
     }
 
 
-def draw(model: DenoisingEBM, direction: Direction, num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+def draw(model: DenoisingEBM, drift: Drift, num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return uint8 two-stage samples, their semantic images, and seconds per 64 images."""
-    sampling = dataclasses.replace(model.config.sampling, direction=direction)
+    sampling = dataclasses.replace(model.config.sampling, drift=drift)
     images, semantic, started = [], [], time.monotonic()
     for i, start in enumerate(range(0, num, 128)):
         sample = model.two_stage(min(128, num - start), seed=seed + i, sampling=sampling)
@@ -89,8 +89,8 @@ def energy_gap(model: DenoisingEBM, pixels: torch.Tensor) -> dict[str, float]:
     )
     (batch,) = draw_batch(pixels, config, 0, 0)
     with torch.no_grad():
-        contrasts = Contrastive(config).contrasts(model, batch)
-    data, chain = float(contrasts.data.mean()), float(contrasts.chain.mean())
+        contrastive_energies = Contrastive(config).contrastive_energies(model, batch)
+    data, chain = float(contrastive_energies.data.mean()), float(contrastive_energies.chain.mean())
     return {"energy_data": data, "energy_chain": chain, "gap": data - chain}
 
 
@@ -103,11 +103,11 @@ def run_row(name: str, config: Config, args: argparse.Namespace, reference: Feat
     config = dataclasses.replace(config, training=training)
     images = load_images("fashion-mnist", split="train").pixels
     model, extractor = train_once(images, config, folder, data_name="fashion-mnist"), EfficientNetLite0Features()
-    row: dict[str, Any] = {"variant": name, "images seen": model.facts["images seen"]}
-    for direction in DIRECTIONS[name]:
-        samples, semantic, seconds = draw(model, direction, args.samples, args.seed)
+    row: dict[str, Any] = {"variant": name, "images seen": model.metadata["images seen"]}
+    for drift in DIRECTIONS[name]:
+        samples, semantic, seconds = draw(model, drift, args.samples, args.seed)
         distance = frechet_distance(feature_statistics(samples, extractor), reference)
-        row |= {f"distance {direction}": distance, f"s/64 {direction}": seconds}
+        row |= {f"distance {drift}": distance, f"s/64 {drift}": seconds}
     row["distance semantic"] = frechet_distance(feature_statistics(semantic, extractor), reference)
     return row | energy_gap(model, load_images("fashion-mnist", split="test").pixels)
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--only", nargs="*", help="names of variants")
     args = parser.parse_args()
-    ledger = Ledger(args.out, settings_of(vars(args), preset=str(preset("fashion-mnist"))))
+    result_cache = ResultCache(args.out, settings_of(vars(args), preset=str(preset("fashion-mnist"))))
 
     extractor = EfficientNetLite0Features()
     test = load_images("fashion-mnist", split="test").pixels[: args.samples]
@@ -138,7 +138,7 @@ def main() -> None:
     for name, config in variants(preset("fashion-mnist")).items():
         if args.only and name not in args.only:
             continue
-        row = ledger.row(name, partial(run_row, name, config, args, reference))
+        row = result_cache.row(name, partial(run_row, name, config, args, reference))
         rows.append({column: value for column, value in row.items() if column not in ("seconds", "depends")})
         print(json.dumps(rows[-1]), flush=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
-from denoising_ebm.config import Config, ContrastiveConfig, Phase
-from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
-from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
-from denoising_ebm.evaluation.figures import png_bytes, training_curves
+from denoising_ebm.config import Config, ContrastiveConfig, TrainingStage
+from denoising_ebm.experiments.cache import ResultCache, settings_of
+from denoising_ebm.experiments.samplers import finite
 from denoising_ebm.generation import generate
-from denoising_ebm.hardware import describe
-from denoising_ebm.reproduce.ledger import Ledger, settings_of
-from denoising_ebm.reproduce.samplers import finite
-from denoising_ebm.training.draws import draw_batch
-from denoising_ebm.training.monitor import read_metrics
+from denoising_ebm.quality.extractors import EfficientNetLite0Features
+from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from denoising_ebm.training.batches import draw_batch
+from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.objectives import Contrastive
 from denoising_ebm.training.trainer import train
+from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.plots import png_bytes, training_curves
 
 #: What each row changes of the preset's contrastive settings; None is denoising alone. The paper has clean positives, weight
 #: 1 and no bound on energies, and other lengths and steps of chains.
@@ -62,10 +62,10 @@ def variant(base: Config, changes: dict[str, Any] | None, args: argparse.Namespa
         log_every=10 * (contrastive.reconstruction_steps + 1),
         seed=args.seed,
     )
-    recipe = (Phase("denoising" if changes is None else "contrastive"),)
+    stages = (TrainingStage("denoising" if changes is None else "contrastive"),)
     # Maximum likelihood needs chains of the energy itself, not of its gradient's first term.
-    sampling = dataclasses.replace(base.sampling, direction="exact")
-    return dataclasses.replace(base, contrastive=contrastive, training=training, recipe=recipe, sampling=sampling)
+    sampling = dataclasses.replace(base.sampling, drift="energy")
+    return dataclasses.replace(base, contrastive=contrastive, training=training, stages=stages, sampling=sampling)
 
 
 @torch.no_grad()
@@ -92,15 +92,15 @@ def measure(
     (batch,) = draw_batch(
         test, dataclasses.replace(base, training=dataclasses.replace(base.training, flip=False)), 0, 0
     )
-    exact = dataclasses.replace(model.config, sampling=dataclasses.replace(base.sampling, direction="exact"))
+    exact = dataclasses.replace(model.config, sampling=dataclasses.replace(base.sampling, drift="energy"))
     model.config = exact
-    contrasts = Contrastive(exact).contrasts(model, batch)
+    contrastive_energies = Contrastive(exact).contrastive_energies(model, batch)
     return row | {
-        "U noisy test": float(contrasts.data.mean()),
-        "U chain ends": float(contrasts.chain.mean()),
-        "U^s codes": float(contrasts.latent_data.mean()),
-        "U^s chain ends": float(contrasts.latent_chain.mean()),
-        **{name: float(value) for name, value in contrasts.spreads.items()},
+        "U noisy test": float(contrastive_energies.data.mean()),
+        "U chain ends": float(contrastive_energies.chain.mean()),
+        "U^s codes": float(contrastive_energies.latent_data.mean()),
+        "U^s chain ends": float(contrastive_energies.latent_chain.mean()),
+        **{name: float(value) for name, value in contrastive_energies.stds.items()},
     }
 
 
@@ -117,7 +117,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/contrastive"))
     args = parser.parse_args()
     initial = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
-    ledger = Ledger(args.out, settings_of(vars(args), weights=initial.fingerprint(), config=str(initial.config)))
+    result_cache = ResultCache(
+        args.out, settings_of(vars(args), weights=initial.fingerprint(), config=str(initial.config))
+    )
     base, network = initial.config, initial.config.network
     sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
@@ -144,7 +146,7 @@ def main() -> None:
                 (folder / "curves.png").write_bytes(png_bytes(training_curves(read_metrics(folder))))
             return measure(model, base, test, reference, args)
 
-        row = ledger.row(name, make)
+        row = result_cache.row(name, make)
         rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
         print(name, json.dumps(rows[name]), flush=True)
     print("\n| | " + " | ".join(rows) + " |\n|" + "---|" * (len(rows) + 1))

@@ -14,9 +14,9 @@ import math
 
 import torch
 
-from denoising_ebm import OODDetector, load_images
-from denoising_ebm.hardware import describe
-from denoising_ebm.ood.conformal import alarm_range, flagged, p_values
+from denoising_ebm import Detector, load_images
+from denoising_ebm.ood.conformal import flagged, fpr_interval, p_values
+from denoising_ebm.utils.device import describe
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=4000)
     parser.add_argument("--splits", type=int, default=20)
     args = parser.parse_args()
-    detector = OODDetector.from_pretrained(args.model, device="auto")
+    detector = Detector.from_pretrained(args.model, device="auto")
     network = detector.model.config.network
     pixels = load_images(
         args.data, split="test", limit=args.num, image_size=network.image_size, channels=network.channels
@@ -43,7 +43,7 @@ def main() -> None:
             order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
             p = p_values(scores[order[:half]], scores[order[half:]])
             shares.append(float(flagged(p, rate, half).double().mean()))
-        low, high = alarm_range(rate, half, len(pixels) - half)
+        low, high = fpr_interval(rate, half, len(pixels) - half)
         inside = sum(low - 1e-9 <= share <= high + 1e-9 for share in shares)
         mean = math.fsum(shares) / len(shares)
         cells = [f"{rate:g}", *(f"{value:.4f}" for value in (mean, min(shares), max(shares)))]

@@ -3,7 +3,7 @@
     python benchmarks/latent_space.py --data CIFAR10 --preset cifar10-small --minutes 10 --out runs/latent
 
 All have our encoder f_alpha and decoder h_gamma and are trained the same minutes on the same images. The encoder of our
-presets learns by the error of h(z) too (`encoder_learns_decoding`), the paper's by g_beta alone: both are trained here. The
+presets learns by the error of h(z) too (`decoder_loss_trains_encoder`), the paper's by g_beta alone: both are trained here. The
 VAE (eq. 19) has a Gaussian decoder whose variance is the running reconstruction error, the best for its likelihood (Rybkin
 et al., 2021).
 
@@ -35,13 +35,13 @@ from loop import fit
 
 from denoising_ebm import DenoisingEBM, load_images, preset, to_float
 from denoising_ebm.config import Config
-from denoising_ebm.hardware import autocast, choose_precision, describe
+from denoising_ebm.experiments.cache import ResultCache, settings_of
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.layers import NoiseEmbedding
 from denoising_ebm.networks.unet import Encoder
-from denoising_ebm.reproduce.ledger import Ledger, settings_of
 from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.once import train_once
+from denoising_ebm.utils.device import autocast, choose_precision, describe
 
 CPU = torch.device("cpu")
 Labels = tuple[str | None, ...]
@@ -121,13 +121,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/latent"))
     args = parser.parse_args()
     config = preset(args.preset)
-    ledger = Ledger(args.out, settings_of(vars(args), preset=str(config)))
+    result_cache = ResultCache(args.out, settings_of(vars(args), preset=str(config)))
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     images = load_images(args.data, split="train", **sizes)
     held_out = load_images(args.data, split="test", limit=args.test, **sizes)
-    ledger.begin()
+    result_cache.begin()
     pixels, test = images.pixels, to_float(held_out.pixels)
     some = to_float(pixels[: args.probe])
     known = images.labels[: len(some)], held_out.labels
@@ -140,16 +140,16 @@ def main() -> None:
         error = None
         if decode is not None:
             error = float((collect(decode, z_test) - test).square().mean())
-        facts = {
+        metadata = {
             "error of h(z)": error,
             "E log q(x|z), nats": None if error is None else information(error, dim),
             "linear probe": probe(z_train, z_test, *known),
         }
-        rows[name] = facts | more
+        rows[name] = metadata | more
         print(name, json.dumps(rows[name]), flush=True)
 
     for name, taught in (("DAE", True), ("DAE as in the paper", False)):
-        of_kind = replace(config, training=replace(config.training, encoder_learns_decoding=taught))
+        of_kind = replace(config, training=replace(config.training, decoder_loss_trains_encoder=taught))
         folder = args.out / name.replace(" ", "-")
         model = train_once(pixels, of_kind, folder, data_name=args.data, device="cpu")
         for sigma in SIGMAS:
@@ -163,7 +163,7 @@ def main() -> None:
             ) -> Tensor:
                 return model.encode(x + sigma * torch.randn(x.shape, generator=generator), sigma)
 
-            row(f"{name}, z at sigma {sigma:g}", encode, model.decode, images=model.facts["images seen"])
+            row(f"{name}, z at sigma {sigma:g}", encode, model.decode, images=model.metadata["images seen"])
 
     path = args.out / "vae.pt"
     torch.manual_seed(args.seed)
@@ -202,8 +202,8 @@ def main() -> None:
     )
     columns = ["images", "error of h(z)", "E log q(x|z), nats", "rate", "linear probe"]
     print("| latent | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
-    for name, facts in rows.items():
-        cells = [facts.get(column) for column in columns]
+    for name, metadata in rows.items():
+        cells = [metadata.get(column) for column in columns]
         print(f"| {name} | " + " | ".join(show(cell) for cell in cells) + " |")
 
 

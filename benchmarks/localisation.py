@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
-from denoising_ebm.hardware import describe
-from denoising_ebm.ood.maps import MapConfig, OddMaps, smoothed
+from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps, smoothed
 from denoising_ebm.ood.metrics import auroc
+from denoising_ebm.utils.device import describe
 
 
 def paste(pixels: Tensor, side: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -69,9 +69,9 @@ def main() -> None:
     }
     for label, (noised, clean) in levels.items():
         for smooth in (1.0, 2.0, 3.0, 4.0):
-            config = MapConfig(noised, clean, smooth=smooth)
-            named = f"{label}, smoothed {smooth:g}" + (" (default)" if config == MapConfig() else "")
-            cases[named] = lambda c=config: OddMaps(model, c).fit(train).maps(pasted)
+            config = AnomalyMapConfig(noised, clean, smooth=smooth)
+            named = f"{label}, smoothed {smooth:g}" + (" (default)" if config == AnomalyMapConfig() else "")
+            cases[named] = lambda c=config: AnomalyMaps(model, c).fit(train).maps(pasted)
     for label, compute in cases.items():
         if not args.only or label in args.only:
             show(label, compute())

@@ -17,12 +17,12 @@ import torch
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
 from denoising_ebm.config import SamplingConfig
-from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
-from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
-from denoising_ebm.evaluation.figures import save_grid
+from denoising_ebm.experiments.samplers import finite
 from denoising_ebm.generation import generate
-from denoising_ebm.hardware import describe
-from denoising_ebm.reproduce.samplers import finite
+from denoising_ebm.quality.extractors import EfficientNetLite0Features
+from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
+from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.plots import save_grid
 
 SIGMAS = (0.1, 0.3, 1.0)
 
@@ -54,7 +54,7 @@ def main() -> None:
     train = load_images(args.data, split="train", **sizes).pixels
     extractor = EfficientNetLite0Features().to(model.device)
     reference = feature_statistics(test, extractor)
-    print(f"{args.model}: {model.facts}")
+    print(f"{args.model}: {model.metadata}")
     print(
         f"{describe(model.device)}; {extractor.name}; {args.samples} samples, {len(test)} test images; seed {args.seed}"
     )
@@ -63,7 +63,7 @@ def main() -> None:
     print(f"| training images (floor) | {frechet_distance(feature_statistics(train, extractor), reference):.1f} | - |")
     cases: dict[str, tuple[str, int | None, SamplingConfig]] = {
         "two-stage": ("two-stage", None, sampling),
-        "two-stage, exact gradient": ("two-stage", None, dataclasses.replace(sampling, direction="exact")),
+        "two-stage, exact gradient": ("two-stage", None, dataclasses.replace(sampling, drift="energy")),
         "annealed from noise, 60 steps": ("annealed", 60, sampling),
         "heun, 20 levels": ("heun", 20, sampling),
     }

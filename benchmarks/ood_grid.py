@@ -25,18 +25,18 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
-from denoising_ebm.files import write_atomically
-from denoising_ebm.hardware import describe
-from denoising_ebm.images import content_hash
+from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal, TwoSided
-from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
-from denoising_ebm.ood.discriminants import Discriminants
+from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
+from denoising_ebm.ood.lda import FisherDiscriminants
 from denoising_ebm.ood.members import Member, Opinion
 from denoising_ebm.ood.members import table_of as table
 from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.ood.outliers import OUTLIERS
+from denoising_ebm.ood.outliers import SYNTHETIC_OOD
+from denoising_ebm.utils.device import describe
+from denoising_ebm.utils.io import write_atomically
 
 Table = dict[Family, Tensor]
 
@@ -88,9 +88,9 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device="auto").set_precision(args.precision)
     sets = read_sets(model, args)
-    facts = {name: model.facts.get(name) for name in ("images seen", "held-out denoising loss")}
+    metadata = {name: model.metadata.get(name) for name in ("images seen", "held-out denoising loss")}
     counts = f"{args.num} images a set, {args.fit} to fit, {args.altered} of them altered"
-    print(f"{describe(model.device)}; {facts}; {counts}; seed 0\n")
+    print(f"{describe(model.device)}; {metadata}; {counts}; seed 0\n")
     print("| score | " + " | ".join(ODD) + " | held-out alterations |\n|---|" + "---|" * (len(ODD) + 1))
     if args.only != "detectors":
         energies(sets)
@@ -151,7 +151,7 @@ def detectors(sets: Sets) -> None:
     config = DetectorConfig()
     tables = {name: narrowed(each, config.features.sigmas) for name, each in sets.features.items()}
     for label, members in cases.items():
-        detector = OODDetector(sets.model, replace(config, members=members)).fit_columns(tables["train"], sets.altered)
+        detector = Detector(sets.model, replace(config, members=members)).fit_columns(tables["train"], sets.altered)
         held = None
         if len(members) == 1 and members[0].density == "discriminants":
             held = held_out(members[0], tables, sets)
@@ -171,7 +171,7 @@ def discriminants_alone(sets: Sets) -> None:
     """What each alteration's discriminant sees by itself."""
     member, sigmas = DetectorConfig().members[0], DetectorConfig().features.sigmas
     tables = {name: narrowed(each, sigmas) for name, each in sets.features.items()}
-    density = Discriminants(ridge=member.ridge, shift=member.shift)
+    density = FisherDiscriminants(ridge=member.ridge, shift=member.shift)
     Opinion(member, density).fit(tables["train"], sets.altered)
     heads = {
         name: density.heads(table(tables[name], member.families), table(tables[name], member.given))
@@ -183,7 +183,7 @@ def discriminants_alone(sets: Sets) -> None:
 
 def held_out(member: Member, tables: dict[str, Table], sets: Sets) -> float:
     """Return the mean AUROC of altered images, each group of alterations judged by discriminants of the others."""
-    density = Discriminants(ridge=member.ridge, shift=member.shift)
+    density = FisherDiscriminants(ridge=member.ridge, shift=member.shift)
     Opinion(member, density).fit(tables["train"], sets.altered)
     probe = zip(table(sets.probe, member.families), table(sets.probe, member.given), strict=True)
     normal, *heads = (density.heads(features, given) for features, given in probe)
@@ -233,7 +233,7 @@ def read_sets(model: DenoisingEBM, args: argparse.Namespace) -> Sets:
     pixels = image_sets(args.data, args.num, args.fit)
     families = ENERGIES if args.only == "energies" else tuple(family for family in FAMILIES if family != "gradient")
     config = FeatureConfig(SIGMAS, families, inner_sigmas=(0.05,) if "latent" in families else ())
-    detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered))
+    detector = Detector(model, replace(DetectorConfig(), altered=args.altered))
     features = {}
     for name, images in pixels.items():
         if name == "more train":
@@ -261,7 +261,7 @@ def image_sets(data: Path, num: int, fit: int) -> dict[str, Tensor]:
     sets["celeba"] = read("celeba64", "train", num, "bilinear")
     sets["cifar100"] = read("cifar100", "test", num)
     for name in ("interpolation", "constant", "uniform-noise"):
-        sets[name] = OUTLIERS[name](test[num:], torch.Generator().manual_seed(0))
+        sets[name] = SYNTHETIC_OOD[name](test[num:], torch.Generator().manual_seed(0))
     return sets
 
 

@@ -17,10 +17,10 @@ import torch
 from ood_grid import ODD, image_sets
 
 from denoising_ebm import DenoisingEBM, preset
-from denoising_ebm.hardware import choose_device, describe
-from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
+from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import Family, compute_features
 from denoising_ebm.ood.metrics import auroc
+from denoising_ebm.utils.device import choose_device, describe
 
 #: The energy without inner noise, and the paper's.
 ENERGIES: dict[Family, str] = {"energy": "clean", "noised-energy": "eq. 7"}
@@ -42,11 +42,11 @@ def main() -> None:
     first, second = [], []
     for name in args.models:
         model = load(name)
-        detector = OODDetector(model, config)
+        detector = Detector(model, config)
         columns = {key: compute_features(model, pixels, config.features) for key, pixels in sets.items()}
         detector.fit_columns(columns["train"], detector.altered_columns(sets["train"]))
         scores = {key: detector.combine(values) for key, values in columns.items()}
-        seen, loss = model.facts.get("images seen", 0), model.facts.get("held-out denoising loss", "-")
+        seen, loss = model.metadata.get("images seen", 0), model.metadata.get("held-out denoising loss", "-")
         first.append([name, seen, loss, *(f"{auroc(scores['test'], scores[odd]):.3f}" for odd in ODD)])
         for family, what in ENERGIES.items():
             for i, sigma in enumerate(config.features.sigmas):

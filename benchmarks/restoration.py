@@ -21,11 +21,11 @@ from skimage import restoration
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
-from denoising_ebm.evaluation.figures import save_grid
-from denoising_ebm.hardware import describe
-from denoising_ebm.restoration.degradations import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.metrics import psnr, ssim
+from denoising_ebm.restoration.operators import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.posterior import restore
+from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.plots import save_grid
 
 Array = npt.NDArray[np.float64]
 Method = Callable[[Array], Array]
@@ -130,7 +130,7 @@ def main() -> None:
         "blur of 2 pixels, noise 0.02": blurred(2.0, size, 0.02),
     }
     print(
-        f"{args.model}: {model.facts.get('images seen'):,} images seen; {describe(model.device)}; {len(clean)} test images"
+        f"{args.model}: {model.metadata.get('images seen'):,} images seen; {describe(model.device)}; {len(clean)} test images"
     )
     print(f"chains of {args.steps} steps, mean of {args.draws}; seed {args.seed}\n")
     print("| task | method | PSNR, dB | SSIM |\n|---|---|---|---|")

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 
 from denoising_ebm import DenoisingEBM
-from denoising_ebm.hardware import describe
-from denoising_ebm.reproduce.samplers import count_evaluations
+from denoising_ebm.experiments.samplers import count_nfe
+from denoising_ebm.utils.device import describe
 
 
 def main() -> None:
@@ -33,20 +33,20 @@ def main() -> None:
     cases: dict[str, tuple[Callable[[], object], int]] = {
         "heun, 20 levels": (
             partial(model.sample, args.n, sampler="heun", steps=20),
-            count_evaluations(model, "heun", 20),
+            count_nfe(model, "heun", 20),
         ),
         "mala, 50 steps": (
             partial(model.sample, args.n, sampler="mala", steps=50),
-            count_evaluations(model, "mala", 50),
+            count_nfe(model, "mala", 50),
         ),
     }
     # A model trained by `score` has one direction only.
     by_gradient = model.config.energy.denoiser == "gradient"
-    for direction in ("exact",) if by_gradient else ("exact", "first-term"):
-        chains = replace(sampling, direction=direction)  # type: ignore[arg-type]
+    for drift in ("energy",) if by_gradient else ("energy", "denoiser"):
+        chains = replace(sampling, drift=drift)  # type: ignore[arg-type]
         model.config = replace(model.config, sampling=chains)
         two_stage = partial(model.two_stage, args.n, sampling=chains)
-        cases |= {f"two-stage, {direction}": (two_stage, count_evaluations(model, "two-stage", None))}
+        cases |= {f"two-stage, {drift}": (two_stage, count_nfe(model, "two-stage", None))}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(args.rounds + 1):
         for name, (run, _evaluations) in cases.items():
@@ -60,9 +60,9 @@ def main() -> None:
     )
     base = sorted(seconds[list(cases)[-1]][1:])[args.rounds // 2]
     print("| sampler | evaluations | s per 64 images | ratio |\n|---|---|---|---|")
-    for name, (_run, evaluations) in cases.items():
+    for name, (_run, nfe) in cases.items():
         median = sorted(seconds[name][1:])[args.rounds // 2]
-        print(f"| {name} | {evaluations} | {median * 64 / args.n:.2f} | {median / base:.2f} |")
+        print(f"| {name} | {nfe} | {median * 64 / args.n:.2f} | {median / base:.2f} |")
 
 
 if __name__ == "__main__":

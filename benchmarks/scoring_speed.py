@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
-from denoising_ebm.hardware import describe
-from denoising_ebm.ood.detectors import DetectorConfig
+from denoising_ebm.ood.detector import DetectorConfig
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
+from denoising_ebm.utils.device import describe
 
 
 def at(config: FeatureConfig, sigma: float, families: tuple[Family, ...]) -> FeatureConfig | None:

@@ -23,13 +23,13 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
-from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
-from denoising_ebm.evaluation.fidelity import FeatureStatistics, feature_statistics, frechet_distance
-from denoising_ebm.evaluation.figures import save_grid
-from denoising_ebm.hardware import describe
-from denoising_ebm.reproduce.ledger import Ledger, settings_of
-from denoising_ebm.reproduce.samplers import finite
-from denoising_ebm.sampling import two_stage
+from denoising_ebm.experiments.cache import ResultCache, settings_of
+from denoising_ebm.experiments.samplers import finite
+from denoising_ebm.quality.extractors import EfficientNetLite0Features
+from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from denoising_ebm.samplers import two_stage
+from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.plots import save_grid
 
 Start = Callable[[int, torch.Generator], Tensor]
 
@@ -103,7 +103,7 @@ def draw(model: DenoisingEBM, start: Start, steps: int, level: float, num: int, 
         sample = two_stage(
             model.semantic(sampling.semantic_prior),
             model.decode,
-            model.texture(sampling.direction),
+            model.texture(sampling.drift),
             model.denoise,
             start(min(128, num - begin), generator),
             sampling,
@@ -135,12 +135,14 @@ def main() -> None:
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
     # These only choose rows.
     settings = {name: value for name, value in vars(args).items() if name not in ("steps", "levels")}
-    ledger = Ledger(args.out, settings_of(settings, weights=model.fingerprint(), sampling=str(model.config.sampling)))
+    result_cache = ResultCache(
+        args.out, settings_of(settings, weights=model.fingerprint(), sampling=str(model.config.sampling))
+    )
     network = model.config.network
     sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=args.fit, **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
-    print(f"{args.model}: {model.facts}\n{describe(model.device)}; seed {args.seed}\n")
+    print(f"{args.model}: {model.metadata}\n{describe(model.device)}; seed {args.seed}\n")
 
     normal = torch.randn(5000, network.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     other = torch.randn(normal.shape, generator=torch.Generator().manual_seed(args.seed + 1))
@@ -177,7 +179,7 @@ def main() -> None:
                     key: frechet_distance(feature_statistics(kind, extractor), reference) for key, kind in kinds.items()
                 }
 
-            row = ledger.row(f"{name}, K = {steps}, level {level:g}", make)
+            row = result_cache.row(f"{name}, K = {steps}, level {level:g}", make)
             pictures.append(path)
             print(f"| {name} | {steps} | {level:g} | {row['before']:.1f} | {row['after']:.1f} |", flush=True)
     print("\npictures:", ", ".join(map(str, pictures)))
@@ -186,12 +188,12 @@ def main() -> None:
 @torch.no_grad()
 def mixed(model: DenoisingEBM, pixels: Tensor, seed: int = 0) -> Tensor:
     """Return codes at noise levels drawn as in training, which the whitening was fitted to."""
-    from denoising_ebm.noise import draw_sigmas, over
+    from denoising_ebm.noise import append_dims, draw_sigmas
 
     generator, x0 = torch.Generator().manual_seed(seed), to_float(pixels)
     sigma = draw_sigmas(model.config.noise, 2 * len(x0), generator)
     sigma = sigma[sigma <= model.config.training.decoder_sigma_max][: len(x0)]
-    noisy = x0 + over(sigma, x0) * torch.randn(x0.shape, generator=generator)
+    noisy = x0 + append_dims(sigma, x0) * torch.randn(x0.shape, generator=generator)
     return torch.cat([model.encode(x, s) for x, s in zip(noisy.split(256), sigma.split(256), strict=True)])
 
 

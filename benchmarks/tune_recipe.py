@@ -25,14 +25,14 @@ import torch
 
 from denoising_ebm import load_images, preset, to_float
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.evaluation.quality import Judge
-from denoising_ebm.hardware import describe
+from denoising_ebm.experiments.cache import ResultCache, settings_of
+from denoising_ebm.experiments.samplers import draw
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.noise import over
-from denoising_ebm.reproduce.ledger import Ledger, settings_of
-from denoising_ebm.reproduce.samplers import draw
+from denoising_ebm.noise import append_dims
+from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.training.objectives import heldout_loss
 from denoising_ebm.training.trainer import train
+from denoising_ebm.utils.device import describe
 
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
 
@@ -77,7 +77,7 @@ def errors(model: DenoisingEBM, pixels: torch.Tensor, seed: int = 0) -> dict[str
             total += float((model.denoise(noisy, sigma) - chunk).square().sum())
         row[f"mse {sigma:g}"] = total / x0.numel()
     levels = torch.full((len(x0),), 0.1)
-    noisy = x0 + over(levels, x0) * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    noisy = x0 + append_dims(levels, x0) * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     pairs = zip(noisy.split(256), levels.split(256), x0.split(256), strict=True)
     decoded = sum(float((model.decode(model.encode(x, s)) - clean).square().sum()) for x, s, clean in pairs)
     return row | {"mse of h": decoded / x0.numel()}
@@ -114,13 +114,15 @@ def run_row(name: str, args: argparse.Namespace) -> None:
     row = {
         "variant": name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "images seen": model.facts["images seen"],
+        "images seen": model.metadata["images seen"],
         "test loss": heldout_loss(model, to_float(test), base),
     }
     row |= errors(model, test)
     if args.samples:
         test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
-        row["distance"] = Judge(test).distance(draw(model, args.samples, "two-stage", seed=args.seed).images)
+        row["distance"] = FidelityEvaluator(test).distance(
+            draw(model, args.samples, "two-stage", seed=args.seed).images
+        )
     print(json.dumps(row))
 
 
@@ -145,7 +147,7 @@ def main() -> None:
         if name not in VARIANTS:
             parser.error(f"--only {name!r}: no such variant; there are {'; '.join(VARIANTS)}")
     options = {name: value for name, value in vars(args).items() if name != "row"}
-    ledger = Ledger(args.out, settings_of(options, preset=str(preset(args.preset))))
+    result_cache = ResultCache(args.out, settings_of(options, preset=str(preset(args.preset))))
     names = [name for name in VARIANTS if not args.only or name in args.only]
     threads = max(1, torch.get_num_threads() // args.jobs)
 
@@ -157,7 +159,7 @@ def main() -> None:
             row: dict[str, Any] = json.loads(found.stdout)
             return row
 
-        row = ledger.row(name, make, config=str(config_of(name, args)))
+        row = result_cache.row(name, make, config=str(config_of(name, args)))
         shown = {key: value for key, value in row.items() if key not in ("seconds", "depends")}
         print(json.dumps(shown), flush=True)
         return shown

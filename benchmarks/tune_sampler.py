@@ -19,16 +19,16 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_uint8
 from denoising_ebm.config import SamplingConfig
+from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.energies import draw_noise
-from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
-from denoising_ebm.evaluation.fidelity import feature_statistics, frechet_distance
-from denoising_ebm.evaluation.figures import save_grid
-from denoising_ebm.hardware import describe
-from denoising_ebm.images import content_hash
+from denoising_ebm.experiments.cache import ResultCache
+from denoising_ebm.experiments.samplers import finite
 from denoising_ebm.noise import expand_sigma, falling_sigmas, karras_sigmas
-from denoising_ebm.reproduce.ledger import Ledger
-from denoising_ebm.reproduce.samplers import finite
-from denoising_ebm.sampling import ChainState, heun, texture_chain, two_stage, ula
+from denoising_ebm.quality.extractors import EfficientNetLite0Features
+from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
+from denoising_ebm.samplers import ChainState, heun, texture_chain, two_stage, ula
+from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.plots import save_grid
 
 BATCH = 128
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "temperature 0.9": {"temperature": 0.9},
     **{
         f"the default, temperature {temperature} below {sigma}": DEFAULT
-        | {"cold_temperature": temperature, "cold_sigma": sigma}
+        | {"low_temperature": temperature, "low_temperature_sigma": sigma}
         for temperature, sigma in (
             (0.95, 20.0),
             (0.8, 20.0),
@@ -140,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
     # Rows are kept under what they depend on; another choice is refused.
-    ledger = Ledger(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed})
+    result_cache = ResultCache(args.out, {"model": model.fingerprint(), "samples": args.samples, "seed": args.seed})
     network = model.config.network
     sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     train = load_images(args.data, split="train", limit=4 * args.samples, **sizes).pixels
@@ -151,7 +151,7 @@ def main() -> None:
     def distance(pixels: Tensor) -> float:
         return frechet_distance(feature_statistics(pixels, extractor), reference)
 
-    print(f"{args.model}: {model.facts.get('images seen'):,} images; {describe(model.device)}; {extractor.name}")
+    print(f"{args.model}: {model.metadata.get('images seen'):,} images; {describe(model.device)}; {extractor.name}")
     floor = distance(train[2 * args.samples : 3 * args.samples])
     print(f"{args.samples} samples, {2 * args.samples} training images; floor {floor:.1f}; seed {args.seed}\n")
     print("| stage two | distance |\n|---|---|", flush=True)
@@ -172,7 +172,7 @@ def main() -> None:
             save_grid(images[:64], args.out / f"{name.replace(' ', '-').replace(',', '')}.png", columns=16)
             return {"distance": distance(to_uint8(finite(images)))}
 
-        row = ledger.row(name, make, images=images_hash, sampling=str(sampling))
+        row = result_cache.row(name, make, images=images_hash, sampling=str(sampling))
         print(f"| {name} | {row.get('missing') or format(row['distance'], '.1f')} |", flush=True)
 
 

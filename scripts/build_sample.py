@@ -19,7 +19,7 @@ from PIL import Image
 
 Array = npt.NDArray[np.uint8]
 
-DATA = Path(__file__).resolve().parent.parent / "src" / "denoising_ebm" / "data"
+DATA = Path(__file__).resolve().parent.parent / "src" / "denoising_ebm" / "assets" / "datasets"
 SIZE = 32
 SEED = 0
 FASHION_CLASSES = [

@@ -13,7 +13,7 @@ import torch
 
 from denoising_ebm import DenoisingEBM, preset
 
-MODELS = Path(__file__).parent.parent / "src" / "denoising_ebm" / "models"
+MODELS = Path(__file__).parent.parent / "src" / "denoising_ebm" / "assets" / "models"
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     model = DenoisingEBM.from_pretrained(args.model)
     if args.preset:
         model.config = dataclasses.replace(model.config, sampling=preset(args.preset).sampling)
-    model.facts |= dict(figure.split("=", 1) for figure in args.figure)
+    model.metadata |= dict(figure.split("=", 1) for figure in args.figure)
     model.save_pretrained(MODELS / args.name, dtype=torch.bfloat16)
     size = (MODELS / args.name / "model.safetensors").stat().st_size
     print(f"{MODELS / args.name}: {size / 2**20:.1f} MiB")

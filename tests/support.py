@@ -13,9 +13,9 @@ from denoising_ebm.config import (
     EnergyConfig,
     NetworkConfig,
     NoiseConfig,
-    Phase,
     SamplingConfig,
     TrainingConfig,
+    TrainingStage,
 )
 
 TINY_NETWORK = NetworkConfig(
@@ -31,10 +31,10 @@ TINY_NETWORK = NetworkConfig(
 )
 
 
-def tiny_config(*phases: Phase, **training: object) -> Config:
+def tiny_config(*phases: TrainingStage, **training: object) -> Config:
     """A configuration that trains in milliseconds; fields of `training` replace its own."""
-    phases = phases or (Phase("denoising"),)
-    by_gradient = any(phase.objective == "score" for phase in phases)
+    phases = phases or (TrainingStage("denoising"),)
+    by_gradient = any(stage.objective == "score" for stage in phases)
     settings = TrainingConfig(
         batch_size=8,
         learning_rate=1e-3,
@@ -52,7 +52,7 @@ def tiny_config(*phases: Phase, **training: object) -> Config:
         sampling=SamplingConfig(semantic_steps=2, texture_steps=2, texture_sigma_min=0.05),
         contrastive=ContrastiveConfig(reconstruction_steps=1, semantic_steps=2, texture_steps=2, buffer_size=12),
         training=replace(settings, **training),  # type: ignore[arg-type]
-        recipe=tuple(phases),
+        stages=tuple(phases),
     )
 
 
@@ -71,6 +71,6 @@ def random_pixels(num: int, seed: int = 0, size: int = 16, channels: int = 1) ->
     generator = torch.Generator().manual_seed(seed)
     grid = torch.linspace(0, 3.14159, size)
     frequency = 2 * torch.rand(num, channels, 2, generator=generator)
-    phase = 6.28 * torch.rand(num, channels, 1, 1, generator=generator)
+    stage = 6.28 * torch.rand(num, channels, 1, 1, generator=generator)
     waves = frequency[..., :1, None] * grid[:, None] + frequency[..., 1:, None] * grid[None, :]
-    return (127.5 * (1 + torch.sin(waves + phase))).round().clamp(0, 255).to(torch.uint8)
+    return (127.5 * (1 + torch.sin(waves + stage))).round().clamp(0, 255).to(torch.uint8)

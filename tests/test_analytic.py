@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoising_ebm.analytic import Gaussian, GaussianMixture
+from analytic import Gaussian, GaussianMixture
 from denoising_ebm.energies import Energy
 
 

@@ -17,9 +17,9 @@ from denoising_ebm.config import (
     EnergyConfig,
     NetworkConfig,
     NoiseConfig,
-    Phase,
     SamplingConfig,
     TrainingConfig,
+    TrainingStage,
     from_dict,
     to_dict,
 )
@@ -62,7 +62,7 @@ def configs(draw: st.DrawFn) -> Config:
         texture_sigma_max=high,
         texture_step_size=draw(positive),
         consistent=draw(st.booleans()),
-        direction=draw(st.sampled_from(get_args(config_module.Direction))),
+        drift=draw(st.sampled_from(get_args(config_module.Drift))),
         temperature=draw(st.floats(0, 10)),
     )
     contrastive = ContrastiveConfig(
@@ -80,7 +80,7 @@ def configs(draw: st.DrawFn) -> Config:
     )
     by_gradient = draw(st.booleans())
     last = st.sampled_from(["score", "contrastive"] if by_gradient else ["denoising", "contrastive"])
-    phases = draw(st.lists(st.builds(Phase, last, positive), min_size=1, max_size=4))
+    phases = draw(st.lists(st.builds(TrainingStage, last, positive), min_size=1, max_size=4))
     energy = EnergyConfig(False, "gradient") if by_gradient else EnergyConfig(draw(st.booleans()), "output")
     return Config(network, noise, energy, sampling, contrastive, training, tuple(phases))
 
@@ -146,8 +146,8 @@ def test_floats_as_people_write_them_in_yaml(text: str, value: float) -> None:
         ({"network": {"widths": [32, "64"]}}, r"^run\.yaml: network: widths: expected int, got '64'$"),
         ({"training": {"betas": [0.9]}}, r"^run\.yaml: training: betas: expected 2 values, got 1$"),
         ({"training": {"flip": 1}}, r"^run\.yaml: training: flip: expected bool, got 1$"),
-        ({"recipe": {"objective": "score"}}, r"^run\.yaml: recipe: expected a list"),
-        ({"recipe": [{"objective": "sliced"}]}, r"^run\.yaml: recipe: objective: expected one of denoising,"),
+        ({"stages": {"objective": "score"}}, r"^run\.yaml: recipe: expected a list"),
+        ({"stages": [{"objective": "sliced"}]}, r"^run\.yaml: recipe: objective: expected one of denoising,"),
     ],
 )
 def test_wrong_files(values: dict[str, Any], message: str) -> None:
@@ -191,8 +191,8 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (SamplingConfig, {"semantic_sigma_max": 0.05}, "sampling.semantic_sigma_max"),
     (SamplingConfig, {"texture_sigma_max": 0.001}, "sampling.texture_sigma_max"),
     (SamplingConfig, {"temperature": -1.0}, "sampling.temperature"),
-    (SamplingConfig, {"cold_temperature": -1.0}, "sampling.cold_temperature"),
-    (SamplingConfig, {"cold_sigma": -1.0}, "sampling.cold_sigma"),
+    (SamplingConfig, {"low_temperature": -1.0}, "sampling.cold_temperature"),
+    (SamplingConfig, {"low_temperature_sigma": -1.0}, "sampling.cold_sigma"),
     (SamplingConfig, {"semantic_prior": -1.0}, "sampling.semantic_prior"),
     (ContrastiveConfig, {"reconstruction_steps": -1}, "contrastive.reconstruction_steps"),
     (ContrastiveConfig, {"semantic_steps": -1}, "contrastive.semantic_steps"),
@@ -203,7 +203,7 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (ContrastiveConfig, {"buffer_size": 0}, "contrastive.buffer_size"),
     (ContrastiveConfig, {"restart_rate": 1.5}, "contrastive.restart_rate"),
     (ContrastiveConfig, {"gap_bound": 0.0}, "contrastive.gap_bound"),
-    (Phase, {"share": 0.0}, "recipe.share"),
+    (TrainingStage, {"share": 0.0}, "recipe.share"),
     (TrainingConfig, {"batch_size": 0}, "training.batch_size"),
     (TrainingConfig, {"learning_rate": 0.0}, "training.learning_rate"),
     (TrainingConfig, {"ema_decay": 1.0}, "training.ema_decay"),
@@ -218,15 +218,15 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (TrainingConfig, {"max_minutes": -1.0}, "training.max_minutes"),
     (TrainingConfig, {"sample_minutes": -1.0}, "training.sample_minutes"),
     (TrainingConfig, {"holdout": -1}, "training.holdout"),
-    (Config, {"recipe": ()}, "recipe"),
-    (Config, {"recipe": (Phase("score"),)}, "energy.denoiser"),
-    (Config, {"energy": EnergyConfig(False, "gradient"), "recipe": (Phase("denoising"),)}, "energy.denoiser"),
-    (Config, {"energy": EnergyConfig(True, "gradient"), "recipe": (Phase("score"),)}, "energy.inner_noise"),
+    (Config, {"stages": ()}, "stages"),
+    (Config, {"stages": (TrainingStage("score"),)}, "energy.denoiser"),
+    (Config, {"energy": EnergyConfig(False, "gradient"), "stages": (TrainingStage("denoising"),)}, "energy.denoiser"),
+    (Config, {"energy": EnergyConfig(True, "gradient"), "stages": (TrainingStage("score"),)}, "energy.inner_noise"),
     (
         Config,
         {
             "energy": EnergyConfig(False, "gradient"),
-            "recipe": (Phase("score"),),
+            "stages": (TrainingStage("score"),),
             "training": TrainingConfig(compile=True),
         },
         "training.compile",

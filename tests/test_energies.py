@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoising_ebm.analytic import Gaussian
-from denoising_ebm.config import EnergyConfig, Phase
+from analytic import Gaussian
+from denoising_ebm.config import EnergyConfig, TrainingStage
 from denoising_ebm.energies import (
     Energy,
     SemanticEnergy,
@@ -76,7 +76,7 @@ def test_energy_without_noise_is_exact(generator: torch.Generator) -> None:
 def test_gradient_averages_to_the_closed_form(generator: torch.Generator) -> None:
     x, draws = images(generator), 4000
     energy = TextureEnergy(DATA.denoise, inner_noise=True)
-    gradients = torch.stack([energy.redraw(x, generator).gradient(x, SIGMA)[1] for _ in range(draws)])
+    gradients = torch.stack([energy.resample_noise(x, generator).gradient(x, SIGMA)[1] for _ in range(draws)])
     error = (1 - A) * A / SIGMA / math.sqrt(draws)  # each is (1-a) ((1-a) x - a sigma e) / sigma^2
     assert bool(((gradients.mean(0) - (1 - A) ** 2 * x / SIGMA**2).abs() < 5 * error).all())
     assert float(gradients.std(0).mean()) == pytest.approx((1 - A) * A / SIGMA, rel=0.02)
@@ -101,8 +101,8 @@ def test_model_denoises_by_output_or_gradient(by_gradient: bool, generator: torc
     config = tiny_config()
     network = replace(config.network, sigma_data=TAU, precondition="energy" if by_gradient else "edm")
     energy = EnergyConfig(inner_noise=False, denoiser="gradient" if by_gradient else "output")
-    recipe = (Phase("score" if by_gradient else "denoising"),)
-    model = DenoisingEBM(replace(config, network=network, energy=energy, recipe=recipe))
+    stages = (TrainingStage("score" if by_gradient else "denoising"),)
+    model = DenoisingEBM(replace(config, network=network, energy=energy, stages=stages))
     x = images(generator, size=16).float()
     torch.testing.assert_close(model.denoise(x, SIGMA), DATA.denoise(x, SIGMA), atol=1e-5, rtol=1e-5)
     expected = DATA.energy(x, SIGMA) if by_gradient else (1 - A) ** 2 * x.square().flatten(1).sum(1) / (2 * SIGMA**2)
@@ -133,11 +133,11 @@ def test_eq_21_is_the_exact_gradient(tiny_dae: DenoisingAutoencoder, generator: 
     torch.testing.assert_close(value, 0.5 * ((x - r.detach()) / spread).square().flatten(1).sum(1))
 
     # The first term alone.
-    first = TextureEnergy(reconstruct, inner_noise=True, direction="first-term", noise=noise)
-    first_value, direction = first.gradient(x, sigma)
-    torch.testing.assert_close(direction, residual)
+    first = TextureEnergy(reconstruct, inner_noise=True, drift="denoiser", noise=noise)
+    first_value, drift = first.gradient(x, sigma)
+    torch.testing.assert_close(drift, residual)
     torch.testing.assert_close(first_value, value)
-    assert float((direction - gradient).norm() / gradient.norm()) > 0.01  # the second term is not nothing
+    assert float((drift - gradient).norm() / gradient.norm()) > 0.01  # the second term is not nothing
 
     # Central differences along random directions, error of order step^2.
     for _ in range(3):
@@ -190,30 +190,30 @@ def test_redraw_draws_anew_and_holds(generator: torch.Generator) -> None:
     x = images(generator)
     energy = TextureEnergy(DATA.denoise, inner_noise=True)
     torch.testing.assert_close(energy(x, SIGMA), texture_energy(DATA.denoise, x, SIGMA))  # no noise before the first
-    first, second = energy.redraw(x, generator), energy.redraw(x, generator)
+    first, second = energy.resample_noise(x, generator), energy.resample_noise(x, generator)
     assert torch.equal(first(x, SIGMA), first(x, SIGMA))
     assert torch.equal(first(x, SIGMA), first.gradient(x, SIGMA)[0])
     assert bool((first(x, SIGMA) != second(x, SIGMA)).all())
-    again = energy.redraw(x, torch.Generator().manual_seed(1))(x, SIGMA)
-    assert torch.equal(again, energy.redraw(x, torch.Generator().manual_seed(1))(x, SIGMA))
+    again = energy.resample_noise(x, torch.Generator().manual_seed(1))(x, SIGMA)
+    assert torch.equal(again, energy.resample_noise(x, torch.Generator().manual_seed(1))(x, SIGMA))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(again, texture_energy(DATA.denoise, x, SIGMA, noise))
 
 
-def test_redraw_keeps_the_direction(generator: torch.Generator) -> None:
+def test_redraw_keeps_the_drift(generator: torch.Generator) -> None:
     x = images(generator)
-    energy = TextureEnergy(DATA.denoise, inner_noise=True, direction="first-term")
+    energy = TextureEnergy(DATA.denoise, inner_noise=True, drift="denoiser")
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    direction = energy.redraw(x, torch.Generator().manual_seed(1)).gradient(x, SIGMA)[1]
-    torch.testing.assert_close(direction, ((1 - A) * x - A * SIGMA * noise) / SIGMA**2)
+    drift = energy.resample_noise(x, torch.Generator().manual_seed(1)).gradient(x, SIGMA)[1]
+    torch.testing.assert_close(drift, ((1 - A) * x - A * SIGMA * noise) / SIGMA**2)
 
 
 def test_energy_without_inner_noise_redraws_itself(generator: torch.Generator) -> None:
     x = images(generator)
     energy = TextureEnergy(DATA.denoise, inner_noise=False)
-    assert energy.redraw(x, generator) is energy
+    assert energy.resample_noise(x, generator) is energy
     plain = as_energy(DATA.energy)
-    assert plain.redraw(x, generator) is plain and as_energy(plain) is plain
+    assert plain.resample_noise(x, generator) is plain and as_energy(plain) is plain
     assert plain.length(torch.tensor([0.3])).tolist() == pytest.approx([0.3])
 
 
@@ -247,8 +247,8 @@ def test_semantic_noise_has_the_shape_of_images(weights: Tensor, generator: torc
     def decode(codes: Tensor) -> Tensor:
         return (codes @ weights.mT).reshape(-1, 1, 4, 4)
 
-    energy = SemanticEnergy(decode, DATA.denoise, inner_noise=True, prior=0.3, sensitivity=4.0)
-    held = energy.redraw(z, torch.Generator().manual_seed(2))
+    energy = SemanticEnergy(decode, DATA.denoise, inner_noise=True, prior=0.3, jacobian_norm=4.0)
+    held = energy.resample_noise(z, torch.Generator().manual_seed(2))
     noise = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = texture_energy(DATA.denoise, decode(z), SIGMA, noise) + 0.15 * z.square().sum(1)
     torch.testing.assert_close(held(z, SIGMA), expected)
@@ -256,6 +256,6 @@ def test_semantic_noise_has_the_shape_of_images(weights: Tensor, generator: torc
 
 
 def test_steps_in_z_are_measured_in_the_image() -> None:
-    energy = SemanticEnergy(lambda z: z, DATA.denoise, inner_noise=False, sensitivity=4.0)
+    energy = SemanticEnergy(lambda z: z, DATA.denoise, inner_noise=False, jacobian_norm=4.0)
     sigma = torch.tensor([0.2, 2.0, 40.0])
     assert energy.length(sigma).tolist() == pytest.approx([0.05, 0.5, 1.0])

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from denoising_ebm.config import NoiseConfig
 from denoising_ebm.noise import (
+    append_dims,
     draw_sigmas,
     expand_sigma,
     falling_sigmas,
     geometric_sigmas,
     karras_sigmas,
     loss_weights,
-    over,
 )
 
 
@@ -107,6 +107,6 @@ def test_sigma_of_any_form() -> None:
     assert expand_sigma(torch.tensor([1.0, 2.0, 3.0]), x).tolist() == [1.0, 2.0, 3.0]
     assert expand_sigma(0.1, x.double()).dtype == torch.float64
     assert expand_sigma(0.1, x.bfloat16()).dtype == torch.float32
-    assert over(torch.tensor([1.0, 2.0, 3.0]), x).shape == (3, 1, 1, 1)
+    assert append_dims(torch.tensor([1.0, 2.0, 3.0]), x).shape == (3, 1, 1, 1)
     with pytest.raises(ValueError, match=r"sigma must be a number or have shape \(3,\), got \(2,\)"):
         expand_sigma(torch.ones(2), x)

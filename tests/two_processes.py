@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from denoising_ebm.config import Phase
+from denoising_ebm.config import TrainingStage
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.trainer import train
 from support import random_pixels, randomise, tiny_config
@@ -45,8 +45,8 @@ RUNS = ("denoising", "score", "contrastive", "persistent")
 def run(name: str, folder: Path, rank: int) -> None:
     """Train two steps (four of Algorithm 1) and write `NAME-RANK.pt`: first gradients, and the weights at the end."""
     contrastive = name in ("contrastive", "persistent")
-    phase = Phase("contrastive" if contrastive else name)  # type: ignore[arg-type]
-    config = tiny_config(phase, max_images=32 if contrastive else 16, clip_norm=0.0, flip=True, holdout=0)
+    stage = TrainingStage("contrastive" if contrastive else name)  # type: ignore[arg-type]
+    config = tiny_config(stage, max_images=32 if contrastive else 16, clip_norm=0.0, flip=True, holdout=0)
     chains = "persistent" if name == "persistent" else "short"
     config = replace(config, contrastive=replace(config.contrastive, chains=chains, buffer_size=4))
     # Weights without zeros, so that every gradient counts.

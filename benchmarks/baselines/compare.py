@@ -30,14 +30,14 @@ from scalar_energies import IGEBM, MDSM
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, preset, to_uint8
-from denoising_ebm.evaluation.figures import save_grid
-from denoising_ebm.evaluation.quality import Judge
-from denoising_ebm.evaluation.tuning import tune_cold_temperature
-from denoising_ebm.hardware import autocast, choose_precision, describe
-from denoising_ebm.images import content_hash
-from denoising_ebm.reproduce.ledger import Ledger, identity, settings_hash, settings_of
-from denoising_ebm.reproduce.samplers import finite
+from denoising_ebm.datasets.images import content_hash
+from denoising_ebm.experiments.cache import ResultCache, identity, settings_hash, settings_of
+from denoising_ebm.experiments.samplers import finite
+from denoising_ebm.quality.evaluator import FidelityEvaluator
+from denoising_ebm.quality.tuning import tune_low_temperature
 from denoising_ebm.training.once import train_once
+from denoising_ebm.utils.device import autocast, choose_precision, describe
+from denoising_ebm.viz.plots import save_grid
 
 Draw = Callable[[int, torch.Generator], Tensor]
 CPU = torch.device("cpu")
@@ -80,13 +80,13 @@ def main() -> None:
     config = preset(args.preset)
     # Rows at other rates have names of their own.
     options = {name: value for name, value in vars(args).items() if name != "rates"}
-    ledger = Ledger(args.out, settings_of(options, configuration=settings_hash(identity(config))))
+    result_cache = ResultCache(args.out, settings_of(options, configuration=settings_hash(identity(config))))
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
-    judge = Judge(test)
+    evaluator = FidelityEvaluator(test)
     images_hash = f"{content_hash(pixels, '')} {content_hash(test, '')}"
     rows: dict[str, dict[str, Any]] = {}
 
@@ -95,37 +95,37 @@ def main() -> None:
             return
 
         def measure() -> dict[str, Any]:
-            draw, facts = make()
+            draw, metadata = make()
             images, seconds = draw_all(draw, args.samples, args.seed)
             save_grid(images[:64], args.out / f"{name.replace(' ', '-')}.png", columns=16)
-            figures = asdict(judge(to_uint8(finite(images))))
-            return facts | figures | {"s per 64": seconds, "hardware": describe(CPU)}
+            figures = asdict(evaluator(to_uint8(finite(images))))
+            return metadata | figures | {"s per 64": seconds, "hardware": describe(CPU)}
 
-        rows[name] = ledger.row(name, measure, images=images_hash)
+        rows[name] = result_cache.row(name, measure, images=images_hash)
         print(name, json.dumps(rows[name]), flush=True)
 
     def of_ours(sampler: Any, tune: bool = False) -> tuple[Draw, dict[str, Any]]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
-        facts = facts_of(model, int(model.facts["images seen"]), config.training.batch_size)
+        metadata = metadata_of(model, int(model.metadata["images seen"]), config.training.batch_size)
 
         def draw_with(model: DenoisingEBM) -> Draw:
             return lambda num, generator: model.sample(num, sampler=sampler, seed=generator.initial_seed())
 
-        return tuned(model, draw_with, facts) if tune else (draw_with(model), facts)
+        return tuned(model, draw_with, metadata) if tune else (draw_with(model), metadata)
 
     @cache
-    def training_judge() -> Judge:
+    def training_evaluator() -> FidelityEvaluator:
         chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed))
-        return Judge(pixels[chosen[:2000]])
+        return FidelityEvaluator(pixels[chosen[:2000]])
 
-    def tuned(model: Any, draw_with: Callable[[Any], Draw], facts: dict[str, Any]) -> tuple[Draw, dict[str, Any]]:
+    def tuned(model: Any, draw_with: Callable[[Any], Draw], metadata: dict[str, Any]) -> tuple[Draw, dict[str, Any]]:
         """Give a model's chains the temperature that suits it, by samples of another seed; the other rows keep theirs."""
         model, started = copy.copy(model), time.monotonic()
-        distances = tune_cold_temperature(
-            model, lambda: draw_all(draw_with(model), 500, args.seed + 1000)[0], training_judge()
+        distances = tune_low_temperature(
+            model, lambda: draw_all(draw_with(model), 500, args.seed + 1000)[0], training_evaluator()
         )
-        return draw_with(model), facts | {
-            "cold temperature": model.config.sampling.cold_temperature,
+        return draw_with(model), metadata | {
+            "cold temperature": model.config.sampling.low_temperature,
             "distances to training images": {f"{t:g}": distance for t, distance in distances.items()},
             "seconds of tuning": time.monotonic() - started,
         }
@@ -139,17 +139,17 @@ def main() -> None:
         averaged, seen = fit(model, pixels, model.config, args.minutes)
         if isinstance(model, IGEBM):
             averaged.take_chains(model)
-        return averaged, facts_of(averaged, seen, model.config.training.batch_size)
+        return averaged, metadata_of(averaged, seen, model.config.training.batch_size)
 
     def of_ebmkit() -> tuple[Draw, dict[str, Any]]:
         method = EbmKit(config, args.seed)
         seen = method.fit(pixels, args.minutes)
-        return method.draw, facts_of(method.energy, seen, method.batch_size)
+        return method.draw, metadata_of(method.energy, seen, method.batch_size)
 
     def of_torchebm() -> tuple[Draw, dict[str, Any]]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
-        facts = facts_of(model, int(model.facts["images seen"]), config.training.batch_size)
-        return TorchEBMChains(model).draw, facts
+        metadata = metadata_of(model, int(model.metadata["images seen"]), config.training.batch_size)
+        return TorchEBMChains(model).draw, metadata
 
     for sampler, title in OURS.items():
         row(title, partial(of_ours, sampler))
@@ -159,10 +159,10 @@ def main() -> None:
             more = "" if rate is None else f", rate {rate:g}"
 
             def of(by: str, method: Any = method, rate: float | None = rate) -> tuple[Draw, dict[str, Any]]:
-                model, facts = trained(method, rate)
+                model, metadata = trained(method, rate)
                 if by == "tuned":
-                    return tuned(model, attrgetter("chains"), facts)
-                return getattr(model, by), facts
+                    return tuned(model, attrgetter("chains"), metadata)
+                return getattr(model, by), metadata
 
             row(method.title + more, partial(of, "draw"))
             if method in BY_OUR_CHAINS:
@@ -174,19 +174,19 @@ def main() -> None:
 
     machines = sorted({figures.get("hardware", "not recorded") for figures in rows.values()})
     print(f"\n{', '.join(machines)}; {args.minutes:g} minutes each; seed {args.seed}")
-    print(judge.protocol(args.samples, "test"))
+    print(evaluator.protocol(args.samples, "test"))
     of_one = [[method.title, method.chains_title, method.chains_title + TUNED] for method in BY_OUR_CHAINS]
     for group in ([*OURS.values(), OURS["two-stage"] + TUNED, TorchEBMChains.title], *of_one):
         if len({rows[name].get("weights") for name in group if name in rows}) > 1:
             print(f"WARNING: not of one training: {'; '.join(name for name in group if name in rows)}")
-    print(f"floor (training images): {judge.distance(pixels[: args.samples]):.1f}\n")
+    print(f"floor (training images): {evaluator.distance(pixels[: args.samples]):.1f}\n")
     columns = ["parameters", "images seen", "steps", "distance", "precision", "recall", "coverage", "s per 64"]
     print("| method | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for name, figures in rows.items():
         print(f"| {name} | " + " | ".join(show(figures.get(column)) for column in columns) + " |")
 
 
-def facts_of(model: torch.nn.Module, seen: int, batch_size: int) -> dict[str, Any]:
+def metadata_of(model: torch.nn.Module, seen: int, batch_size: int) -> dict[str, Any]:
     """Return what stands before the figures of a method."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     digest = hashlib.sha256()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from denoising_ebm.config import Config
 from denoising_ebm.energies import Energy, TextureEnergy
+from denoising_ebm.experiments.samplers import NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, loss_weights, over
-from denoising_ebm.reproduce.samplers import NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE
-from denoising_ebm.sampling import annealed, heun, texture_chain
+from denoising_ebm.noise import append_dims, expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, loss_weights
+from denoising_ebm.samplers import annealed, heun, texture_chain
 from denoising_ebm.training.objectives import Batch
 
 NCSN_STEPS = 100  # at each level, as published
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
         noise, sampling = self.config.noise, self.config.sampling
         high, low = noise.sigma_max, max(noise.sigma_min, sampling.texture_sigma_min)
         x = (high**2 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
-        energy = TextureEnergy(self.mean, inner_noise=False, direction="first-term")
+        energy = TextureEnergy(self.mean, inner_noise=False, drift="denoiser")
         levels = falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps)
         x = texture_chain(energy, x, levels, sampling, generator=generator)
         return self.mean(x, low)
@@ -100,7 +100,7 @@ class PlainDAE(Denoiser):
         class Drift(Energy):
             def gradient(inner, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:  # noqa: N805
                 level = expand_sigma(sigma, x)
-                return x.new_zeros(len(x)), (x - self.denoise(x, level)) / over(level, x) ** 2
+                return x.new_zeros(len(x)), (x - self.denoise(x, level)) / append_dims(level, x) ** 2
 
         x = (1 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
         drift = Drift(lambda x, sigma: x.new_zeros(len(x)))
@@ -121,17 +121,17 @@ class NCSN(Denoiser):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the score."""
-        return self.denoise(x, sigma) / over(sigma, x)
+        return self.denoise(x, sigma) / append_dims(sigma, x)
 
     def mean(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return x + sigma^2 score."""
         level = expand_sigma(sigma, x)
-        return x + over(level, x) ** 2 * self(x, level)
+        return x + append_dims(level, x) ** 2 * self(x, level)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return sigma^2 |score + noise / sigma|^2 / 2, per dimension."""
         score = self(batch.noisy, batch.sigma)
-        return 0.5 * (over(batch.sigma, score) * score + batch.noise).square().mean()
+        return 0.5 * (append_dims(batch.sigma, score) * score + batch.noise).square().mean()
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Run annealed Langevin from uniform noise; no denoising step, as published."""

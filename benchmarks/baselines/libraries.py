@@ -91,7 +91,7 @@ class TorchEBMChains:
         energy = AtLevel()
         levels = falling_sigmas("karras", noise.sigma_max, noise.sigma_min, self.steps).tolist()
         x = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5 * draw_noise(
-            (num, *model.image_shape), generator, model.sensitivity
+            (num, *model.image_shape), generator, model.jacobian_norm
         )
         for now, after in zip(levels, [*levels[1:], levels[-1]], strict=True):
             energy.level = now

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from denoising_ebm.config import Config
-from denoising_ebm.hardware import autocast, choose_precision
-from denoising_ebm.training.draws import draw_batch
+from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.ema import AveragedWeights
+from denoising_ebm.training.lr import learning_rate
 from denoising_ebm.training.objectives import Batch
-from denoising_ebm.training.schedule import learning_rate
+from denoising_ebm.utils.device import autocast, choose_precision
 
 M = TypeVar("M", bound=nn.Module)
 

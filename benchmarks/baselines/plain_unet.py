@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from denoising_ebm import load_images, preset, to_float
 from denoising_ebm.config import Config
-from denoising_ebm.hardware import autocast, choose_precision, describe
+from denoising_ebm.experiments.cache import ResultCache, settings_of
 from denoising_ebm.networks.precondition import coefficients
-from denoising_ebm.noise import expand_sigma, loss_weights, over
-from denoising_ebm.reproduce.ledger import Ledger, settings_of
+from denoising_ebm.noise import append_dims, expand_sigma, loss_weights
 from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.once import train_once
+from denoising_ebm.utils.device import autocast, choose_precision, describe
 
 CPU = torch.device("cpu")
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
@@ -59,7 +59,7 @@ class PlainDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return the denoised images, float32, shape of `x`."""
         sigma = expand_sigma(sigma, x)
-        c_skip, c_out, c_in = (over(c, x) for c in coefficients("edm", sigma, self.sigma_data))
+        c_skip, c_out, c_in = (append_dims(c, x) for c in coefficients("edm", sigma, self.sigma_data))
         # The embedding of diffusers is made for steps 0..1000; 250 ln sigma spans about that.
         output = self.unet((c_in * x).contiguous(memory_format=torch.channels_last), 250 * sigma.log()).sample
         return c_skip * x + c_out * output.to(x.dtype)
@@ -113,11 +113,11 @@ def main() -> None:
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
-    ledger = Ledger(args.out, settings_of(vars(args), config=str(config)))
+    result_cache = ResultCache(args.out, settings_of(vars(args), config=str(config)))
 
     def ours() -> dict[str, Any]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
-        seen = model.facts["images seen"]
+        seen = model.metadata["images seen"]
         return {
             "parameters": count(model),
             "images seen": seen,
@@ -132,7 +132,7 @@ def main() -> None:
 
     rows: dict[str, dict[str, Any]] = {}
     for name, make in (("ours", ours), ("plain U-Net", plain)):
-        row = ledger.row(name, make)
+        row = result_cache.row(name, make)
         rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
     print(f"{args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")
     print("| network | " + " | ".join(rows["ours"]) + " |\n|" + "---|" * (len(rows["ours"]) + 1))

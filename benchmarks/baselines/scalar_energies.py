@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from denoising_ebm.config import Config
 from denoising_ebm.networks.layers import NoiseEmbedding
 from denoising_ebm.networks.unet import Encoder
-from denoising_ebm.noise import over
+from denoising_ebm.noise import append_dims
 from denoising_ebm.training.objectives import Batch
 
 
@@ -146,9 +146,9 @@ class MDSM(Scalar):
     def loss(self, batch: Batch) -> Tensor:
         """Return multiscale denoising score matching, weighted by 1 / sigma^2; the levels are drawn here, evenly."""
         sigma = 0.1 + 2.3 * torch.rand(len(batch.x0), generator=batch.generator)
-        x = (batch.x0 + over(sigma, batch.x0) * batch.noise).requires_grad_(True)
+        x = (batch.x0 + append_dims(sigma, batch.x0) * batch.noise).requires_grad_(True)
         denoised = x - self.smoothing**2 * self.energy.gradient(x, create_graph=True)
-        return ((denoised - batch.x0) / over(sigma, x)).square().mean()
+        return ((denoised - batch.x0) / append_dims(sigma, x)).square().mean()
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Run annealed Langevin from normal noise."""

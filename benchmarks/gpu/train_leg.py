@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from denoising_ebm import DenoisingEBM, load_images, preset
-from denoising_ebm.config import Phase
-from denoising_ebm.hardware import describe
-from denoising_ebm.training.monitor import read_metrics
+from denoising_ebm.config import TrainingStage
+from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.trainer import train
+from denoising_ebm.utils.device import describe
 
 PART = 15_000_000
 
@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
 
     config = preset(args.preset)
-    recipe = (Phase("contrastive"),) if args.contrastive else config.recipe
+    stages = (TrainingStage("contrastive"),) if args.contrastive else config.stages
     training = dataclasses.replace(
         config.training,
         max_minutes=args.minutes,
@@ -75,7 +75,7 @@ def main() -> None:
         learning_rate=config.training.learning_rate / (10 if args.contrastive else 1),
         compile=config.training.compile and not args.contrastive,
     )
-    config = dataclasses.replace(config, training=training, recipe=recipe)
+    config = dataclasses.replace(config, training=training, stages=stages)
     network = config.network
     images = load_images(args.data, split="train", image_size=network.image_size, channels=network.channels)
     initial = join_model(args.init) if args.init else None
@@ -87,10 +87,10 @@ def main() -> None:
             shutil.copy(picture, args.out)
         split_model(result.model, args.out)
         records = read_metrics(Path(folder))
-    print(f"{describe(result.model.device)}; {json.dumps(result.model.facts)}")
+    print(f"{describe(result.model.device)}; {json.dumps(result.model.metadata)}")
     # Held-out losses have records of their own.
     names = [
-        name for name in dict.fromkeys(key for record in records for key in record) if name not in ("phase", "step")
+        name for name in dict.fromkeys(key for record in records for key in record) if name not in ("stage", "step")
     ]
     print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for record in records[:: max(1, len(records) // 20)]:

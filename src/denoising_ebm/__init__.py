@@ -9,9 +9,9 @@ __all__ = [
     "PRESETS",
     "Config",
     "DenoisingEBM",
+    "Detector",
     "Energy",
     "ImageSet",
-    "OODDetector",
     "SemanticEnergy",
     "TextureEnergy",
     "__version__",
@@ -23,10 +23,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from denoising_ebm.config import Config
+    from denoising_ebm.datasets.images import ImageSet, load_images, to_float, to_uint8
     from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy
-    from denoising_ebm.images import ImageSet, load_images, to_float, to_uint8
     from denoising_ebm.model import DenoisingEBM
-    from denoising_ebm.ood.detectors import OODDetector
+    from denoising_ebm.ood.detector import Detector
     from denoising_ebm.presets import PRESETS, preset
 else:
     # On first use (PEP 562): torch takes seconds to import, and `debm --help` needs none of it.
@@ -35,14 +35,14 @@ else:
         "Config": "config",
         "DenoisingEBM": "model",
         "Energy": "energies",
-        "ImageSet": "images",
-        "OODDetector": "ood.detectors",
+        "ImageSet": "datasets.images",
+        "Detector": "ood.detector",
         "SemanticEnergy": "energies",
         "TextureEnergy": "energies",
-        "load_images": "images",
+        "load_images": "datasets.images",
         "preset": "presets",
-        "to_float": "images",
-        "to_uint8": "images",
+        "to_float": "datasets.images",
+        "to_uint8": "datasets.images",
     }
 
     def __getattr__(name: str) -> Any:

@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeVar
 
 Precondition = Literal["edm", "energy", "none"]
 Denoiser = Literal["output", "gradient"]
-Direction = Literal["exact", "first-term"]
+Drift = Literal["energy", "denoiser"]
 ObjectiveName = Literal["denoising", "contrastive", "score"]
 Weighting = Literal["edm", "energy", "uniform"]
 SigmaDraw = Literal["grid", "lognormal"]
 Positives = Literal["clean", "noisy"]
 ChainKind = Literal["short", "persistent"]
-Levels = Literal["geometric", "karras"]
+Schedule = Literal["geometric", "karras"]
 
 T = TypeVar("T")
 
@@ -175,14 +175,14 @@ class SamplingConfig:
     texture_step_size: float = 0.01
     texture_sigma_max: float = 1.0
     texture_sigma_min: float = 0.01
-    texture_levels: Levels = "geometric"
-    renoise: bool = False
-    direction: Direction = "exact"
+    texture_levels: Schedule = "geometric"
+    noise_init: bool = False
+    drift: Drift = "energy"
     consistent: bool = False
     texture_order: int = 1
     temperature: float = 1.0
-    cold_temperature: float = 1.0
-    cold_sigma: float = 0.25
+    low_temperature: float = 1.0
+    low_temperature_sigma: float = 0.25
     final_denoise: bool = True
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class SamplingConfig:
             _require(
                 high >= low, f"sampling.{stage}_sigma_max must be >= sampling.{stage}_sigma_min ({low}), got {high}"
             )
-        for name in ("temperature", "cold_temperature", "cold_sigma", "semantic_prior"):
+        for name in ("temperature", "low_temperature", "low_temperature_sigma", "semantic_prior"):
             _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
 
 
@@ -247,7 +247,7 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingStage:
     """One entry of a recipe: an objective and the share of the run's budget it gets.
 
     Attributes:
@@ -298,7 +298,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     flip: bool = True
     decoder_weight: float = 1.0
-    encoder_learns_decoding: bool = False
+    decoder_loss_trains_encoder: bool = False
     decoder_sigma_max: float = 1.0
     max_images: int = 10_000_000
     max_minutes: float = 0.0
@@ -331,12 +331,12 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    recipe: tuple[Phase, ...] = (Phase("contrastive"),)
+    stages: tuple[TrainingStage, ...] = (TrainingStage("contrastive"),)
 
     def __post_init__(self) -> None:
-        _require(len(self.recipe) >= 1, "recipe needs at least one phase")
+        _require(len(self.stages) >= 1, "recipe needs at least one phase")
         by_gradient = self.energy.denoiser == "gradient"
-        objectives = [phase.objective for phase in self.recipe]
+        objectives = [stage.objective for stage in self.stages]
         _require(
             by_gradient or "score" not in objectives,
             "a recipe with a score phase needs energy.denoiser: gradient, since the denoiser is then x - sigma^2 "

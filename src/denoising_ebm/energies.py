@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import Direction
-from denoising_ebm.noise import expand_sigma, over
+from denoising_ebm.config import Drift
+from denoising_ebm.noise import append_dims, expand_sigma
 
 EnergyFunction = Callable[[Tensor, Tensor], Tensor]
 Reconstruct = Callable[[Tensor, Tensor], Tensor]
@@ -33,8 +33,8 @@ def texture_residual(reconstruct: Reconstruct, x: Tensor, sigma: Tensor | float,
         The residual in units of sigma, shape of `x`. Its half squared norm is the energy.
     """
     sigma = expand_sigma(sigma, x)
-    noisy = x if noise is None else x + over(sigma, x) * noise
-    return (x - reconstruct(noisy, sigma)) / over(sigma, x)
+    noisy = x if noise is None else x + append_dims(sigma, x) * noise
+    return (x - reconstruct(noisy, sigma)) / append_dims(sigma, x)
 
 
 def texture_energy_map(
@@ -105,7 +105,7 @@ class Energy:
         """Return the energies, shape (batch,), and the drift's gradient, shape of `x`."""
         return value_and_gradient(self._function, x, expand_sigma(sigma, x))
 
-    def redraw(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+    def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
         """Return this energy with a fresh draw of its inner noise held fixed; the same object if it has none."""
         return self
 
@@ -124,7 +124,7 @@ class TextureEnergy(Energy):
 
     Args:
         reconstruct: r, `(x, sigma) -> like x`.
-        inner_noise: Eq. 7's noise inside r. It is drawn at every `redraw` (every Langevin step); before the first one the
+        inner_noise: Eq. 7's noise inside r. It is drawn at every `resample_noise` (every Langevin step); before the first one the
             energy is that without inner noise.
         direction: `exact` uses the gradient of eq. 21; `first-term` only (x - r) / sigma^2, which needs no backward
             pass but is no gradient of any function.
@@ -135,29 +135,29 @@ class TextureEnergy(Energy):
         reconstruct: Reconstruct,
         *,
         inner_noise: bool,
-        direction: Direction = "exact",
+        drift: Drift = "energy",
         noise: Tensor | None = None,
     ) -> None:
         super().__init__(lambda x, sigma: texture_energy(reconstruct, x, sigma, noise))
         self._reconstruct = reconstruct
         self._inner_noise = inner_noise
-        self._direction: Direction = direction
+        self._drift: Drift = drift
         self._noise = noise
 
     def gradient(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return energies and the exact gradient (eq. 21), or energies and its first term."""
-        if self._direction == "exact":
+        if self._drift == "energy":
             return super().gradient(x, sigma)
         with torch.no_grad():
             residual = texture_residual(self._reconstruct, x, sigma, self._noise)
-            return 0.5 * residual.square().flatten(1).sum(1), residual / over(expand_sigma(sigma, x), x)
+            return 0.5 * residual.square().flatten(1).sum(1), residual / append_dims(expand_sigma(sigma, x), x)
 
-    def redraw(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+    def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
         """Return this energy with fresh inner noise of the shape of `x`, held fixed."""
         if not self._inner_noise:
             return self
         noise = draw_noise(tuple(x.shape), generator, x)
-        return TextureEnergy(self._reconstruct, inner_noise=True, direction=self._direction, noise=noise)
+        return TextureEnergy(self._reconstruct, inner_noise=True, drift=self._drift, noise=noise)
 
 
 class SemanticEnergy(Energy):
@@ -179,7 +179,7 @@ class SemanticEnergy(Energy):
         *,
         inner_noise: bool,
         prior: float = 0.0,
-        sensitivity: float = 1.0,
+        jacobian_norm: float = 1.0,
         noise: Tensor | None = None,
     ) -> None:
         def function(z: Tensor, sigma: Tensor) -> Tensor:
@@ -191,9 +191,9 @@ class SemanticEnergy(Energy):
         self._reconstruct = reconstruct
         self._inner_noise = inner_noise
         self._prior = prior
-        self._sensitivity = sensitivity
+        self._sensitivity = jacobian_norm
 
-    def redraw(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+    def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
         """Return this energy with fresh inner noise of the shape of h(x), held fixed."""
         if not self._inner_noise:
             return self
@@ -204,7 +204,7 @@ class SemanticEnergy(Energy):
             self._reconstruct,
             inner_noise=True,
             prior=self._prior,
-            sensitivity=self._sensitivity,
+            jacobian_norm=self._sensitivity,
             noise=draw_noise((len(x), *shape), generator, x),
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.model import DenoisingEBM, Sampler
-from denoising_ebm.sampling.langevin import Callback, ChainState
+from denoising_ebm.samplers.langevin import Callback, ChainState
 
 
 @dataclass(frozen=True)

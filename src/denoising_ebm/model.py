@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from denoising_ebm import energies
-from denoising_ebm.config import Config, Direction, SamplingConfig
+from denoising_ebm.config import Config, Drift, SamplingConfig
 from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
-from denoising_ebm.hardware import Precision, choose_device, choose_precision
-from denoising_ebm.model_folder import (
+from denoising_ebm.hub import (
     WEIGHTS_FILE,
     check_tensors,
     find_model_folder,
@@ -25,9 +24,10 @@ from denoising_ebm.model_folder import (
 )
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, over
-from denoising_ebm.sampling import TwoStageSample, heun, mala, texture_chain, two_stage
-from denoising_ebm.sampling.langevin import Callback
+from denoising_ebm.noise import append_dims, expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas
+from denoising_ebm.samplers import TwoStageSample, heun, mala, texture_chain, two_stage
+from denoising_ebm.samplers.langevin import Callback
+from denoising_ebm.utils.device import Precision, choose_device, choose_precision
 
 Sampler = Literal["two-stage", "annealed", "mala", "heun"]
 
@@ -57,16 +57,16 @@ class DenoisingEBM(nn.Module):
         facts: What is known of the weights (data, images seen, figures), kept in the model folder.
     """
 
-    sensitivity: Tensor
+    jacobian_norm: Tensor
     reference: Tensor
 
-    def __init__(self, config: Config, facts: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: Config, metadata: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.config = config
-        self.facts = dict(facts or {})
+        self.metadata = dict(metadata or {})
         self.dae = DenoisingAutoencoder(config.network)
         self.decoder = SemanticDecoder(config.network)
-        self.register_buffer("sensitivity", torch.ones(()))
+        self.register_buffer("jacobian_norm", torch.ones(()))
         self.register_buffer("reference", torch.full((len(REFERENCE_SIGMAS), QUANTILES), float("nan")))
         self._compute_dtype: torch.dtype | None = None
         # Convolutions on small images are twice as fast in this layout, on CPUs and GPUs alike.
@@ -75,7 +75,7 @@ class DenoisingEBM(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.sensitivity.device
+        return self.jacobian_norm.device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -144,7 +144,7 @@ class DenoisingEBM(nn.Module):
         if self.config.energy.denoiser == "output":
             return self.reconstruct(x, sigma)
         gradient = TextureEnergy(self.reconstruct, inner_noise=False).gradient(x, sigma)[1]
-        return x - over(sigma, x) ** 2 * gradient
+        return x - append_dims(sigma, x) ** 2 * gradient
 
     # -- energies ---------------------------------------------------------------------------------------------------
 
@@ -180,17 +180,17 @@ class DenoisingEBM(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn((draws, 1, *self.image_shape), generator=generator).to(self.device)
 
-    def texture(self, direction: Direction | None = None) -> TextureEnergy:
+    def texture(self, drift: Drift | None = None) -> TextureEnergy:
         """Return U^c as an energy for chains, with the model's direction (exact or first term) unless given.
 
         The first term leads to the mean of denoised images where r is the denoiser; a model trained by `score`, whose
         denoiser is the gradient, has the exact gradient alone.
         """
-        chosen = direction or self.config.sampling.direction
+        chosen = drift or self.config.sampling.drift
         return TextureEnergy(
             self.reconstruct,
             inner_noise=self.config.energy.inner_noise,
-            direction="exact" if self.config.energy.denoiser == "gradient" else chosen,
+            drift="energy" if self.config.energy.denoiser == "gradient" else chosen,
         )
 
     def semantic(self, prior: float | None = None) -> SemanticEnergy:
@@ -200,7 +200,7 @@ class DenoisingEBM(nn.Module):
             self.reconstruct,
             inner_noise=self.config.energy.inner_noise,
             prior=self.config.sampling.semantic_prior if prior is None else prior,
-            sensitivity=float(self.sensitivity),
+            jacobian_norm=float(self.jacobian_norm),
         )
 
     # -- sampling ---------------------------------------------------------------------------------------------------
@@ -218,11 +218,11 @@ class DenoisingEBM(nn.Module):
         """
         sampling = sampling or self.config.sampling
         generator = torch.Generator().manual_seed(seed)
-        z = draw_noise((num, self.config.network.latent_dim), generator, self.sensitivity)
+        z = draw_noise((num, self.config.network.latent_dim), generator, self.jacobian_norm)
         return two_stage(
             self.semantic(sampling.semantic_prior),
             self.decode,
-            self.texture(sampling.direction),
+            self.texture(sampling.drift),
             self.denoise,
             z,
             sampling,
@@ -266,7 +266,7 @@ class DenoisingEBM(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         # sigma_max noise around the mean of the data is what x0 + sigma_max noise looks like, the better the larger.
         spread = (noise_config.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
-        x = spread * draw_noise((num, *self.image_shape), generator, self.sensitivity)
+        x = spread * draw_noise((num, *self.image_shape), generator, self.jacobian_norm)
         if sampler == "heun":
             sigmas = karras_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 20)
             return heun(self.denoise, x, sigmas, callback=callback)
@@ -278,7 +278,7 @@ class DenoisingEBM(nn.Module):
             sigmas = geometric_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 200)
             # The best acceptance needs steps that shrink as dim^(-1/3) (Roberts & Rosenthal, 1998).
             step_size = 1.65**2 / 2 * x[0].numel() ** (-1 / 3)
-            x, _ = mala(self.texture("exact"), x, sigmas, step_size=step_size, generator=generator, callback=callback)
+            x, _ = mala(self.texture("energy"), x, sigmas, step_size=step_size, generator=generator, callback=callback)
         else:
             raise ValueError(f"unknown sampler {sampler!r}: use two-stage, annealed, mala or heun")
         return self.denoise(x, noise_config.sigma_min) if sampling.final_denoise else x
@@ -308,7 +308,7 @@ class DenoisingEBM(nn.Module):
         weights = dict(self.named_parameters())
         tensors |= {name: weight.detach().to(dtype) for name, weight in weights.items()}
         parameters = sum(weight.numel() for weight in weights.values())
-        write_model_folder(Path(folder), self.config, self.facts, tensors, parameters)
+        write_model_folder(Path(folder), self.config, self.metadata, tensors, parameters)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:
@@ -327,8 +327,8 @@ class DenoisingEBM(nn.Module):
             ValueError: If the folder's files do not fit each other.
         """
         folder = find_model_folder(str(name), revision)
-        config, facts, tensors = read_model_folder(folder)
-        model = cls(config, facts)
+        config, metadata, tensors = read_model_folder(folder)
+        model = cls(config, metadata)
         check_tensors(model.state_dict(), tensors, folder / WEIGHTS_FILE)
         model.load_state_dict(tensors)
         return model.to(choose_device(device)).eval()

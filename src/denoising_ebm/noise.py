@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import Levels, NoiseConfig, Weighting
+from denoising_ebm.config import NoiseConfig, Schedule, Weighting
 
 
 def expand_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def expand_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
     return sigma
 
 
-def over(sigma: Tensor, x: Tensor) -> Tensor:
+def append_dims(sigma: Tensor, x: Tensor) -> Tensor:
     """Reshape (batch,) to (batch, 1, ..., 1) so that it broadcasts over `x`."""
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
@@ -65,7 +65,7 @@ def karras_sigmas(sigma_max: float, sigma_min: float, num: int, rho: float = 7.0
     return torch.as_tensor((high + ramp * (low - high)) ** rho).float()
 
 
-def falling_sigmas(kind: Levels, sigma_max: float, sigma_min: float, num: int) -> Tensor:
+def falling_sigmas(kind: Schedule, sigma_max: float, sigma_min: float, num: int) -> Tensor:
     """Return `num` levels from `sigma_max` to `sigma_min`, shape (num,), by `geometric_sigmas` or `karras_sigmas`.
 
     A single one is `sigma_min`, the level at which a chain ends.

@@ -10,9 +10,9 @@ from denoising_ebm.config import (
     EnergyConfig,
     NetworkConfig,
     NoiseConfig,
-    Phase,
     SamplingConfig,
     TrainingConfig,
+    TrainingStage,
 )
 
 # -- the paper (section 5): S = 128 levels from 1 to 0.01, L = 3, eta_1 = 0.1, eta_2 = 0.01, Adam 5e-5, flips p = 0.5.
@@ -36,7 +36,7 @@ _PAPER = Config(
     sampling=SamplingConfig(semantic_steps=35, texture_steps=100, semantic_step_size=0.1, texture_step_size=0.01),
     contrastive=ContrastiveConfig(reconstruction_steps=3, semantic_steps=20, texture_steps=90),
     training=TrainingConfig(learning_rate=5e-5, flip=True, max_images=10_000_000),
-    recipe=(Phase("contrastive"),),
+    stages=(TrainingStage("contrastive"),),
 )
 
 # -- ours: a wider range of noise, EDM's draw and weights, and the steps that go with them.
@@ -52,8 +52,8 @@ _SAMPLING = SamplingConfig(
     texture_step_size=0.0,
     texture_sigma_max=4.0,
     texture_levels="karras",
-    renoise=True,
-    direction="first-term",
+    noise_init=True,
+    drift="denoiser",
     consistent=True,
     texture_order=2,
 )
@@ -74,7 +74,7 @@ _TRAINING = TrainingConfig(
     learning_rate=1e-3,
     warmup_images=20_000,
     cooldown=0.3,
-    encoder_learns_decoding=True,
+    decoder_loss_trains_encoder=True,
 )
 PRESETS: dict[str, Config] = {
     "fashion-mnist": Config(
@@ -84,7 +84,7 @@ PRESETS: dict[str, Config] = {
         sampling=_SAMPLING,
         contrastive=_CONTRASTIVE,
         training=replace(_TRAINING, max_minutes=7.0, max_images=2_000_000, sample_minutes=2.0),
-        recipe=(Phase("denoising"),),
+        stages=(TrainingStage("denoising"),),
     ),
     "cifar10-small": Config(
         # Layers of h at full size and attention cost more images than they gave in equal minutes on a CPU
@@ -95,7 +95,7 @@ PRESETS: dict[str, Config] = {
         sampling=_SAMPLING,
         contrastive=_CONTRASTIVE,
         training=replace(_TRAINING, max_images=4_000_000),
-        recipe=(Phase("denoising"),),
+        stages=(TrainingStage("denoising"),),
     ),
     "cifar10": Config(
         network=_PAPER_NETWORK,
@@ -104,7 +104,7 @@ PRESETS: dict[str, Config] = {
         sampling=_SAMPLING,
         contrastive=replace(_CONTRASTIVE, semantic_steps=20, texture_steps=20, chain_batch=128),
         training=replace(_TRAINING, batch_size=512, log_every=50, warmup_images=100_000, compile=True),
-        recipe=(Phase("denoising"),),
+        stages=(TrainingStage("denoising"),),
     ),
     "cifar10-paper": _PAPER,
     "svhn-paper": _PAPER,

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train, tune
 from denoising_ebm.cli.common import HelpFormatter
-from denoising_ebm.memory import keep_freed_memory
+from denoising_ebm.utils.memory import keep_freed_memory
 
 COMMANDS = {
     "demo": demo,

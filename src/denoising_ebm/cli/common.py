@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from denoising_ebm.images import ImageSet
+    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
-    from denoising_ebm.ood.detectors import OODDetector
+    from denoising_ebm.ood.detector import Detector
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["bilinear", "bicubic", "lanczos", "box"]
@@ -122,8 +122,8 @@ def load_and_note(source: str, **options: Any) -> ImageSet:
     Raises:
         ValueError: As `load_images`, and if `source` is both a bundled set and something here.
     """
-    from denoising_ebm.images import load_images
-    from denoising_ebm.sources import BUNDLED
+    from denoising_ebm.datasets.images import load_images
+    from denoising_ebm.datasets.sources import BUNDLED
 
     if source in BUNDLED and Path(source).exists():
         raise ValueError(f"{source}: is the name of a bundled set, and stands here too; ./{source} means the latter")
@@ -134,11 +134,11 @@ def load_and_note(source: str, **options: Any) -> ImageSet:
     return images
 
 
-def prepare_as_fitted(args: Namespace, detector: OODDetector | None) -> None:
+def preprocess_as_fitted(args: Namespace, detector: Detector | None) -> None:
     """Prepare images as those were that the detector was fitted to, or if options say how say whether it is the same."""
-    if detector is None or not detector.preparation:
+    if detector is None or not detector.preprocessing:
         return
-    fitted = detector.preparation
+    fitted = detector.preprocessing
     args.convert = args.convert or bool(fitted.get("convert"))
     given = [name for name in ("resize", "center_crop") if args[name] is not None]
     for name in ("resize", "center_crop"):
@@ -153,7 +153,7 @@ def prepare_as_fitted(args: Namespace, detector: OODDetector | None) -> None:
             )
 
 
-def read_odd_sets(wanted: Sequence[str], normal: Tensor, args: Namespace) -> dict[str, Tensor]:
+def read_ood_sets(wanted: Sequence[str], normal: Tensor, args: Namespace) -> dict[str, Tensor]:
     """Load or make the odd sets that `--ood` names, of the size of the normal images.
 
     Args:
@@ -166,17 +166,17 @@ def read_odd_sets(wanted: Sequence[str], normal: Tensor, args: Namespace) -> dic
     """
     import torch
 
-    from denoising_ebm.ood.outliers import OUTLIERS
+    from denoising_ebm.ood.outliers import SYNTHETIC_OOD
 
     sets: dict[str, Tensor] = {}
-    for item in [name for each in wanted for name in (OUTLIERS if each == "all" else [each])]:
+    for item in [name for each in wanted for name in (SYNTHETIC_OOD if each == "all" else [each])]:
         name, named, source = item.partition("=")
         if name in sets or name == "normal":
             raise ValueError(f"--ood: {name} is given twice")
         if not named:
-            if name not in OUTLIERS:
-                raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(OUTLIERS)}")
-            sets[name] = OUTLIERS[name](normal, torch.Generator().manual_seed(args.seed))
+            if name not in SYNTHETIC_OOD:
+                raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(SYNTHETIC_OOD)}")
+            sets[name] = SYNTHETIC_OOD[name](normal, torch.Generator().manual_seed(args.seed))
             continue
         options = args.clone()
         if not Path(source).exists() and "@" in source:
@@ -202,7 +202,7 @@ def folder_to_write(args: Namespace, what: str) -> Path:
     Raises:
         ValueError: If it cannot be written there, or if the model's folder is not the user's and `out` is not given.
     """
-    from denoising_ebm.model_folder import bundled_models, find_model_folder
+    from denoising_ebm.hub import bundled_models, find_model_folder
 
     folder = Path(args.out) if args.out else find_model_folder(args.model)
     if not args.out and not Path(args.model).is_dir():
@@ -212,16 +212,16 @@ def folder_to_write(args: Namespace, what: str) -> Path:
     return folder
 
 
-def read_detector(args: Namespace, model: DenoisingEBM) -> OODDetector | None:
+def read_detector(args: Namespace, model: DenoisingEBM) -> Detector | None:
     """Load the detector in `args.detector`, or that in the model's folder; None if only the latter may be and is not."""
-    from denoising_ebm.hardware import choose_precision
-    from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
-    from denoising_ebm.ood.detectors import OODDetector
+    from denoising_ebm.hub import DETECTOR_FILES, find_model_folder
+    from denoising_ebm.ood.detector import Detector
+    from denoising_ebm.utils.device import choose_precision
 
     folder = Path(args.detector) if args.detector else find_model_folder(args.model)
     if args.detector is None and not (folder / DETECTOR_FILES[0]).is_file():
         return None
-    detector = OODDetector.load(folder, model)
+    detector = Detector.load(folder, model)
     if model.precision == "bf16" and choose_precision("auto", model.device) != "bf16":
         note(
             f"{folder}: the detector was fitted in bf16, which this device is slow at: fitted anew here it would be faster"

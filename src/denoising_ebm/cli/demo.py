@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
     minutes = args.minutes if args.minutes is not None else _FAST_MINUTES if args.fast else _MINUTES
     if minutes <= 0:
         raise ValueError(f"--minutes must be > 0, got {minutes:g}")
-    from denoising_ebm.demo import FAST, FULL, run_demo
+    from denoising_ebm.experiments.demo import FAST, FULL, run_demo
 
     result = run_demo(
         Path(args.out),

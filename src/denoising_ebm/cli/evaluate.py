@@ -18,20 +18,20 @@ from denoising_ebm.cli.common import (
     check_at_least,
     check_writable,
     note,
-    prepare_as_fitted,
+    preprocess_as_fitted,
     progress_bar,
     read_detector,
     read_images,
     read_model,
-    read_odd_sets,
+    read_ood_sets,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.ood.detectors import OODDetector
+    from denoising_ebm.ood.detector import Detector
     from denoising_ebm.ood.evaluation import SetResult
-    from denoising_ebm.report import Cell, Table
+    from denoising_ebm.viz.report import Cell, Table
 
 HELP = "measure how well odd images are told from normal ones"
 USAGE = "debm evaluate MODEL --in DATA --ood NAME[=DATA[@SPLIT]] ... [--out DIR] [options]"
@@ -76,9 +76,9 @@ def run(args: Namespace) -> int:
     import torch
 
     from denoising_ebm.ood.evaluation import evaluate
+    from denoising_ebm.ood.evaluation_report import results_table
     from denoising_ebm.ood.features import log_energies
-    from denoising_ebm.report import markdown
-    from denoising_ebm.scoring.evaluation import results_table
+    from denoising_ebm.viz.report import markdown
 
     if args.sigma <= 0:
         raise ValueError(f"--sigma must be > 0, got {args.sigma:g}")
@@ -88,12 +88,12 @@ def run(args: Namespace) -> int:
     check_writable(args.out, folder=True)
     model = read_model(args)
     detector = read_detector(args, model)
-    prepare_as_fitted(args, detector)
+    preprocess_as_fitted(args, detector)
     # A set that is not there stops before any work is done.
     network = model.config.network
     normal_images = read_images(args["in"], args, network.image_size, network.channels).pixels
-    sets = {"normal": normal_images, **read_odd_sets(args.ood, normal_images, args)}
-    if detector is not None and (known := int(detector.has_seen(normal_images).sum())):
+    sets = {"normal": normal_images, **read_ood_sets(args.ood, normal_images, args)}
+    if detector is not None and (known := int(detector.was_fitted_on(normal_images).sum())):
         note(
             f"{args['in']}: the detector was fitted to or calibrated on {known:,} of these {len(normal_images):,} images, "
             "so its figures are better than those of new images"
@@ -131,17 +131,17 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _alarms(detector: OODDetector, scores: Tensor) -> Table:
+def _alarms(detector: Detector, scores: Tensor) -> Table:
     """Compare promised and observed false alarms."""
-    from denoising_ebm.ood.conformal import alarm_range
-    from denoising_ebm.report import Table
+    from denoising_ebm.ood.conformal import fpr_interval
+    from denoising_ebm.viz.report import Table
 
     count = len(detector.calibration)
     rows: list[list[Cell]] = []
     for rate in (0.01, 0.05, 0.1):
         if (count + 1) * rate < 1:
             continue
-        low, high = alarm_range(rate, count, len(scores))
+        low, high = fpr_interval(rate, count, len(scores))
         observed = float(detector.flag(scores, rate).double().mean())
         rows.append([f"{rate:g}", f"{observed:.4f}", f"{low:.4f}-{high:.4f}"])
     caption = f"False alarms among {len(scores):,} normal images, with {count:,} calibration images."
@@ -158,9 +158,9 @@ def _write(
     import pyarrow.parquet
 
     from denoising_ebm import __version__
-    from denoising_ebm.files import write_atomically
-    from denoising_ebm.report import write_report
-    from denoising_ebm.scoring.evaluation import evaluation_sections, write_results
+    from denoising_ebm.ood.evaluation_report import evaluation_sections, write_results
+    from denoising_ebm.utils.io import write_atomically
+    from denoising_ebm.viz.report import write_report
 
     folder = Path(args.out)
     write_results(results, folder / "results.csv")
@@ -173,7 +173,7 @@ def _write(
             columns["value"] += values.tolist()
     table = pa.table(columns)
     write_atomically(folder / "scores.parquet", lambda path: pyarrow.parquet.write_table(table, str(path)))
-    facts = {
+    metadata = {
         "command": shlex.join(["debm", *sys.argv[1:]]),
         "model": args.model,
         "normal images": args["in"],
@@ -181,11 +181,11 @@ def _write(
         "version": f"denoising-ebm {__version__}",
     }
     if args.resize:
-        facts["resized with"] = args.resize
+        metadata["resized with"] = args.resize
     write_report(
         folder / "index.html",
         title="How well odd images are told from normal ones",
         sections=evaluation_sections(results, scores, alarms),
-        facts=facts,
+        metadata=metadata,
     )
     note(f"page: {folder / 'index.html'}")

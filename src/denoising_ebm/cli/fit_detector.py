@@ -77,8 +77,8 @@ def run(args: Namespace) -> int:
     check_at_least(args, 0, "seed")
     import torch
 
-    from denoising_ebm.images import image_hashes
-    from denoising_ebm.ood.detectors import MAP_IMAGES, DetectorConfig, OODDetector
+    from denoising_ebm.datasets.images import image_hashes
+    from denoising_ebm.ood.detector import MAP_IMAGES, Detector, DetectorConfig
 
     folder = folder_to_write(args, "the detector")
     model = read_model(args)
@@ -104,15 +104,15 @@ def run(args: Namespace) -> int:
             f"a fifth of the images drawn from {args.data} stands for the normal images to come; if the model was trained "
             "on them, more than the promised share of new ones is flagged: give new ones with --calibration"
         )
-    detector = OODDetector(model, replace(DetectorConfig(), altered=args.altered_images))
+    detector = Detector(model, replace(DetectorConfig(), altered=args.altered_images))
     num = len(pixels) if held is not None else len(pixels) - len(pixels) // 5
     altered = detector.config.num_altered(num, network.channels)
     total = len(pixels) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
     with progress_bar("fitting", total) as advance:
         detector.fit(pixels, calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
-    detector.preparation = {name: args[name] for name in ("resize", "center_crop", "convert")}
+    detector.preprocessing = {name: args[name] for name in ("resize", "center_crop", "convert")}
     detector.save(folder)
-    counts = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())
+    counts = ", ".join(f"{name} {count:,} images" for name, count in detector.metadata.items())
     lowest = 1 / (len(detector.calibration) + 1)
     note(f"{folder}: detector {counts}; false-alarm rates down to {lowest:.2g} can be promised")
     return 0

@@ -31,8 +31,8 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
 def run(args: Namespace) -> int:
     """Print."""
     from denoising_ebm.config import to_dict
+    from denoising_ebm.hub import DETECTOR_FILES, find_model_folder
     from denoising_ebm.model import REFERENCE_SIGMAS, DenoisingEBM
-    from denoising_ebm.model_folder import DETECTOR_FILES, find_model_folder
 
     model = DenoisingEBM.from_pretrained(args.model)
     levels = [level for level, row in zip(REFERENCE_SIGMAS, model.reference, strict=True) if bool(row.isfinite().all())]
@@ -42,7 +42,7 @@ def run(args: Namespace) -> int:
     fitted = (Path(folder) / DETECTOR_FILES[0]).is_file()
     if args.json:
         values = {"folder": folder, "parameters": parts, "percentiles at sigma": levels, "detector": fitted}
-        print(json.dumps({**values, "facts": model.facts, "config": to_dict(model.config)}, indent=2))
+        print(json.dumps({**values, "metadata": model.metadata, "config": to_dict(model.config)}, indent=2))
         return 0
     network, noise, sampling = model.config.network, model.config.noise, model.config.sampling
     rows: dict[str, Any] = {
@@ -57,13 +57,13 @@ def run(args: Namespace) -> int:
         f"denoiser: {model.config.energy.denoiser}",
         "percentiles at sigma": ", ".join(f"{level:g}" for level in levels) or "none",
         "detector": "yes" if fitted else "none; `debm fit-detector` makes one",
-        "recipe": ", ".join(f"{phase.objective} (share {phase.share:g})" for phase in model.config.recipe),
+        "stages": ", ".join(f"{stage.objective} (share {stage.share:g})" for stage in model.config.stages),
         "sampling in z": f"{sampling.semantic_steps} steps of {sampling.semantic_step_size:g}, sigma "
         f"{sampling.semantic_sigma_max:g} to {sampling.semantic_sigma_min:g}, prior {sampling.semantic_prior:g}",
         "sampling in x": f"{sampling.texture_steps} steps of {_step_size(sampling)}, sigma "
         f"{sampling.texture_sigma_max:g} to {sampling.texture_sigma_min:g}, {sampling.texture_levels} levels, "
-        f"{sampling.direction}{_cold(sampling)}",
-        **model.facts,
+        f"{sampling.drift}{_cold(sampling)}",
+        **model.metadata,
     }
     from rich.console import Console
     from rich.table import Table
@@ -79,9 +79,9 @@ def run(args: Namespace) -> int:
 
 
 def _cold(sampling: SamplingConfig) -> str:
-    if sampling.cold_temperature == 1:
+    if sampling.low_temperature == 1:
         return ""
-    return f", temperature {sampling.cold_temperature:g} below sigma {sampling.cold_sigma:g}"
+    return f", temperature {sampling.low_temperature:g} below sigma {sampling.low_temperature_sigma:g}"
 
 
 def _step_size(sampling: SamplingConfig) -> str:

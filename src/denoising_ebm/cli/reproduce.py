@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from denoising_ebm.cli.common import DATA_HELP, MODEL_HELP, Resize, load_and_note, note, read_odd_sets
+from denoising_ebm.cli.common import DATA_HELP, MODEL_HELP, Resize, load_and_note, note, read_ood_sets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.images import ImageSet
+    from denoising_ebm.datasets.images import ImageSet
 
 HELP = "run the paper's tables and figures, row by row, beside the paper's figures"
 USAGE = "debm reproduce TARGET ... [--scale tiny|small|full] [--data DATA] [--out DIR] [options]"
@@ -99,11 +99,11 @@ def run(args: Namespace) -> int:
     """Run and say where the page is."""
     if args.minutes < 0:
         raise ValueError(f"--minutes must be >= 0, got {args.minutes:g}")
-    from denoising_ebm.evaluation.extractors import EfficientNetLite0Features
-    from denoising_ebm.evaluation.inception import InceptionFeatures, find_weights
+    from denoising_ebm.experiments.run import STUDIES, Images, reproduce
+    from denoising_ebm.experiments.settings import SIZES
     from denoising_ebm.model import DenoisingEBM
-    from denoising_ebm.reproduce.run import STUDIES, Images, reproduce
-    from denoising_ebm.reproduce.settings import SIZES
+    from denoising_ebm.quality.extractors import EfficientNetLite0Features
+    from denoising_ebm.quality.inception import InceptionFeatures, find_weights
 
     targets = [name for name in STUDIES if name in args.target or "all" in args.target]
     inception: bool | str = False
@@ -123,7 +123,7 @@ def run(args: Namespace) -> int:
         defaults = {"split": "test", "limit": None, "center_crop": None, "strict": False}
         for name, value in defaults.items():
             options[name] = value
-        read = read_odd_sets(args.ood or ["interpolation"], test.pixels, options)
+        read = read_ood_sets(args.ood or ["interpolation"], test.pixels, options)
         odd = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
     images = Images(args.data, train.pixels, test.pixels, odd, labels)
     second = None

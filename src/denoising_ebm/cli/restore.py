@@ -26,7 +26,7 @@ from denoising_ebm.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.restoration.degradations import Degradation
+    from denoising_ebm.restoration.operators import Degradation
 
 HELP = "restore images: remove noise or blur, fill in missing pixels"
 USAGE = "debm restore MODEL IMAGES --task denoise|inpaint|deblur [--sigma S] [--mask FILE] [--blur W] [options]"
@@ -103,7 +103,7 @@ def run(args: Namespace) -> int:
     check_writable(grid)
     import torch
 
-    from denoising_ebm.images import check_png_names, to_float, to_uint8
+    from denoising_ebm.datasets.images import check_png_names, to_float, to_uint8
     from denoising_ebm.restoration.metrics import ssim_package
     from denoising_ebm.restoration.posterior import restore
 
@@ -147,7 +147,7 @@ def run(args: Namespace) -> int:
         _report(images.pixels, {"degraded": torch.cat(degraded), "restored": torch.cat(restored)})
     if grid is not None:
         rows = [torch.cat(degraded)[:16], torch.cat(restored)[:16]] + [images.pixels[:16]] * args.degrade
-        from denoising_ebm.evaluation.grids import save_grid
+        from denoising_ebm.viz.grids import save_grid
 
         save_grid(to_float(torch.cat(rows)), grid, columns=min(16, len(images)))
         note(f"picture: {grid}")
@@ -155,7 +155,7 @@ def run(args: Namespace) -> int:
 
 
 def _degradation(args: Namespace, size: int) -> Degradation:
-    from denoising_ebm.restoration.degradations import blurred, masked, noisy
+    from denoising_ebm.restoration.operators import blurred, masked, noisy
 
     noise = args.sigma or 0.0
     if args.task == "denoise":
@@ -163,7 +163,7 @@ def _degradation(args: Namespace, size: int) -> Degradation:
     if args.task == "deblur":
         # Files round to 256 levels: without that noise, undoing a blur would enlarge the rounding beyond measure.
         return blurred(args.blur, size, max(noise, 2 / 255 / 12**0.5))
-    from denoising_ebm.images import load_images
+    from denoising_ebm.datasets.images import load_images
 
     if Path(args.mask).is_dir():
         raise ValueError(f"{args.mask}: is a folder; --mask takes one picture, for all images")
@@ -181,8 +181,8 @@ def _write(names: Sequence[str], restored: Tensor, folder: Path) -> None:
 
     from PIL import Image
 
-    from denoising_ebm.files import write_atomically
-    from denoising_ebm.images import png_name
+    from denoising_ebm.datasets.images import png_name
+    from denoising_ebm.utils.io import write_atomically
 
     for name, pixels in zip(names, restored, strict=True):
         picture = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())

@@ -89,8 +89,8 @@ def run(args: Namespace) -> int:
 
     import torch
 
-    from denoising_ebm.evaluation.grids import image_grid, trajectory_grid
     from denoising_ebm.generation import Trajectory, generate, num_steps
+    from denoising_ebm.viz.grids import image_grid, trajectory_grid
 
     model = read_model(args)
     trajectory = Trajectory(model) if paths["trajectory"] else None
@@ -121,7 +121,7 @@ def run(args: Namespace) -> int:
 
 
 def _write_png(picture: Image.Image, path: Path) -> None:
-    from denoising_ebm.files import write_atomically
+    from denoising_ebm.utils.io import write_atomically
 
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
@@ -129,8 +129,8 @@ def _write_png(picture: Image.Image, path: Path) -> None:
 def _write_npz(images: Tensor, path: Path) -> None:
     import numpy as np
 
-    from denoising_ebm.files import write_atomically
-    from denoising_ebm.images import to_uint8
+    from denoising_ebm.datasets.images import to_uint8
+    from denoising_ebm.utils.io import write_atomically
 
     array = to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy()
 

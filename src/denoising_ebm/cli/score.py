@@ -20,7 +20,7 @@ from denoising_ebm.cli.common import (
     check_suffix,
     check_writable,
     note,
-    prepare_as_fitted,
+    preprocess_as_fitted,
     progress_bar,
     read_detector,
     read_images,
@@ -30,10 +30,10 @@ from denoising_ebm.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.images import ImageSet
+    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
-    from denoising_ebm.ood.detectors import OODDetector
-    from denoising_ebm.scoring.table import Score
+    from denoising_ebm.ood.detector import Detector
+    from denoising_ebm.ood.table import Score
 
 HELP = "score how normal images are, flag the odd ones, and show where they are odd"
 USAGE = "debm score MODEL IMAGES [--fpr 0.05] [--out scores.csv] [--maps DIR] [--report page.html] [options]"
@@ -112,10 +112,10 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
 def run(args: Namespace) -> int:
     """Score and write."""
     _check(args)
-    from denoising_ebm.images import check_png_names
+    from denoising_ebm.datasets.images import check_png_names
     from denoising_ebm.model import REFERENCE_SIGMAS
-    from denoising_ebm.ood.conformal import check_rate, least_discoveries
-    from denoising_ebm.scoring.table import check_table_path, csv_text, score_images, write_table
+    from denoising_ebm.ood.conformal import check_rate, min_bh_rejections
+    from denoising_ebm.ood.table import check_table_path, csv_text, score_images, write_table
 
     if args.out is not None:
         check_table_path(Path(args.out))
@@ -131,13 +131,13 @@ def run(args: Namespace) -> int:
         raise ValueError(f"{args.model}: --tiles needs a detector; `debm fit-detector` makes it")
     if detector is not None and args.fpr is not None:
         check_rate(args.fpr, len(detector.calibration))
-    prepare_as_fitted(args, detector)
+    preprocess_as_fitted(args, detector)
     network = model.config.network
     images = read_images(args.images, args, network.image_size, network.channels, skip_unfit=True)
     if args.maps is not None:
         check_png_names(images.names)
     if detector is not None and args.fdr is not None:
-        least = least_discoveries(args.fdr, len(detector.calibration), max(len(images), 1))
+        least = min_bh_rejections(args.fdr, len(detector.calibration), max(len(images), 1))
         if least > 1:
             note(
                 f"--fdr {args.fdr:g} of {len(images):,} images with {len(detector.calibration):,} calibration images: "
@@ -200,12 +200,12 @@ def _check(args: Namespace) -> None:
     check_suffix(args.report, ".html")
 
 
-def _maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | None, pixels: Tensor) -> tuple[Tensor, float]:
+def _maps(args: Namespace, model: DenoisingEBM, detector: Detector | None, pixels: Tensor) -> tuple[Tensor, float]:
     """Return the maps of images of the model's size, and the value of the strongest colour."""
     import torch
 
-    from denoising_ebm.images import to_float
-    from denoising_ebm.scoring.maps import Z_LIMIT, brightest, odd_pixels
+    from denoising_ebm.datasets.images import to_float
+    from denoising_ebm.ood.pictures import Z_LIMIT, anomaly_map, brightest
 
     with progress_bar("maps", len(pixels)) as advance:
         if detector is not None:
@@ -213,15 +213,15 @@ def _maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | None, pi
         parts = []
         for part in torch.split(pixels, args.batch_size):
             x = to_float(part).to(model.device)
-            parts.append(odd_pixels(model, x, args.sigma, draws=args.draws, seed=args.seed).cpu())
+            parts.append(anomaly_map(model, x, args.sigma, draws=args.draws, seed=args.seed).cpu())
             advance(len(part))
     maps = torch.cat(parts)
     return maps, brightest(maps)
 
 
-def _write_maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | None, images: ImageSet) -> None:
-    from denoising_ebm.images import each_image
-    from denoising_ebm.scoring.maps import Z_LIMIT, write_maps
+def _write_maps(args: Namespace, model: DenoisingEBM, detector: Detector | None, images: ImageSet) -> None:
+    from denoising_ebm.datasets.images import each_image
+    from denoising_ebm.ood.pictures import Z_LIMIT, write_maps
 
     folder, unit = Path(args.maps), "a z-score" if detector is not None else "an energy"
     if args.tiles:
@@ -246,13 +246,13 @@ def _write_maps(args: Namespace, model: DenoisingEBM, detector: OODDetector | No
 
 
 def _write_report(
-    args: Namespace, model: DenoisingEBM, detector: OODDetector | None, images: ImageSet, rows: list[Score]
+    args: Namespace, model: DenoisingEBM, detector: Detector | None, images: ImageSet, rows: list[Score]
 ) -> None:
     import torch
 
-    from denoising_ebm.hardware import describe
-    from denoising_ebm.report import write_report
-    from denoising_ebm.scoring.page import oddest, score_facts, score_sections
+    from denoising_ebm.ood.report import oddest, score_metadata, score_sections
+    from denoising_ebm.utils.device import describe
+    from denoising_ebm.viz.report import write_report
 
     maps, limit = _maps(args, model, detector, images.pixels[torch.tensor(oddest(rows))])
     rate = ""
@@ -264,11 +264,11 @@ def _write_report(
     if args.resize:
         settings["resized with"] = args.resize
     if detector is not None:
-        settings["detector"] = ", ".join(f"{name} {count:,} images" for name, count in detector.facts.items())
+        settings["detector"] = ", ".join(f"{name} {count:,} images" for name, count in detector.metadata.items())
     write_report(
         args.report,
         title="Which images are odd",
         sections=score_sections(images, rows, maps, limit, detector, rate=rate),
-        facts=score_facts(args.model, args.images, images, rows, settings),
+        metadata=score_metadata(args.model, args.images, images, rows, settings),
     )
     note(f"page: {args.report}")

@@ -197,7 +197,7 @@ def _merge(config: Config, path: Path) -> Config:
 
 def _config(args: Namespace) -> Config:
     values = {name: args[name].as_dict() for name in _SECTIONS}
-    config = from_dict(Config, {**values, "recipe": args.recipe}, where="settings")
+    config = from_dict(Config, {**values, "stages": args.stages}, where="settings")
     short = {name: args[name] for name in ("max_minutes", "max_images", "seed") if args[name] is not None}
     return replace(config, training=replace(config.training, **short))
 

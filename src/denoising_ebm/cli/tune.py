@@ -64,13 +64,13 @@ def run(args: Namespace) -> int:
     check_at_least(args, 0, "seed")
     import torch
 
-    from denoising_ebm.evaluation.quality import Judge
-    from denoising_ebm.evaluation.tuning import COLD_TEMPERATURES, tune_cold_temperature
     from denoising_ebm.generation import generate, num_steps
-    from denoising_ebm.model_folder import copy_model_folder, find_model_folder, rewrite_config
-    from denoising_ebm.report import Table, markdown
+    from denoising_ebm.hub import copy_model_folder, find_model_folder, rewrite_config
+    from denoising_ebm.quality.evaluator import FidelityEvaluator
+    from denoising_ebm.quality.tuning import TEMPERATURES, tune_low_temperature
+    from denoising_ebm.viz.report import Table, markdown
 
-    temperatures = COLD_TEMPERATURES if args.temperatures is None else tuple(dict.fromkeys(args.temperatures))
+    temperatures = TEMPERATURES if args.temperatures is None else tuple(dict.fromkeys(args.temperatures))
     if not temperatures or not all(math.isfinite(t) and t >= 0 for t in temperatures):
         raise ValueError(f"--temperatures must be one or more numbers >= 0, got {list(temperatures)}")
     source, folder = find_model_folder(args.model), folder_to_write(args, "the tuned model")
@@ -79,18 +79,18 @@ def run(args: Namespace) -> int:
     draws = torch.Generator().manual_seed(args.seed)
     sizes = network.image_size, network.channels
     pixels = read_images(args.data, args, *sizes, sample=args.images, generator=draws).pixels
-    judge = Judge(pixels, device=model.device)
-    before = model.config.sampling.cold_temperature
+    evaluator = FidelityEvaluator(pixels, device=model.device)
+    before = model.config.sampling.low_temperature
     with progress_bar("sampling", len(temperatures) * args.samples * num_steps(model, "two-stage", None)) as advance:
         options = {"seed": args.seed, "batch_size": args.batch_size, "advance": advance}
-        distances = tune_cold_temperature(
-            model, lambda: generate(model, args.samples, **options).images, judge, temperatures
+        distances = tune_low_temperature(
+            model, lambda: generate(model, args.samples, **options).images, evaluator, temperatures
         )
-    best = model.config.sampling.cold_temperature
+    best = model.config.sampling.low_temperature
     caption = (
-        f"Fréchet distance of {args.samples:,} samples to {len(pixels):,} images ({judge.extractor.name}; no FID)."
+        f"Fréchet distance of {args.samples:,} samples to {len(pixels):,} images ({evaluator.extractor.name}; no FID)."
     )
-    columns = [f"temperature below sigma {model.config.sampling.cold_sigma:g}", "distance"]
+    columns = [f"temperature below sigma {model.config.sampling.low_temperature_sigma:g}", "distance"]
     rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
     print(f"{caption}\n\n{markdown(Table(columns, rows))}", end="")
     if folder.resolve() != source.resolve():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from denoising_ebm.config import NetworkConfig, Precondition
 from denoising_ebm.networks.unet import UNet
-from denoising_ebm.noise import expand_sigma, over
+from denoising_ebm.noise import append_dims, expand_sigma
 
 
 def coefficients(kind: Precondition, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,13 +51,13 @@ class DenoisingAutoencoder(nn.Module):
             before whitening, shape (batch, latent_dim).
         """
         sigma = expand_sigma(sigma, x)
-        c_skip, c_out, c_in = (over(c, x) for c in coefficients(self.kind, sigma, self.sigma_data))
+        c_skip, c_out, c_in = (append_dims(c, x) for c in coefficients(self.kind, sigma, self.sigma_data))
         output, code = self.unet(c_in * x, sigma.log() / 4, inner)
         return c_skip * x + c_out * output.to(x.dtype), code
 
     def encode(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return the whitened codes z = f_alpha(x, sigma), shape (batch, latent_dim)."""
         sigma = expand_sigma(sigma, x)
-        c_in = over(coefficients(self.kind, sigma, self.sigma_data)[2], x)
+        c_in = append_dims(coefficients(self.kind, sigma, self.sigma_data)[2], x)
         z: Tensor = self.unet.whitening(self.unet.encode(c_in * x, sigma.log() / 4))
         return z

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from denoising_ebm.images import to_float, to_uint8
+from denoising_ebm.datasets.images import to_float, to_uint8
 from denoising_ebm.ood import outliers
-from denoising_ebm.ood.maps import smoothed
+from denoising_ebm.ood.anomaly_maps import smoothed
 
 Group = Literal["tone", "colour", "smoothness", "noise", "turn", "parts"]
 

@@ -67,7 +67,7 @@ def check_rate(fpr: float, num_calibration: int) -> None:
         )
 
 
-def alarm_range(fpr: float, num_calibration: int, num_new: int, *, share: float = 0.95) -> tuple[float, float]:
+def fpr_interval(fpr: float, num_calibration: int, num_new: int, *, share: float = 0.95) -> tuple[float, float]:
     """Return between which shares of `num_new` normal images are flagged at rate `fpr`, with a chance of `share`.
 
     The calibration images are random too: given n of them, k = floor((n + 1) fpr), the number of false alarms is
@@ -112,7 +112,7 @@ def benjamini_hochberg(p: Tensor, fdr: float) -> Tensor:
     return p <= ordered[int(passing[-1])]
 
 
-def least_discoveries(fdr: float, num_calibration: int, num_images: int) -> int:
+def min_bh_rejections(fdr: float, num_calibration: int, num_images: int) -> int:
     """Return how many of a batch Benjamini-Hochberg flags at least, if it flags any.
 
     So many suffice where they are odder than all calibration images: 1 / (num_calibration + 1) is the smallest p-value.

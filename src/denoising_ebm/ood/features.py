@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from denoising_ebm.datasets.images import to_float
 from denoising_ebm.energies import TextureEnergy
-from denoising_ebm.images import to_float
 from denoising_ebm.model import DenoisingEBM, Inspection
 
 Family = Literal[

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from denoising_ebm.ood.conditional import Conditional
 from denoising_ebm.ood.densities import (
     Density,
     DensityName,
@@ -19,8 +18,9 @@ from denoising_ebm.ood.densities import (
     Single,
     TwoSided,
 )
-from denoising_ebm.ood.discriminants import Discriminants
 from denoising_ebm.ood.features import Family
+from denoising_ebm.ood.lda import FisherDiscriminants
+from denoising_ebm.ood.regression import Conditional
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Member:
 
     def build(self) -> Opinion:
         """Return the opinion, not fitted yet."""
-        density: Density | Conditional | Discriminants
+        density: Density | Conditional | FisherDiscriminants
         if self.density == "discriminants":
-            density = Discriminants(ridge=self.ridge, shift=self.shift)
+            density = FisherDiscriminants(ridge=self.ridge, shift=self.shift)
         elif self.density == "conditional":
             density = Conditional(self.share)
         elif self.density == "single":
@@ -84,7 +84,7 @@ class Member:
 class Opinion:
     """What a member says of images, once it is fitted."""
 
-    def __init__(self, member: Member, density: Density | Conditional | Discriminants) -> None:
+    def __init__(self, member: Member, density: Density | Conditional | FisherDiscriminants) -> None:
         self.member, self.density = member, density
 
     def fit(self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor]) -> Opinion:
@@ -98,7 +98,7 @@ class Opinion:
             ValueError: If altered images are needed and missing, or features do not fit each other.
         """
         features, given = self.member.families, self.member.given
-        if isinstance(self.density, Discriminants):
+        if isinstance(self.density, FisherDiscriminants):
             if not altered:
                 raise ValueError("discriminants need features of altered images, as from `altered_columns`")
             normal = table_of(columns, features), table_of(columns, given)
@@ -120,7 +120,7 @@ class Opinion:
 
     def score(self, columns: Mapping[Family, Tensor]) -> Tensor:
         """Return how odd images with these features are, float64 `(n,)`."""
-        if isinstance(self.density, Conditional | Discriminants):
+        if isinstance(self.density, Conditional | FisherDiscriminants):
             return self.density.score(table_of(columns, self.member.families), table_of(columns, self.member.given))
         scores = self.density.score(table_of(columns, self.member.families))
         # A distance spreads by factors: its logarithm is nearly normal, and compares with other members'.

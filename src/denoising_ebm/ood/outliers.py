@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from denoising_ebm.images import to_float, to_uint8
-from denoising_ebm.ood.maps import smoothed
+from denoising_ebm.datasets.images import to_float, to_uint8
+from denoising_ebm.ood.anomaly_maps import smoothed
 
 Make = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -131,7 +131,7 @@ def swapped_channels(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 #: Sets by name, for `debm evaluate`.
-OUTLIERS: dict[str, Make] = {
+SYNTHETIC_OOD: dict[str, Make] = {
     "interpolation": interpolation,
     "constant": constant,
     "uniform-noise": uniform_noise,

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import pytorch_ood.api
 import torch
-from pytorch_ood.api import Detector, DetectorInfo, Paper, RequiresFittingException, Task
+from pytorch_ood.api import DetectorInfo, Paper, RequiresFittingException, Task
 from torch import Tensor
 
-from denoising_ebm.images import to_uint8
+from denoising_ebm.datasets.images import to_uint8
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.ood.detectors import DetectorConfig, OODDetector
+from denoising_ebm.ood.detector import Detector, DetectorConfig
 
 
-class DenoisingEBMDetector(Detector):  # type: ignore[misc]
-    """A `pytorch_ood.api.Detector` around an `OODDetector`.
+class DenoisingEBMDetector(pytorch_ood.api.Detector):  # type: ignore[misc]
+    """A `pytorch_ood.api.Detector` around a `Detector`.
 
     It needs no classifier and no labels; images whose label is negative, which pytorch-ood keeps for outliers, take no part
     in fitting.
@@ -42,11 +43,11 @@ class DenoisingEBMDetector(Detector):  # type: ignore[misc]
         ),
     )
 
-    def __init__(self, detector: OODDetector | DenoisingEBM, *, low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, detector: Detector | DenoisingEBM, *, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"low must be below high, got {low:g} and {high:g}")
-        self.detector = OODDetector(detector, DetectorConfig()) if isinstance(detector, DenoisingEBM) else detector
+        self.detector = Detector(detector, DetectorConfig()) if isinstance(detector, DenoisingEBM) else detector
         self.low, self.high = low, high
 
     def fit(self, data_loader: Any) -> Self:

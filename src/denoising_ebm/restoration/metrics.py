@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoising_ebm.extras import load_extra
+from denoising_ebm.utils.extras import load_extra
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:

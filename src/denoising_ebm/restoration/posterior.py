@@ -21,11 +21,11 @@ from torch import Tensor
 
 from denoising_ebm.energies import TextureEnergy, draw_noise
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.noise import expand_sigma, karras_sigmas, over
-from denoising_ebm.restoration.degradations import Degradation
+from denoising_ebm.noise import append_dims, expand_sigma, karras_sigmas
+from denoising_ebm.restoration.operators import Degradation
 from denoising_ebm.restoration.prior import natural_variances
-from denoising_ebm.sampling import annealed
-from denoising_ebm.sampling.langevin import ChainState
+from denoising_ebm.samplers import annealed
+from denoising_ebm.samplers.langevin import ChainState
 
 Estimate = Literal["mean", "sample"]
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -95,11 +95,11 @@ class GuidedDenoiser:
                 # it would be pushed out of the range of images.
                 gain = (sigma / self.spread(sigma)).square().clamp_max(MAX_GAIN)
             (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
-        correction = over(gain, gradient) * gradient
+        correction = append_dims(gain, gradient) * gradient
         if weigh is not None:
             reached = degradation.apply(correction)
             share = (residual * reached).sum((1, 2, 3)) / reached.square().sum((1, 2, 3)).clamp_min(1e-12)
-            correction = over((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
+            correction = append_dims((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
         return mean + correction
 
 
@@ -171,7 +171,7 @@ def restore(
         start = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5
         x = start * draw_noise(tuple(observed.shape), generator, y)
     x = annealed(
-        TextureEnergy(denoise, inner_noise=False, direction="first-term"),
+        TextureEnergy(denoise, inner_noise=False, drift="denoiser"),
         x,
         sigmas,
         step_size=step_size,

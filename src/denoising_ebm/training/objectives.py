@@ -15,8 +15,8 @@ from torch.func import functional_call
 from denoising_ebm.config import Config, ObjectiveName
 from denoising_ebm.energies import SemanticEnergy, draw_noise, semantic_energy, texture_energy
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.noise import draw_sigmas, loss_weights, over
-from denoising_ebm.sampling import ReplayBuffer, annealed
+from denoising_ebm.noise import append_dims, draw_sigmas, loss_weights
+from denoising_ebm.samplers import ReplayBuffer, annealed
 
 #: eta of pixel chains in training where `sampling.texture_step_size` is 0.
 CHAIN_STEP_SIZE = 0.4
@@ -35,7 +35,7 @@ class Batch:
     @property
     def noisy(self) -> Tensor:
         """x0 + sigma noise."""
-        return self.x0 + over(self.sigma, self.x0) * self.noise
+        return self.x0 + append_dims(self.sigma, self.x0) * self.noise
 
 
 class Objective(Protocol):
@@ -83,13 +83,13 @@ class Reconstruction:
             x.requires_grad_(True)
         with torch.enable_grad():
             reconstruction, code = model.dae(x, batch.sigma)
-            residual = (x - reconstruction) / over(batch.sigma, x)
+            residual = (x - reconstruction) / append_dims(batch.sigma, x)
             denoised = reconstruction
             if self.name == "score":
                 (gradient,) = torch.autograd.grad(0.5 * residual.square().sum(), x, create_graph=True)
-                denoised = x - over(batch.sigma, x) ** 2 * gradient
+                denoised = x - append_dims(batch.sigma, x) ** 2 * gradient
             # The energy that the network now gives these data: eq. 7 of x0 with this noise, or that of the noisy image.
-            error = residual if self.name == "score" else (batch.x0 - reconstruction) / over(batch.sigma, x)
+            error = residual if self.name == "score" else (batch.x0 - reconstruction) / append_dims(batch.sigma, x)
         weights = loss_weights(noise.weighting, batch.sigma, self._config.network.sigma_data)
         denoising = (weights * (denoised - batch.x0).square().flatten(1).mean(1)).mean()
         decoding = self._decoder_loss(model, batch, code)
@@ -105,7 +105,7 @@ class Reconstruction:
         keep = batch.sigma <= training.decoder_sigma_max
         if model.training:
             model.dae.unet.whitening.update(code, keep)
-        z = model.dae.unet.whitening(code if training.encoder_learns_decoding else code.detach())
+        z = model.dae.unet.whitening(code if training.decoder_loss_trains_encoder else code.detach())
         errors = (model.decoder(z) - batch.x0).square().flatten(1).mean(1)
         # A mask, not a selection: all parameters take part in every batch, as synchronised training needs.
         loss: Tensor = (errors * keep).mean()
@@ -134,14 +134,14 @@ def heldout_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batch_s
     total = 0.0
     for x0, sigma in zip(torch.split(images, batch_size), torch.split(sigmas, batch_size), strict=True):
         x0, sigma = x0.to(model.device), sigma.to(model.device)
-        x = x0 + over(sigma, x0) * draw_noise(tuple(x0.shape), generator, x0)
+        x = x0 + append_dims(sigma, x0) * draw_noise(tuple(x0.shape), generator, x0)
         weights = loss_weights(config.noise.weighting, sigma, config.network.sigma_data)
         total += float((weights * (model.denoise(x, sigma) - x0).square().flatten(1).mean(1)).sum())
     return total / len(images)
 
 
 @dataclass(frozen=True)
-class Contrasts:
+class ContrastiveEnergies:
     """What a contrastive step compares: energies per dimension, shape (chains,), and how far each side is spread."""
 
     latent_data: Tensor  #: U^s of codes of noisy images; gradient reaches gamma alone.
@@ -150,7 +150,7 @@ class Contrasts:
     chain: Tensor  #: U^c of x^T; gradient reaches phi alone.
     #: Standard deviations of codes, z^K, images and x^T over all chains and dimensions: chains that saturate, collapse or
     #: drift off are seen here first.
-    spreads: dict[str, Tensor]
+    stds: dict[str, Tensor]
 
 
 class Contrastive:
@@ -179,13 +179,13 @@ class Contrastive:
             # Its energy of data is another one than that which is contrasted below.
             figures = self._reconstruction(model, batch)
             return {name: value for name, value in figures.items() if name != "energy_data"}
-        contrasts = self.contrasts(model, batch)
+        contrastive_energies = self.contrastive_energies(model, batch)
         options = self._config.contrastive
-        figures = dict(contrasts.spreads)
+        figures = dict(contrastive_energies.stds)
         loss = batch.x0.new_zeros(())
         pairs = {
-            "latent_energy": (contrasts.latent_data, contrasts.latent_chain),
-            "energy": (contrasts.data, contrasts.chain),
+            "latent_energy": (contrastive_energies.latent_data, contrastive_energies.latent_chain),
+            "energy": (contrastive_energies.data, contrastive_energies.chain),
         }
         for prefix, (data, chain) in pairs.items():
             loss = loss + options.weight * (data.mean() - chain.mean())
@@ -196,7 +196,7 @@ class Contrastive:
             figures[f"{prefix}_gap"] = data.detach().mean() - chain.detach().mean()
         return {"loss": loss, **figures}
 
-    def contrasts(self, model: DenoisingEBM, batch: Batch) -> Contrasts:
+    def contrastive_energies(self, model: DenoisingEBM, batch: Batch) -> ContrastiveEnergies:
         """Run the chains of lines 7-13 and return the energies of data and chain ends."""
         options, sampling = self._config.contrastive, self._config.sampling
         generator = batch.generator
@@ -208,7 +208,7 @@ class Contrastive:
 
         slots, sigma, z_end, x_end = self._run_chains(model, x0, sigma, generator)
         if self._buffer is not None:
-            noisy = x0 + over(sigma, x0) * batch.noise[:num]
+            noisy = x0 + append_dims(sigma, x0) * batch.noise[:num]
             self._buffer.put(slots, {"z": z_end, "x": x_end, "sigma": sigma}, torch.Generator().manual_seed(batch.step))
 
         def draw() -> Tensor | None:
@@ -225,7 +225,7 @@ class Contrastive:
         # Codes are known, to h_gamma and to the whitening, up to this level.
         known = sigma.clamp_max(self._config.training.decoder_sigma_max)
         with torch.no_grad():
-            z_data = model.encode(x0 + over(known, x0) * batch.noise[:num], known)
+            z_data = model.encode(x0 + append_dims(known, x0) * batch.noise[:num], known)
         # All this ran without gradients: casts that older versions of torch kept from it in autocast must not serve passes
         # that are learned from.
         torch.clear_autocast_cache()
@@ -238,9 +238,9 @@ class Contrastive:
         noise = draw()
         data = texture_energy(model.reconstruct, positives, sigma, noise) / dim
         chain = texture_energy(model.reconstruct, x_end, sigma, noise) / dim
-        spreads = {"code_std": z_data.std(), "latent_chain_std": z_end.std()}
-        spreads |= {"image_std": positives.std(), "chain_std": x_end.std()}
-        return Contrasts(latent_data, latent_chain, data, chain, spreads)
+        stds = {"code_std": z_data.std(), "latent_chain_std": z_end.std()}
+        stds |= {"image_std": positives.std(), "chain_std": x_end.std()}
+        return ContrastiveEnergies(latent_data, latent_chain, data, chain, stds)
 
     @torch.no_grad()
     def _run_chains(
@@ -274,14 +274,14 @@ class Contrastive:
         )
         x = model.decode(z)
         start = torch.where(going_on, sigma, sigma.clamp_min(sampling.texture_sigma_max))
-        if sampling.renoise:
-            x = x + over(start, x) * draw_noise(tuple(x.shape), generator, x)
+        if sampling.noise_init:
+            x = x + append_dims(start, x) * draw_noise(tuple(x.shape), generator, x)
         if kept and bool(going_on.any()):
             x[going_on] = kept["x"].to(x0.device)
         x = annealed(
             # Of the energy itself, whatever samplers follow: its first term alone is the gradient of no energy, and these
             # chains must end where the energy that is learned is low.
-            model.texture("exact"),
+            model.texture("energy"),
             x,
             _levels(start, sigma, options.texture_steps),
             # Levels of these chains may stay where they are, where steps of the reverse diffusion would stand still.
@@ -311,7 +311,7 @@ def _semantic(model: DenoisingEBM, config: Config) -> SemanticEnergy:
         model.reconstruct,
         inner_noise=config.energy.inner_noise,
         prior=config.sampling.semantic_prior,
-        sensitivity=spread,
+        jacobian_norm=spread,
     )
 
 

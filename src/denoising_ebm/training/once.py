@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.files import read_json, write_text_atomically
-from denoising_ebm.images import content_hash
+from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.training.state import STATE_FILE
+from denoising_ebm.training.checkpoint import STATE_FILE
 from denoising_ebm.training.trainer import train
+from denoising_ebm.utils.io import read_json, write_text_atomically
 
 FINISHED_FILE = "finished"
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config
-from denoising_ebm.hardware import Precision, choose_device, choose_precision
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.training.monitor import METRICS_FILE
-from denoising_ebm.training.state import STATE_FILE
+from denoising_ebm.training.checkpoint import STATE_FILE
+from denoising_ebm.training.logging import METRICS_FILE
+from denoising_ebm.utils.device import Precision, choose_device, choose_precision
 
 CONFIG_FILE = "config.yaml"
 
@@ -70,11 +70,11 @@ def choose_hardware(
     return place, choose_precision(precision, place)
 
 
-def new_model(config: Config, facts: dict[str, Any] | None = None) -> DenoisingEBM:
+def new_model(config: Config, metadata: dict[str, Any] | None = None) -> DenoisingEBM:
     """Return a model with weights by the seed of `config`; the caller's random numbers stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.training.seed)
-        return DenoisingEBM(config, facts)
+        return DenoisingEBM(config, metadata)
 
 
 def place_images(pixels: Tensor, device: torch.device) -> Tensor:

@@ -16,22 +16,22 @@ import yaml
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from denoising_ebm.calibration import calibrate
 from denoising_ebm.config import Config, to_dict
-from denoising_ebm.files import write_text_atomically
-from denoising_ebm.hardware import Precision, describe
-from denoising_ebm.images import content_hash, to_float
+from denoising_ebm.datasets.images import content_hash, to_float
+from denoising_ebm.hub import check_tensors
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.model_folder import check_tensors
-from denoising_ebm.training.draws import draw_batch, seeded
+from denoising_ebm.training.batches import draw_batch, seeded
+from denoising_ebm.training.calibration import calibrate
+from denoising_ebm.training.checkpoint import RunState, read_state, save_state
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.interrupt import interruptible
-from denoising_ebm.training.monitor import Monitor, is_healthy, trim_metrics
+from denoising_ebm.training.logging import Monitor, is_healthy, trim_metrics
+from denoising_ebm.training.lr import learning_rate
 from denoising_ebm.training.objectives import Batch, Objective, heldout_loss, make_objective
-from denoising_ebm.training.previews import save_previews
-from denoising_ebm.training.schedule import learning_rate
+from denoising_ebm.training.sample_images import save_sample_images
 from denoising_ebm.training.setup import CONFIG_FILE, check_run, choose_hardware, new_model, place_images
-from denoising_ebm.training.state import RunState, read_state, save_state
+from denoising_ebm.utils.device import Precision, describe
+from denoising_ebm.utils.io import write_text_atomically
 
 MAX_ROLLBACKS = 3
 
@@ -113,7 +113,7 @@ def train(
     if initial is not None:
         check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
         model.load_state_dict(initial.state_dict())
-        past = {name: initial.facts.get(name, 0) for name in ("images seen", "minutes")}
+        past = {name: initial.metadata.get(name, 0) for name in ("images seen", "minutes")}
 
     step_module = _Step(model)
     training = config.training
@@ -123,11 +123,11 @@ def train(
         model.dae.unet.compile()
         model.decoder.compile()
     average = AveragedWeights(model, config.training.ema_decay)
-    state = RunState(model, average, optimizer, make_objective(config.recipe[0].objective, config), past=past)
+    state = RunState(model, average, optimizer, make_objective(config.stages[0].objective, config), past=past)
     if saved is not None:
         # Past the last phase when that ended by divergence.
-        phase = config.recipe[min(saved["clock"]["phase"], len(config.recipe) - 1)]
-        state.objective = make_objective(phase.objective, config)
+        stage = config.stages[min(saved["clock"]["stage"], len(config.stages) - 1)]
+        state.objective = make_objective(stage.objective, config)
         if fabric.global_rank:
             # Those saved are the first process's: taken over by all they would be the same chains everywhere.
             saved["objective"] = state.objective.state_dict()
@@ -147,8 +147,8 @@ def train(
     order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
     num_held = min(config.training.holdout, len(pixels) // 10)
     held, kept = pixels[order[:num_held]], place_images(pixels[order[num_held:]], fabric.device)
-    facts = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
-    run = _Run(fabric, wrapped, state, config, folder, held, facts, hardware, images)
+    metadata = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
+    run = _Run(fabric, wrapped, state, config, folder, held, metadata, hardware, images)
     with ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
@@ -169,13 +169,13 @@ class _Run:
         config: Config,
         folder: Path,
         held: Tensor,
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         hardware: dict[str, Any],
         images: str,
     ) -> None:
         self.images, self.hardware = images, hardware
         self.fabric, self.wrapped, self.state, self.config, self.folder = fabric, wrapped, state, config, folder
-        self.held, self.facts = held, facts
+        self.held, self.metadata = held, metadata
         self._good = state.snapshot()
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class _Run:
         started, before = time.monotonic(), state.clock.seconds
         last_preview = state.clock.seconds
         stopped = False
-        while self._enter_phase(monitor, progress := self.progress()):
+        while self._enter_stage(monitor, progress := self.progress()):
             # Signals reach processes at different steps, and each has a clock of its own: they act on what all agree on,
             # or one would wait for the others for ever.
             if stopped := self._agree(interrupted.is_set()):
@@ -196,7 +196,7 @@ class _Run:
             figures = self._step(pixels, progress)
             monitor.add(figures, training.batch_size)
             clock = state.clock
-            clock.step, clock.phase_step = clock.step + 1, clock.phase_step + 1
+            clock.step, clock.stage_step = clock.step + 1, clock.stage_step + 1
             clock.images_seen += training.batch_size
             clock.seconds = before + time.monotonic() - started
             if clock.step % training.log_every == 0:
@@ -219,7 +219,7 @@ class _Run:
         share: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size, "device": fabric.device}
         # A run that goes on from another model goes on with its draws too: with one seed they would be the same again.
         before = self.state.past.get("images seen", 0) // training.batch_size
-        batches = draw_batch(pixels, self.config, before + clock.step, clock.phase_step, **share)
+        batches = draw_batch(pixels, self.config, before + clock.step, clock.stage_step, **share)
         figures: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with fabric.no_backward_sync(self.wrapped, enabled=i < len(batches) - 1):
@@ -244,26 +244,26 @@ class _Run:
             shares.append(clock.seconds / (60 * training.max_minutes))
         return min(1.0, float(self._agree(max(shares))))
 
-    def _enter_phase(self, monitor: Monitor, progress: float) -> bool:
+    def _enter_stage(self, monitor: Monitor, progress: float) -> bool:
         """Set the objective of the current phase; False when the recipe or the budget is at its end."""
-        clock, recipe = self.state.clock, self.config.recipe
-        total = sum(phase.share for phase in recipe)
-        ends = [sum(phase.share for phase in recipe[: i + 1]) / total for i in range(len(recipe))]
-        due = next((i for i, end in enumerate(ends) if progress < end), len(recipe))
+        clock, stages = self.state.clock, self.config.stages
+        total = sum(stage.share for stage in stages)
+        ends = [sum(stage.share for stage in stages[: i + 1]) / total for i in range(len(stages))]
+        due = next((i for i, end in enumerate(ends) if progress < end), len(stages))
         if progress >= 1:
             return False
-        if due > clock.phase:
+        if due > clock.stage:
             # The figures so far belong to the phase before, whose end is only kept if it went well.
             self._check_health(monitor)
-            self._start_phase(due)
+            self._start_stage(due)
         self.wrapped.module.objective = self.state.objective
-        return clock.phase < len(recipe)
+        return clock.stage < len(stages)
 
-    def _start_phase(self, index: int) -> None:
+    def _start_stage(self, index: int) -> None:
         clock = self.state.clock
-        clock.phase, clock.phase_step, clock.rollbacks, clock.rate_scale = index, 0, 0, 1.0
-        if index < len(self.config.recipe):
-            self.state.objective = make_objective(self.config.recipe[index].objective, self.config)
+        clock.stage, clock.stage_step, clock.rollbacks, clock.rate_scale = index, 0, 0, 1.0
+        if index < len(self.config.stages):
+            self.state.objective = make_objective(self.config.stages[index].objective, self.config)
         self._good = self.state.snapshot()
 
     # -- safety -----------------------------------------------------------------------------------------------------
@@ -276,20 +276,20 @@ class _Run:
         # Judged by each process for its own chains: means would hide those that went wrong in one.
         healthy = self._agree(not is_healthy(own, self.config.contrastive.gap_bound)) is False
         means = self._mean(own)
-        phase = self.config.recipe[min(clock.phase, len(self.config.recipe) - 1)].objective
+        stage = self.config.stages[min(clock.stage, len(self.config.stages) - 1)].objective
         rate = float(self.state.optimizer.param_groups[0]["lr"])
         if healthy:
-            monitor.write(clock, phase, means, self.progress(), rate)
+            monitor.write(clock, stage, means, self.progress(), rate)
             self._good = self.state.snapshot()
             return
         self.state.restore(self._good, clock=False)
         clock.rollbacks, clock.rate_scale = clock.rollbacks + 1, clock.rate_scale / 2
         worst = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if name != "images_per_second")
-        message = f"the {phase} phase diverged at step {clock.step} ({worst}): back to the last good state, "
+        message = f"the {stage} phase diverged at step {clock.step} ({worst}): back to the last good state, "
         if clock.rollbacks >= MAX_ROLLBACKS:
             monitor.event(clock, message + f"phase ended after {clock.rollbacks} divergences")
             clock.diverged += 1
-            self._start_phase(clock.phase + 1)
+            self._start_stage(clock.stage + 1)
         else:
             monitor.event(clock, message + f"learning rate halved to {rate / 2:.3g}")
 
@@ -314,22 +314,25 @@ class _Run:
 
     def evaluation_model(self) -> DenoisingEBM:
         """Return the averaged weights as a calibrated model in eval mode."""
-        model = new_model(self.config, self._facts()).to(self.fabric.device)
+        model = new_model(self.config, self._model_metadata()).to(self.fabric.device)
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.held), seed=self.config.training.seed)
         return model
 
-    def _facts(self) -> dict[str, Any]:
+    def _model_metadata(self) -> dict[str, Any]:
         clock, past = self.state.clock, self.state.past
-        facts = {**self.facts, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
+        metadata = {**self.metadata, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
         if clock.diverged:
-            facts["phases ended by divergence"] = clock.diverged
+            metadata["phases ended by divergence"] = clock.diverged
         if not past:
-            return facts
+            return metadata
         # The weights have seen what the initial model saw, too.
-        totals = {"images seen": clock.images_seen + past["images seen"], "minutes": facts["minutes"] + past["minutes"]}
-        return {**facts, **totals, "images seen by the initial model": past["images seen"]}
+        totals = {
+            "images seen": clock.images_seen + past["images seen"],
+            "minutes": metadata["minutes"] + past["minutes"],
+        }
+        return {**metadata, **totals, "images seen by the initial model": past["images seen"]}
 
     def save(self, monitor: Monitor, *, final: bool) -> None:
         """Write the model folder, the state and previews; the state is healthy whenever this is called."""
@@ -338,11 +341,11 @@ class _Run:
             if len(self.held):
                 loss = heldout_loss(model, to_float(self.held), self.config)
                 monitor.record(clock, {"heldout_loss": loss})
-                model.facts["held-out denoising loss"] = round(loss, 5)
+                model.metadata["held-out denoising loss"] = round(loss, 5)
             model.save_pretrained(self.folder / "model")
             save_state(self.state, self.config, self.folder, self.images, self.hardware)
             if self.config.training.sample_minutes or final:
-                save_previews(model, self.held, self.folder / "samples", clock.images_seen)
+                save_sample_images(model, self.held, self.folder / "samples", clock.images_seen)
         self.fabric.barrier()
 
 

@@ -1,0 +1,1 @@
+"""Any source of images -> uint8 tensors."""

@@ -1,0 +1,322 @@
+"""Images from any source, decoded once to uint8 `(n, channels, height, width)`; nothing unreadable passes silently."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from denoising_ebm.datasets.decode import RESIZE, decode_each, fit_shape, to_array, with_channels
+from denoising_ebm.datasets.sources import Entry, open_source
+
+
+class Unreadable(NamedTuple):
+    """An image that was left out: damaged, or with `skip_unfit` of a size or channel count that does not fit."""
+
+    name: str
+    reason: str
+    place: int = 0  #: Number of images of the set before it.
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Decoded images of one size.
+
+    Attributes:
+        pixels: uint8, shape `(n, channels, height, width)`, 0..255.
+        names: For each image its path relative to the source, or `file.parquet#row`.
+        unreadable: The images that were left out, in order.
+        labels: Class of each image, None where the source does not say it: column `label`, `labels` or `fine_label`, or
+            the folder of an image file. Nothing learns from them; they serve to measure.
+    """
+
+    pixels: Tensor
+    names: tuple[str, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    labels: tuple[str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", self.labels or (None,) * len(self.names))
+        if len(self.labels) != len(self.names):
+            raise ValueError(f"labels must be as many as names, got {len(self.labels)} and {len(self.names)}")
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or len(self.pixels) != len(self.names):
+            got = f"{self.pixels.dtype} {tuple(self.pixels.shape)} and {len(self.names)} names"
+            raise ValueError(f"pixels must be uint8 (n, c, h, w) with n names, got {got}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """Return the images at `indices`, in that order; `unreadable` stays with the whole set."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        places = chosen.tolist()
+        names, labels = tuple(self.names[i] for i in places), tuple(self.labels[i] for i in places)
+        return ImageSet(self.pixels[chosen], names, labels=labels)
+
+
+def png_name(name: str) -> str:
+    """Return the relative path of a picture made of the image `name` of an `ImageSet`: a `.png` is kept, `#` becomes `-`."""
+    plain = name.replace("#", "-").lstrip("/")
+    return plain if plain.lower().endswith(".png") else f"{plain}.png"
+
+
+def check_png_names(names: Sequence[str]) -> None:
+    """Refuse images of which one's picture would take the place of another's (`a.jpg` beside `a.jpg.png`).
+
+    Raises:
+        ValueError: If there are such.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(png_name(name), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} would both have their picture in {png_name(name)}; rename one")
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Map uint8 0..255 to float32 in [-1, 1]: `x / 127.5 - 1`."""
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Map [-1, 1] to uint8 0..255, clamped and rounded; the inverse of `to_float`."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def content_hash(pixels: Tensor, purpose: str = "") -> str:
+    """Return a hash of pixels, their shape and order, and of `purpose`: 32 hexadecimal digits."""
+    digest = hashlib.sha256(f"{purpose}\n{pixels.dtype}{tuple(pixels.shape)}\n".encode())
+    digest.update(pixels.contiguous().cpu().numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def image_hashes(pixels: Tensor) -> Tensor:
+    """Return a 64-bit hash of every image, int64, shape `(n,)`: equal for equal images."""
+    rows = pixels.contiguous().cpu().numpy()
+    hashes = [int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "big", signed=True) for row in rows]
+    return torch.tensor(hashes, dtype=torch.int64)
+
+
+def load_images(
+    source: str | Path,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    resize: str | None = None,
+    center_crop: int | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    generator: torch.Generator | None = None,
+    convert: bool = False,
+    strict: bool = False,
+    skip_unfit: bool = False,
+    progress: bool = True,
+) -> ImageSet:
+    """Load square images of one size from any source.
+
+    16-bit gray keeps its high byte (12-bit pixels must be scaled up before), transparent images are laid over black, EXIF
+    rotation is applied and animations give their first frame. WebP and palette files cannot be marked as gray: where their
+    three channels are equal they count as gray or as RGB, whichever is asked for.
+
+    Args:
+        source: A name in `BUNDLED`, a folder of image files (searched recursively, sorted), a folder of Parquet files
+            or one such file (column `image`, as on the Hugging Face Hub), one image file, or a Hub id `owner/name`.
+        split: Which part, where the source has parts: files `train.parquet`, `train-*.parquet` or a subfolder `train/`;
+            `all` for everything in a folder or of the Hub.
+        image_size: Expected height and width in pixels; those of the first image if None.
+        channels: Expected channels, 1 or 3; if None, 1 where all images are gray and else 3.
+        resize: Filter in `RESIZE` that brings the central square of other sizes to `image_size`, with antialiasing.
+        center_crop: Side in pixels of the central square that is cut out before anything else (CelebA: 140); images that
+            are smaller but have `image_size` already stay as they are.
+        limit: Stop after this many images.
+        sample: Draw this many of the images (of the first `limit`) at random, in the order of the draw, and decode no
+            others but those that take the place of unreadable ones: up to a fiftieth more, and ten.
+        generator: What `sample` draws by; torch's global one if None.
+        convert: Bring gray images to three channels where `channels` is 3, and colour to gray (ITU-R 601) where it is 1.
+        strict: Raise at the first unreadable image; otherwise skip it and list it in `unreadable`.
+        skip_unfit: Treat images of another size or channel count like unreadable ones, and return an empty set where none
+            is left; needs `image_size` and `channels`.
+        progress: Show progress on a terminal.
+
+    Returns:
+        The images; pixels are uint8 `(n, channels, size, size)`.
+
+    Raises:
+        FileNotFoundError: If the source or the split does not exist or holds no images.
+        ValueError: If an argument is out of range or `skip_unfit` lacks what to fit to; if an image has another size
+            (without `resize`) or channel count (without `convert`) than expected, or no image can be read (both without
+            `skip_unfit`); with `strict` at any unreadable image.
+    """
+    _check_arguments(image_size, channels, resize, center_crop, limit, sample)
+    if skip_unfit and (image_size is None or channels is None):
+        raise ValueError("skip_unfit needs an image_size and channels to fit")
+    root, entries, count = open_source(source, split, limit is not None)
+    wanted = limit if sample is None else sample
+    if sample is not None:
+        entries, count = _draw(entries, count, sample, limit, generator)
+    elif limit is not None and count is not None:
+        count = min(count, limit)
+    if progress and sys.stderr.isatty() and (count is None or count > 2000):
+        entries = _with_progress(entries, limit if count is None else count)
+
+    pixels = _Pixels(count)
+    names: list[str] = []
+    labels: list[str | None] = []
+    unreadable: list[Unreadable] = []
+    for (name, _, label), decoded, reason in decode_each(entries):
+        image: Image.Image | None = None
+        if decoded is not None:
+            try:
+                image = fit_shape(with_channels(decoded, channels, convert), image_size, resize, center_crop)
+            except ValueError as error:
+                reason = str(error)
+                if strict or not skip_unfit:
+                    raise ValueError(f"{root}/{name}: {reason}") from None
+        elif strict:
+            raise ValueError(f"{root}/{name}: unreadable image: {reason}")
+        if image is None:
+            unreadable.append(Unreadable(name, reason, len(names)))
+            continue
+        if names and image.width != pixels.size:
+            raise ValueError(
+                f"{root}: sizes differ: {names[0]} is {pixels.size}x{pixels.size}, {name} is "
+                f"{image.width}x{image.height}; give the image size and --resize to bring all to one size"
+            )
+        pixels.append(to_array(image))
+        names.append(name)
+        labels.append(label)
+        if len(names) == wanted:
+            break
+
+    if not names:
+        if unreadable and skip_unfit:
+            assert image_size is not None and channels is not None
+            empty = torch.empty((0, channels, image_size, image_size), dtype=torch.uint8)
+            return ImageSet(empty, (), tuple(unreadable))
+        if unreadable:
+            first = unreadable[0]
+            raise ValueError(f"{source}: none of {len(unreadable)} images can be read; {first.name}: {first.reason}")
+        raise FileNotFoundError(f"{source}: holds no images")
+    return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels))
+
+
+def each_image(
+    source: str | Path,
+    *,
+    split: str = "train",
+    channels: int | None = None,
+    limit: int | None = None,
+    convert: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and pixels of the readable images of a source, one by one, each of its own size.
+
+    Args:
+        source: As for `load_images`.
+        split: Part of the source.
+        channels: Channels, 1 or 3, others being left out; each image's own if None.
+        limit: Stop after this many images.
+        convert: As for `load_images`.
+
+    Yields:
+        The name, and uint8 of shape `(channels, height, width)`.
+
+    Raises:
+        FileNotFoundError: If the source or the split does not exist.
+    """
+    _, entries, _ = open_source(source, split, limit is not None)
+
+    def readable() -> Iterator[tuple[str, Tensor]]:
+        for entry, decoded, _ in decode_each(entries):
+            if decoded is None:
+                continue
+            try:
+                image = with_channels(decoded, channels, convert)
+            except ValueError:
+                continue
+            yield entry.name, torch.from_numpy(to_array(image).copy())
+
+    yield from itertools.islice(readable(), limit)
+
+
+class _Pixels:
+    """Images as they come, in one array that is copied only where their number or channels turn out larger."""
+
+    def __init__(self, expected: int | None) -> None:
+        self._array = np.empty((expected or 256, 0, 0, 0), np.uint8)
+        self._count = 0
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images so far."""
+        return self._array.shape[-1]
+
+    def append(self, image: npt.NDArray[np.uint8]) -> None:
+        """Add an image `(channels, height, width)`; gray ones become RGB once there is an RGB one."""
+        capacity, channels = self._array.shape[:2]
+        if self._count == 0:
+            # The system gives memory as it is written to: images that do not come cost nothing.
+            self._array = np.empty((capacity, *image.shape), np.uint8)
+        elif self._count == capacity or len(image) > channels:
+            held = self._array[: self._count]
+            larger = capacity if self._count < capacity else 2 * capacity
+            self._array = np.empty((larger, max(channels, len(image)), *image.shape[1:]), np.uint8)
+            self._array[: self._count] = held
+        self._array[self._count] = image
+        self._count += 1
+
+    def tensor(self) -> Tensor:
+        """Return all images, uint8."""
+        return torch.from_numpy(self._array[: self._count])
+
+
+def _draw(
+    entries: Iterable[Entry], count: int | None, sample: int, limit: int | None, generator: torch.Generator | None
+) -> tuple[Iterable[Entry], int]:
+    """Return `sample` entries and some to spare, of the first `limit`, in the order of a draw, and the number wanted."""
+    if count is None:
+        entries = list(itertools.islice(entries, limit))
+        count = len(entries)
+    count = count if limit is None else min(count, limit)
+    order = torch.randperm(count, generator=generator)[: sample + sample // 50 + 10].tolist()
+    place = {index: i for i, index in enumerate(order)}
+    # A stream is read to its end, but only what is drawn of it is held.
+    drawn = {place[i]: entry for i, entry in enumerate(itertools.islice(entries, count)) if i in place}
+    return [drawn[i] for i in range(len(order))], min(sample, count)
+
+
+def _check_arguments(
+    image_size: int | None,
+    channels: int | None,
+    resize: str | None,
+    center_crop: int | None,
+    limit: int | None,
+    sample: int | None,
+) -> None:
+    positive = {"image_size": image_size, "center_crop": center_crop, "limit": limit, "sample": sample}
+    for field, value in positive.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{field} must be >= 1, got {value}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    if resize is not None and resize not in RESIZE:
+        raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
+    if resize is not None and image_size is None:
+        raise ValueError("resize needs an image_size to resize to")
+
+
+def _with_progress(entries: Iterable[Entry], count: int | None) -> Iterator[Entry]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(entries, "decoding images", total=count, console=Console(stderr=True), transient=True)

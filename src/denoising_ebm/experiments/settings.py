@@ -1,0 +1,195 @@
+"""How large a reproduction is: `tiny` to see that all of it runs, `small` for two cores, `full` as in the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from denoising_ebm.config import Config, EnergyConfig, NetworkConfig, TrainingStage
+from denoising_ebm.presets import preset
+
+Scale = Literal["tiny", "small", "full"]
+Variant = Literal["denoising", "contrastive", "score"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts and budgets of a scale.
+
+    Attributes:
+        samples: Images drawn for a row of tables 1 and 2.
+        ablation_samples: For a row of table 3 (1,000 in the paper).
+        chain_samples: For a point of figure 5's curves.
+        speed_samples: For a row of the speed table, one of which takes a thousand network evaluations an image.
+        reference: Test images they are measured against, at most.
+        seeds: Trainings of a row of table 3.
+        ablation_budget: Share of the scale's budget that each of them gets.
+        fit: Training images that the detector of table 4 is fitted on.
+        scored: Images of each set of table 4.
+        labelled: Labelled training images that the classifier of samples learns from.
+        mala_steps: Steps of the Metropolis-adjusted sampler.
+        chain_lengths: Langevin steps T of figure 5's curves.
+        heun_levels: Noise levels of the probability-flow ODE in the speed curve.
+        ncsn_steps: Steps at each of the ten levels of NCSN's schedule (100 as published).
+        train_images: Training images used, at most; None for all.
+    """
+
+    samples: int
+    ablation_samples: int
+    chain_samples: int
+    speed_samples: int
+    reference: int
+    seeds: int
+    ablation_budget: float
+    fit: int
+    scored: int
+    labelled: int
+    mala_steps: int
+    chain_lengths: tuple[int, ...]
+    heun_levels: tuple[int, ...]
+    ncsn_steps: int
+    train_images: int | None = None
+
+
+SIZES: dict[Scale, Sizes] = {
+    "tiny": Sizes(
+        samples=64,
+        ablation_samples=64,
+        chain_samples=64,
+        speed_samples=64,
+        reference=64,
+        seeds=1,
+        ablation_budget=0.7,
+        fit=60,
+        scored=40,
+        labelled=500,
+        mala_steps=10,
+        chain_lengths=(2, 5, 10),
+        heun_levels=(3, 6),
+        ncsn_steps=10,
+        train_images=1000,
+    ),
+    # Hours on two cores, not days. More samples than the distance has features (1,280), but for table 3, as in the paper.
+    "small": Sizes(
+        samples=2000,
+        ablation_samples=1000,
+        chain_samples=1300,
+        speed_samples=1300,
+        reference=2000,
+        seeds=3,
+        ablation_budget=0.4,
+        fit=2000,
+        scored=1000,
+        labelled=10_000,
+        mala_steps=20,
+        chain_lengths=(5, 10, 20, 40, 80),
+        heun_levels=(5, 10, 20, 40),
+        ncsn_steps=100,
+    ),
+    "full": Sizes(
+        samples=50_000,
+        ablation_samples=1000,
+        chain_samples=50_000,
+        speed_samples=10_000,
+        reference=10_000,
+        seeds=3,
+        ablation_budget=0.7,
+        fit=20_000,
+        scored=10_000,
+        labelled=50_000,
+        mala_steps=200,
+        chain_lengths=(5, 10, 20, 40, 80, 160, 320),
+        heun_levels=(5, 10, 18, 35),
+        ncsn_steps=100,
+    ),
+}
+#: Noise ranges and numbers of levels of table 3, the paper's order.
+ABLATIONS: dict[str, tuple[float, int]] = {
+    "sigma from 3, S = 128": (3.0, 128),
+    "sigma from 2, S = 128": (2.0, 128),
+    "sigma from 1, S = 128": (1.0, 128),
+    "sigma from 0.5, S = 128": (0.5, 128),
+    "sigma from 1, S = 64": (1.0, 64),
+    "sigma from 1, S = 256": (1.0, 256),
+}
+
+
+def base_config(scale: Scale, image_size: int, channels: int, minutes: float, seed: int) -> Config:
+    """Return the configuration that all variants of a scale change.
+
+    Args:
+        scale: Which one.
+        image_size: Height and width of the images.
+        channels: 1 or 3.
+        minutes: Of each training; 0 for the scale's own budget.
+        seed: Of weights and draws.
+    """
+    name = {"tiny": "fashion-mnist", "small": "cifar10-small" if channels == 3 else "fashion-mnist", "full": "cifar10"}
+    config = preset(name[scale])
+    network = replace(config.network, image_size=image_size, channels=channels)
+    # Saved every ten minutes where it takes longer.
+    training = replace(config.training, seed=seed, sample_minutes=0.0 if scale == "tiny" else 10.0)
+    if scale == "tiny":
+        network = NetworkConfig(
+            image_size=image_size,
+            channels=channels,
+            widths=(16, 32, 32),
+            attention=(),
+            latent_dim=16,
+            decoder_widths=(16, 32),
+            embedding_dim=32,
+        )
+        training = replace(training, batch_size=64, max_images=2048, max_minutes=0.0, warmup_images=512, holdout=64)
+        config = replace(config, sampling=replace(config.sampling, semantic_steps=3, texture_steps=8))
+    elif scale == "small":
+        training = replace(training, max_images=10**9, max_minutes=10.0)
+    if minutes:
+        training = replace(training, max_images=10**9, max_minutes=minutes)
+    return replace(config, network=network, training=training, stages=(TrainingStage("denoising"),))
+
+
+def variant_config(base: Config, variant: Variant) -> Config:
+    """Return the configuration of a training objective, at the budget of `base`."""
+    if variant == "contrastive":
+        # Maximum likelihood needs chains of the energy itself in training, not of its gradient's first term.
+        stages = (TrainingStage("denoising", 0.6), TrainingStage("contrastive", 0.4))
+        return replace(base, stages=stages, sampling=replace(base.sampling, drift="energy"))
+    if variant == "score":
+        return replace(
+            base,
+            network=replace(base.network, precondition="energy"),
+            energy=EnergyConfig(inner_noise=False, denoiser="gradient"),
+            training=replace(base.training, compile=False),
+            stages=(TrainingStage("score"),),
+            sampling=replace(base.sampling, drift="energy"),
+        )
+    return base
+
+
+def ablation_config(base: Config, sigma_max: float, levels: int, seed: int, budget: float) -> Config:
+    """Return the configuration of a row of table 3: the paper's grid of noise levels, from `sigma_max` down to 0.01.
+
+    Args:
+        base: The scale's configuration.
+        sigma_max: Largest noise level.
+        levels: Number of levels.
+        seed: Of this training.
+        budget: Share of the base's budget.
+    """
+    training = base.training
+    return replace(
+        base,
+        noise=replace(base.noise, sigma_min=0.01, sigma_max=sigma_max, levels=levels, draw="grid"),
+        sampling=replace(
+            base.sampling,
+            texture_sigma_max=min(sigma_max, base.sampling.texture_sigma_max),
+            semantic_sigma_max=min(sigma_max, base.sampling.semantic_sigma_max),
+        ),
+        training=replace(
+            training,
+            seed=seed,
+            max_minutes=budget * training.max_minutes,
+            max_images=max(1, round(budget * training.max_images)),
+            decoder_sigma_max=min(sigma_max, training.decoder_sigma_max),
+        ),
+    )

@@ -1,0 +1,202 @@
+r"""Where an image is odd: the energy of every pixel over noise levels, against what it is in normal images.
+
+The energy per pixel alone shows edges and textures, which are hard to restore in any image. So at each level the logarithm
+of the smoothed energy is standardised by mean and standard deviation at that pixel over normal images, and the levels are
+averaged: a map of z-scores, 0 for what is usual. Energies with the inner noise of eq. 7, which hides what a pixel is, and
+without it, which is sharper, are both used: each finds foreign parts that the other misses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from denoising_ebm.datasets.images import to_float
+from denoising_ebm.model import DenoisingEBM
+
+
+@dataclass(frozen=True)
+class AnomalyMapConfig:
+    """How maps are made.
+
+    Attributes:
+        sigmas: Noise levels of energies with inner noise (eq. 7), each > 0 (a model trained by `score` gets none).
+        clean_sigmas: Noise levels of energies without it, each > 0; at least one of either kind.
+        draws: Draws of eq. 7's noise to average over, >= 1.
+        smooth: Standard deviation in pixels of the Gaussian that energies are smoothed with, >= 0.
+        seed: Seed of the noise.
+    """
+
+    sigmas: tuple[float, ...] = (0.2, 0.4, 0.8)
+    clean_sigmas: tuple[float, ...] = (0.1, 0.2, 0.4)
+    draws: int = 2
+    smooth: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        levels = (*self.sigmas, *self.clean_sigmas)
+        if not levels or not all(math.isfinite(sigma) and sigma > 0 for sigma in levels):
+            raise ValueError(
+                "maps.sigmas and maps.clean_sigmas must be one or more noise levels > 0, "
+                f"got {list(self.sigmas)} and {list(self.clean_sigmas)}"
+            )
+        if self.draws < 1:
+            raise ValueError(f"maps.draws must be >= 1, got {self.draws}")
+        if not (math.isfinite(self.smooth) and self.smooth >= 0):
+            raise ValueError(f"maps.smooth must be >= 0, got {self.smooth}")
+
+
+class AnomalyMaps:
+    """Maps of z-scores of the energy per pixel.
+
+    Args:
+        model: The model.
+        config: Levels, draws and smoothing.
+    """
+
+    def __init__(self, model: DenoisingEBM, config: AnomalyMapConfig | None = None) -> None:
+        self.model = model
+        self.config = config or AnomalyMapConfig()
+        self._statistics: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def fit(
+        self, pixels: Tensor, *, batch_size: int = 128, progress: Callable[[int], object] | None = None
+    ) -> AnomalyMaps:
+        """Find what is usual at every pixel.
+
+        Args:
+            pixels: Normal images, uint8, shape `(n, channels, height, width)`, of the model's size, n >= 2.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If there are fewer than two images.
+        """
+        if len(pixels) < 2:
+            raise ValueError(f"maps need at least 2 normal images, got {len(pixels)}")
+        total = square = torch.zeros((), dtype=torch.float64)
+        for chunk in torch.split(pixels, batch_size):
+            logs = self._log_energies(to_float(chunk).to(self.model.device)).double().cpu()
+            total, square = total + logs.sum(0), square + logs.square().sum(0)
+            if progress is not None:
+                progress(len(chunk))
+        mean = total / len(pixels)
+        variance = (square / len(pixels) - mean.square()).clamp_min(0) * len(pixels) / (len(pixels) - 1)
+        # Pixels of little spread (borders that are always black) must not answer to the faintest change.
+        floor = 0.1 * variance.mean((1, 2), keepdim=True)
+        self._statistics = {"mean": mean, "std": (variance + floor).clamp_min(1e-12).sqrt()}
+        return self
+
+    @torch.no_grad()
+    def maps(self, pixels: Tensor, *, batch_size: int = 128, progress: Callable[[int], object] | None = None) -> Tensor:
+        """Return the map of every image, float32 on the CPU, shape `(n, height, width)`; 0 is usual, 3 is odd.
+
+        Images larger than the model are covered by overlapping tiles, blended.
+
+        Args:
+            pixels: uint8, shape `(n, channels, height, width)`, at least of the model's size.
+            batch_size: Images (or tiles) per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If `fit` was not called, or the images are not uint8, have other channels or are smaller than the
+                model's.
+        """
+        if not self._statistics:
+            raise ValueError("the maps are not fitted: call fit first")
+        channels, size, _ = self.model.image_shape
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != channels:
+            raise ValueError(
+                f"images must be uint8 (n, {channels}, height, width), got {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        if len(pixels) == 0:
+            return torch.empty(0, *pixels.shape[2:])
+        if tuple(pixels.shape[2:]) == (size, size):
+            parts = []
+            for chunk in torch.split(pixels, batch_size):
+                parts.append(self._standard(to_float(chunk).to(self.model.device)))
+                if progress is not None:
+                    progress(len(chunk))
+            return torch.cat(parts)
+        results = []
+        for image in pixels:
+            results.append(self._tiled(image, size, batch_size))
+            if progress is not None:
+                progress(1)
+        return torch.stack(results)
+
+    def _standard(self, x: Tensor) -> Tensor:
+        logs = self._log_energies(x).double().cpu()
+        return ((logs - self._statistics["mean"]) / self._statistics["std"]).mean(1).float()
+
+    def _log_energies(self, x: Tensor) -> Tensor:
+        """Return the smoothed log energies per pixel, shape (batch, levels, height, width)."""
+        noised, clean = self.config.sigmas, self.config.clean_sigmas
+        if self.model.config.energy.denoiser != "output":
+            # A model trained by `score` has r for noisy images only: x is one already, and gets no more noise.
+            noised, clean = (), tuple(dict.fromkeys((*noised, *clean)))
+        noise = self.model.scoring_noise(self.config.draws, self.config.seed) if noised else None
+        levels = [self.model.energy_map(x, sigma, noise) for sigma in noised]
+        maps = torch.stack([*levels, *(self.model.energy_map(x, sigma) for sigma in clean)], dim=1)
+        return smoothed(maps, self.config.smooth).clamp_min(1e-12).log()
+
+    def _tiled(self, image: Tensor, size: int, batch_size: int) -> Tensor:
+        height, width = image.shape[1:]
+        if min(height, width) < size:
+            raise ValueError(f"images must be at least {size} x {size}, got {height} x {width}")
+        corners = [(top, left) for top in tile_starts(height, size) for left in tile_starts(width, size)]
+        tiles = torch.stack([image[:, top : top + size, left : left + size] for top, left in corners])
+        found = torch.cat(
+            [self._standard(to_float(part).to(self.model.device)) for part in torch.split(tiles, batch_size)]
+        )
+        window = _window(size)
+        total, weight = torch.zeros(height, width), torch.zeros(height, width)
+        for (top, left), tile in zip(corners, found, strict=True):
+            total[top : top + size, left : left + size] += window * tile
+            weight[top : top + size, left : left + size] += window
+        return total / weight
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the statistics, to be kept."""
+        return dict(self._statistics)
+
+    def load(self, tensors: dict[str, Tensor]) -> AnomalyMaps:
+        """Take over what `tensors` returned."""
+        self._statistics = {name: tensor.double() for name, tensor in tensors.items()}
+        return self
+
+
+def smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """Smooth `maps`, shape (batch, channels, height, width), by a Gaussian of `sigma` pixels; edges are mirrored."""
+    if sigma == 0:
+        return maps
+    radius = min(max(1, math.ceil(3 * sigma)), maps.shape[-1] - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(maps.dtype)[None, None]
+    flat = maps.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), "reflect"), kernel[..., None, :])
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), "reflect"), kernel[..., None])
+    return flat.reshape(maps.shape)
+
+
+def tile_starts(length: int, size: int) -> list[int]:
+    """Return where tiles of `size` begin along a side of `length`: evenly, overlapping by at least half a tile."""
+    if length == size:
+        return [0]
+    count = math.ceil((length - size) / (size / 2)) + 1
+    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+
+
+def _window(size: int) -> Tensor:
+    """Return weights that fall towards the edge of a tile, where the network sees least around a pixel."""
+    ramp = 1 - ((torch.arange(size) + 0.5) / size * 2 - 1).abs()
+    return torch.outer(ramp, ramp)

@@ -1,0 +1,113 @@
+"""Everything that is said of a set of samples at once: Fréchet distance, precision and recall, FID and IS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.quality.extractors import EfficientNetLite0Features, FeatureExtractor
+from denoising_ebm.quality.frechet import FeatureStatistics, frechet_distance
+from denoising_ebm.quality.inception import InceptionFeatures, inception_score
+from denoising_ebm.quality.prdc import prdc
+from denoising_ebm.quality.reference import reference_statistics
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of a set of samples; None where they were not asked for.
+
+    Attributes:
+        distance: Fréchet distance of the offline features; no FID.
+        precision: See `evaluation.neighbours.PRDC`, as for the next three.
+        recall: Share of reference images near a sample.
+        density: Mean number of reference balls around a sample, over k.
+        coverage: Share of reference images with a sample within their ball.
+        fid: Fréchet Inception distance.
+        inception_score: Inception score, mean over 10 parts.
+    """
+
+    distance: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    fid: float | None = None
+    inception_score: float | None = None
+
+
+class FidelityEvaluator:
+    """Measures samples against one set of reference images, whose features are computed once.
+
+    Args:
+        reference: uint8, shape `(m, c, h, w)`.
+        extractor: Offline features; EfficientNet-lite0 if None.
+        inception: Also compute FID and IS: True with the weights in torch's cache, or the file with them.
+        device: Of the networks.
+        cache: Folder for the statistics of the reference; the user's cache if None.
+
+    Raises:
+        ValueError: If the weights of an extractor are missing.
+    """
+
+    def __init__(
+        self,
+        reference: Tensor,
+        *,
+        extractor: FeatureExtractor | None = None,
+        inception: bool | str | Path = False,
+        device: torch.device | str = "cpu",
+        cache: Path | None = None,
+    ) -> None:
+        self.extractor = extractor if extractor is not None else EfficientNetLite0Features().to(device)
+        self.inception: InceptionFeatures | None = None
+        if inception is not False:
+            self.inception = InceptionFeatures(None if inception is True else inception).to(device)
+            self._inception_reference = reference_statistics(reference, self.inception, folder=cache)
+        self.count = len(reference)
+        self._features = self.features(reference)
+        self._statistics = FeatureStatistics.from_features(self._features)
+
+    def features(self, images: Tensor, *, batch_size: int = 256) -> Tensor:
+        """Return the offline features of uint8 images, on the CPU."""
+        return torch.cat([self.extractor(chunk).cpu() for chunk in torch.split(images, batch_size)])
+
+    def distance(self, images: Tensor) -> float:
+        """Return the Fréchet distance of uint8 images to the reference, on the offline features."""
+        return frechet_distance(FeatureStatistics.from_features(self.features(images)), self._statistics)
+
+    def __call__(self, images: Tensor) -> Quality:
+        """Measure uint8 images, shape `(n, c, h, w)`, n > 5."""
+        features = self.features(images)
+        overlap = prdc(features, self._features)
+        fid = score = None
+        if self.inception is not None:
+            parts = [self.inception.features_and_logits(chunk) for chunk in torch.split(images, 64)]
+            statistics = FeatureStatistics.from_features(torch.cat([part[0] for part in parts]))
+            fid = frechet_distance(statistics, self._inception_reference)
+            logits = torch.cat([part[1] for part in parts]).cpu()
+            score = inception_score(logits, splits=min(10, len(logits)))[0]
+        return Quality(
+            distance=frechet_distance(FeatureStatistics.from_features(features), self._statistics),
+            precision=overlap.precision,
+            recall=overlap.recall,
+            density=overlap.density,
+            coverage=overlap.coverage,
+            fid=fid,
+            inception_score=score,
+        )
+
+    def protocol(self, samples: int, split: str) -> str:
+        """Return the line that belongs beside every figure: extractor, counts, reference split, and a warning if due."""
+        line = f"{self.extractor.name}; {samples:,} samples against {self.count:,} images of the {split} split"
+        if self.inception is not None:
+            line += f"; FID and IS: {self.inception.name}"
+        few = min(samples, self.count)
+        if few < self.extractor.num_features:
+            line += (
+                f". WARNING: {few:,} images are fewer than the {self.extractor.num_features:,} features, so the distances "
+                "are far too large and compare at equal counts only"
+            )
+        return line

@@ -1,1 +1,0 @@
-"""What `debm score` and `debm evaluate` hand out: tables, pictures of where images are odd, pages."""

@@ -1,0 +1,1 @@
+"""Files, devices and optional packages: what every room may use."""

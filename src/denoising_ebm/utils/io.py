@@ -1,0 +1,54 @@
+"""Files that appear complete or not at all; JSON files that are read, or else named with what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place.
+
+    A full disk or a crash leaves the old file as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A failed write names no file, a failed open the temporary one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write text as UTF-8 in the way of `write_atomically`; `errors` as for `str.encode`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=errors))
+
+
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """Return the mapping that a JSON file holds.
+
+    Args:
+        path: Of the file.
+        remedy: What the user may do about a damaged one.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds something else; the message names the file and the remedy.
+    """
+    hint = hint and f"; {hint}"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}){hint}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}{hint}")
+    return values

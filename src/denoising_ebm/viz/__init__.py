@@ -1,0 +1,1 @@
+"""Pictures and pages: grids of images, plots, HTML and Markdown reports."""

@@ -1,0 +1,201 @@
+"""One self-contained HTML page about a run: facts, tables and numbered figures, readable offline and in print."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TypeAlias
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from denoising_ebm.utils.io import write_text_atomically
+
+Cell: TypeAlias = str | int | float | None
+
+# Pictures narrower than this share a row; wider ones have it to themselves.
+HALF_WIDTH = 640
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page.
+
+    Attributes:
+        png: The bytes of a PNG file, embedded unchanged.
+        caption: Shown below, after "Figure n.".
+        alt: What it shows, for those who cannot see it.
+    """
+
+    png: bytes
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; columns of numbers are aligned right, their floats with equal decimals.
+
+    Attributes:
+        columns: Headings.
+        rows: Cells of each row, as many as headings; None shows as a dash.
+        caption: Shown above, after "Table n.".
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse rows of a wrong length."""
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.caption!r} has {len(self.columns)} columns, but a row of {len(row)}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: heading, then text, table and pictures, each optional.
+
+    Attributes:
+        title: The heading, also shown in the contents.
+        text: Plain paragraphs, separated by empty lines.
+        table: Below the text.
+        pictures: Below the table; small ones stand side by side.
+    """
+
+    title: str
+    text: str = ""
+    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    sections: Sequence[Section],
+    metadata: Mapping[str, str] | None = None,
+    summary: str = "",
+) -> None:
+    """Write the page. The file appears complete or not at all; missing folders are made.
+
+    Args:
+        path: The HTML file to write or replace.
+        title: Of the page.
+        sections: In order.
+        facts: Shown at the top: command, seed, hardware, counts.
+        summary: Plain paragraphs below the title.
+
+    Raises:
+        ValueError: If a picture is not a PNG.
+    """
+    html = render_report(title=title, sections=sections, metadata=metadata, summary=summary)
+    # Names of files need not be valid Unicode.
+    write_text_atomically(Path(path), html, errors="backslashreplace")
+
+
+def render_report(
+    *, title: str, sections: Sequence[Section], metadata: Mapping[str, str] | None = None, summary: str = ""
+) -> str:
+    """The page of `write_report` as a string, for the same arguments."""
+    source = resources.files("denoising_ebm").joinpath("viz/templates/report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    figure_number = table_number = 0
+    blocks = []
+    for section in sections:
+        table = None
+        if section.table is not None:
+            table_number += 1
+            table = _table_view(section.table, table_number)
+        pictures = []
+        for picture in section.pictures:
+            figure_number += 1
+            pictures.append(_picture_view(picture, figure_number))
+        text = _paragraphs(section.text)
+        blocks.append({"title": section.title, "text": text, "table": table, "pictures": pictures})
+    return environment.from_string(source).render(
+        title=title, summary=_paragraphs(summary), metadata=dict(metadata or {}), sections=blocks
+    )
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, its floats as on the page."""
+    cells = [_format_column([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*cells, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_page(sections: Sequence[Section], *, title: str, metadata: Mapping[str, str], pictures: str = "") -> str:
+    """Return a page as Markdown; a section's pictures are links to `pictures` and their number, `1.png` and so on."""
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in metadata.items())]
+    number = 0
+    for section in sections:
+        lines += [""] * (lines[-1] != "") + [f"## {section.title}", ""]
+        lines += [text for part in _paragraphs(section.text) for text in (part, "")]
+        if section.table is not None:
+            lines += [f"*{section.table.caption}*", "", markdown(section.table).rstrip(), ""]
+        for picture in section.pictures:
+            number += 1
+            lines += [f"![{picture.alt}]({pictures}{number}.png)", "", f"*{picture.caption}*", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _picture_view(picture: Picture, number: int) -> dict[str, object]:
+    try:
+        with Image.open(io.BytesIO(picture.png), formats=["PNG"]) as image:
+            width, height = image.size
+    except OSError as error:
+        raise ValueError(f"figure {number} ({picture.caption!r}) is not a PNG") from error
+    return {
+        "data": base64.b64encode(picture.png).decode("ascii"),
+        "caption": picture.caption,
+        "alt": picture.alt,
+        "number": number,
+        "width": width,
+        "height": height,
+        "small": width < HALF_WIDTH,
+    }
+
+
+def _table_view(table: Table, number: int) -> dict[str, object]:
+    cells = [_format_column([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    numeric = [all(_is_number(cell) for cell in column) for column in cells]
+    return {
+        "number": number,
+        "caption": table.caption,
+        "columns": list(zip(table.columns, numeric, strict=True)),
+        "rows": [list(zip(row, numeric, strict=True)) for row in zip(*cells, strict=True)],
+    }
+
+
+def _format_column(cells: Sequence[Cell]) -> list[str]:
+    """Cells as text; floats with the decimals which give the largest of them four digits."""
+    floats = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell) and cell != 0]
+    decimals = min(4, max(0, 4 - math.ceil(math.log10(max(floats))))) if floats else 1
+    return [_format_cell(cell, decimals) for cell in cells]
+
+
+def _format_cell(cell: Cell, decimals: int) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:,.{decimals}f}"
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    return str(cell)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?\s?%?|–|nan|-?inf", text) is not None
