@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from denoising_ebm.generation import generate
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
 from denoising_ebm.config import Config, ContrastiveConfig, TrainingStage
 from denoising_ebm.experiments.cache import ResultCache, settings_of
 from denoising_ebm.experiments.samplers import finite
-from denoising_ebm.generation import generate
 from denoising_ebm.quality.extractors import EfficientNetLite0Features
 from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from denoising_ebm.training.batches import draw_batch

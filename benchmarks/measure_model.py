@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import torch
+from denoising_ebm.generation import generate
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
 from denoising_ebm.config import SamplingConfig
 from denoising_ebm.experiments.samplers import finite
-from denoising_ebm.generation import generate
 from denoising_ebm.quality.extractors import EfficientNetLite0Features
 from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
 from denoising_ebm.utils.device import describe

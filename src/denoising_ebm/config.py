@@ -14,13 +14,14 @@ from typing import Any, Literal, TypeVar
 
 Precondition = Literal["edm", "energy", "none"]
 Denoiser = Literal["output", "gradient"]
-Drift = Literal["energy", "denoiser"]
 ObjectiveName = Literal["denoising", "contrastive", "score"]
 Weighting = Literal["edm", "energy", "uniform"]
 SigmaDraw = Literal["grid", "lognormal"]
-Positives = Literal["clean", "noisy"]
+PositiveSamples = Literal["clean", "noisy"]
 ChainKind = Literal["short", "persistent"]
 Schedule = Literal["geometric", "karras"]
+Drift = Literal["energy", "denoiser"]
+PixelMethod = Literal["annealed-langevin", "consistent-annealed", "ancestral", "dpmpp-2m-sde", "heun", "mala"]
 
 T = TypeVar("T")
 
@@ -28,6 +29,10 @@ T = TypeVar("T")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_falling(sigma_max: float, sigma_min: float, where: str) -> None:
+    _require(sigma_max >= sigma_min, f"{where}.sigma_max must be >= {where}.sigma_min ({sigma_min}), got {sigma_max}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class NoiseConfig:
     Attributes:
         sigma_min: Smallest level.
         sigma_max: Largest level.
-        levels: S, the size of the geometric grid.
+        num_sigmas: S, the size of the geometric grid.
         draw: Training draw: uniform over the grid (paper), or clipped lognormal (EDM).
         p_mean: Mean of ln sigma in the lognormal draw.
         p_std: Standard deviation of ln sigma in the lognormal draw.
@@ -110,7 +115,7 @@ class NoiseConfig:
 
     sigma_min: float = 0.01
     sigma_max: float = 1.0
-    levels: int = 128
+    num_sigmas: int = 128
     draw: SigmaDraw = "grid"
     p_mean: float = -1.2
     p_std: float = 1.2
@@ -122,7 +127,7 @@ class NoiseConfig:
             self.sigma_max > self.sigma_min,
             f"noise.sigma_max must be > noise.sigma_min ({self.sigma_min}), got {self.sigma_max}",
         )
-        _require(self.levels >= 2, f"noise.levels must be >= 2, got {self.levels}")
+        _require(self.num_sigmas >= 2, f"noise.num_sigmas must be >= 2, got {self.num_sigmas}")
         _require(self.p_std > 0, f"noise.p_std must be > 0, got {self.p_std}")
 
 
@@ -140,71 +145,103 @@ class EnergyConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """Two-stage sampling (eq. 15, 16) and its step sizes, which are dimensionless: step = step_size * sigma^2.
+class SemanticChain:
+    """Stage one of sampling: annealed Langevin on the semantic energy, in the latent space (eq. 15).
 
     Attributes:
-        semantic_steps: K, Langevin steps in the latent space at generation.
-        semantic_step_size: eta_1.
-        semantic_sigma_max: First noise level of the latent chain.
-        semantic_sigma_min: Last noise level of the latent chain.
-        semantic_prior: Weight of |z|^2 / 2 beside the semantic energy; 0 is the paper's.
-        texture_steps: T, Langevin steps in pixels at generation.
-        texture_step_size: eta_2; 0 takes the steps of the reverse diffusion between the levels (with consistent).
-        texture_sigma_max: First noise level of the pixel chain.
-        texture_sigma_min: Last noise level of the pixel chain.
-        texture_levels: Between them: a geometric sequence (paper), or EDM's, with more levels at the upper end.
-        renoise: Start the pixel chain at h(z) + sigma noise instead of h(z).
-        direction: Drift of the pixel chain: eq. 21, or its first term alone.
-        consistent: Noise that keeps the level's variance exactly (Jolicoeur-Martineau et al., 2020).
-        texture_order: 2 carries on the change of the denoised image from one level to the next (with texture_step_size 0),
-            so that a third of the steps will do (Lu et al., 2022).
-        temperature: Factor on the noise variance of both chains.
-        cold_temperature: Further factor on that of the pixel chain, in steps that end below cold_sigma. A model of few
-            minutes gets detail wrong, and is better off with less of it; `debm tune` measures how much.
-        cold_sigma: Noise level below which the pixel chain runs cold.
+        steps: K; 0 leaves z at its draw of N(0, I).
+        step_size: eta_1, dimensionless: a step is eta_1 times the squared noise scale.
+        sigma_max: First noise level.
+        sigma_min: Last noise level.
+        prior: Weight of |z|^2 / 2 beside the semantic energy; 0 is the paper's.
+        temperature: Factor on the noise variance.
+    """
+
+    steps: int = 35
+    step_size: float = 0.1
+    sigma_max: float = 1.0
+    sigma_min: float = 0.1
+    prior: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = "sampling.semantic"
+        for name in ("steps", "prior", "temperature"):
+            _require(getattr(self, name) >= 0, f"{where}.{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("step_size", "sigma_min"):
+            _require(getattr(self, name) > 0, f"{where}.{name} must be > 0, got {getattr(self, name)}")
+        _require_falling(self.sigma_max, self.sigma_min, where)
+
+
+@dataclass(frozen=True)
+class PixelSampler:
+    """Stage two of sampling, or all of it: a published sampler in pixels and its settings (`denoising_ebm.samplers`).
+
+    Attributes:
+        method: annealed-langevin (eq. 16; Song & Ermon, 2019), consistent-annealed (Jolicoeur-Martineau et al., 2021),
+            ancestral (Song et al., 2021), dpmpp-2m-sde (Lu et al., 2022), heun (Karras et al., 2022) or mala
+            (Roberts & Tweedie, 1996).
+        steps: T, noise levels visited; 0 leaves the start as it is.
+        sigma_max: First noise level.
+        sigma_min: Last noise level.
+        schedule: Between them: a geometric sequence (paper), or EDM's (Karras et al., 2022, eq. 5).
+        step_size: eta_2 of annealed-langevin, consistent-annealed and mala, dimensionless: a step is eta_2 sigma^2; null
+            for the method's own. The other methods take the steps that the noise levels say.
+        drift: energy: the exact gradient of the energy (eq. 21), three network evaluations; denoiser: (x - D) / sigma^2,
+            the score of a denoiser, one evaluation and no gradient of any function.
+        temperature: Factor on the noise variance; in diffusion samplers the square of `s_noise`.
+        low_temperature: Further factor in steps that end below low_temperature_sigma. A model of few minutes gets detail
+            wrong, and is better off with less of it; `debm tune` measures how much.
+        low_temperature_sigma: Noise level below which the low temperature holds.
         final_denoise: One denoising (Tweedie) step at the end.
     """
 
-    semantic_steps: int = 35
-    semantic_step_size: float = 0.1
-    semantic_sigma_max: float = 1.0
-    semantic_sigma_min: float = 0.1
-    semantic_prior: float = 0.0
-    texture_steps: int = 100
-    texture_step_size: float = 0.01
-    texture_sigma_max: float = 1.0
-    texture_sigma_min: float = 0.01
-    texture_levels: Schedule = "geometric"
-    noise_init: bool = False
+    method: PixelMethod = "annealed-langevin"
+    steps: int = 100
+    sigma_max: float = 1.0
+    sigma_min: float = 0.01
+    schedule: Schedule = "geometric"
+    step_size: float | None = None
     drift: Drift = "energy"
-    consistent: bool = False
-    texture_order: int = 1
     temperature: float = 1.0
     low_temperature: float = 1.0
     low_temperature_sigma: float = 0.25
     final_denoise: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("semantic_steps", "texture_steps"):
-            _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("semantic_step_size", "semantic_sigma_min", "texture_sigma_min"):
-            _require(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
+        where = "sampling.pixel"
+        for name in ("steps", "temperature", "low_temperature", "low_temperature_sigma"):
+            _require(getattr(self, name) >= 0, f"{where}.{name} must be >= 0, got {getattr(self, name)}")
+        _require(self.sigma_min > 0, f"{where}.sigma_min must be > 0, got {self.sigma_min}")
+        _require_falling(self.sigma_max, self.sigma_min, where)
         _require(
-            self.texture_step_size > 0 or (self.texture_step_size == 0 and self.consistent),
-            f"sampling.texture_step_size must be > 0 (or 0 with sampling.consistent), got {self.texture_step_size}",
+            self.step_size is None or self.step_size > 0, f"{where}.step_size must be > 0 or null, got {self.step_size}"
+        )
+        with_step = ("annealed-langevin", "consistent-annealed", "mala")
+        _require(
+            self.step_size is None or self.method in with_step,
+            f"{where}.step_size must be null with method {self.method}, whose steps follow the noise levels, "
+            f"got {self.step_size}",
         )
         _require(
-            self.texture_order == 1 or (self.texture_order == 2 and self.texture_step_size == 0),
-            f"sampling.texture_order must be 1 (or 2 with sampling.texture_step_size 0), got {self.texture_order}",
+            self.method != "mala" or self.drift == "energy",
+            f"{where}.drift must be energy with method mala, which needs the exact gradient, got {self.drift}",
         )
-        for stage in ("semantic", "texture"):
-            low, high = getattr(self, f"{stage}_sigma_min"), getattr(self, f"{stage}_sigma_max")
-            _require(
-                high >= low, f"sampling.{stage}_sigma_max must be >= sampling.{stage}_sigma_min ({low}), got {high}"
-            )
-        for name in ("temperature", "low_temperature", "low_temperature_sigma", "semantic_prior"):
-            _require(getattr(self, name) >= 0, f"sampling.{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Two-stage sampling (eq. 15, 16): a chain in the latent space, then a sampler in pixels that starts at h(z).
+
+    Attributes:
+        semantic: Stage one.
+        pixel: Stage two.
+        noise_init: Start stage two at h(z) + sigma noise, as SDEdit (Meng et al., 2022) does from an image, instead of h(z).
+    """
+
+    semantic: SemanticChain = field(default_factory=SemanticChain)
+    pixel: PixelSampler = field(default_factory=PixelSampler)
+    noise_init: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,20 +252,20 @@ class ContrastiveConfig:
         reconstruction_steps: L, denoising steps before each contrastive one.
         semantic_steps: K in training.
         texture_steps: T in training.
-        positives: Contrast chain ends with x (paper) or with x + sigma noise.
+        positive_samples: Contrast chain ends with x (paper) or with x + sigma noise.
         chains: Chains restarted every round (paper), or kept in a replay buffer.
         chain_batch: Chains per round, over all ranks, at most the batch size, which 0 means.
         buffer_size: Persistent chains kept, per rank.
-        restart_rate: Share of persistent chains restarted from N(0, I) each round.
+        restart_rate: Fraction of persistent chains restarted from N(0, I) each round.
         weight: Factor on both contrastive losses (energies are per dimension there).
         regularisation: Factor on the squared energies per dimension, which keeps them near zero.
-        gap_bound: Energy gap per dimension at which the phase counts as diverged.
+        gap_bound: Energy gap per dimension at which the stage counts as diverged.
     """
 
     reconstruction_steps: int = 3
     semantic_steps: int = 20
     texture_steps: int = 90
-    positives: Positives = "clean"
+    positive_samples: PositiveSamples = "clean"
     chains: ChainKind = "short"
     chain_batch: int = 0
     buffer_size: int = 1024
@@ -248,18 +285,18 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One entry of a recipe: an objective and the share of the run's budget it gets.
+    """One entry of `stages`: an objective and the fraction of the run's budget it gets.
 
     Attributes:
         objective: denoising (eq. 1, 13), contrastive (Algorithm 1) or score.
-        share: Share of the budget; the shares of a recipe are normalised to sum to one.
+        fraction: Of the budget; the fractions of a run are normalised to sum to one.
     """
 
     objective: ObjectiveName = "denoising"
-    share: float = 1.0
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.share > 0, f"recipe.share must be > 0, got {self.share}")
+        _require(self.fraction > 0, f"stages.fraction must be > 0, got {self.fraction}")
 
 
 @dataclass(frozen=True)
@@ -272,7 +309,7 @@ class TrainingConfig:
         learning_rate: Adam's.
         betas: Adam's.
         warmup_images: Linear warm-up of the learning rate, which ends by a twentieth of the budget.
-        cooldown: Share of the budget over which the learning rate falls linearly to zero at the end.
+        cooldown: Fraction of the budget over which the learning rate falls linearly to zero at the end.
         ema_decay: Decay per step of the averaged weights, reached after a warm-up.
         clip_norm: Largest gradient norm; 0 turns clipping off.
         flip: Horizontal flips with p = 0.5.
@@ -284,7 +321,7 @@ class TrainingConfig:
         log_every: Steps between lines of metrics.jsonl.
         sample_minutes: Minutes between sample grids and saves of the state; 0 means only at the end.
         holdout: Images kept out of training (at most a tenth) for the held-out loss and for percentiles.
-        compile: torch.compile the networks (not in `score` phases: it has no second derivatives).
+        compile: torch.compile the networks (not in `score` stages: it has no second derivatives).
         seed: Seed of weights and of every draw.
     """
 
@@ -334,17 +371,16 @@ class Config:
     stages: tuple[TrainingStage, ...] = (TrainingStage("contrastive"),)
 
     def __post_init__(self) -> None:
-        _require(len(self.stages) >= 1, "recipe needs at least one phase")
+        _require(len(self.stages) >= 1, "stages needs at least one entry")
         by_gradient = self.energy.denoiser == "gradient"
         objectives = [stage.objective for stage in self.stages]
         _require(
             by_gradient or "score" not in objectives,
-            "a recipe with a score phase needs energy.denoiser: gradient, since the denoiser is then x - sigma^2 "
-            "grad U",
+            "a score stage needs energy.denoiser: gradient, since the denoiser is then x - sigma^2 grad U",
         )
         _require(
             not by_gradient or objectives[-1] != "denoising",
-            "a recipe that ends with a denoising phase needs energy.denoiser: output",
+            "stages that end with denoising need energy.denoiser: output",
         )
         _require(
             not (by_gradient and self.energy.inner_noise),
@@ -409,7 +445,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
     if isinstance(hint, types.UnionType):
-        raise TypeError(f"{where}: union fields are not supported")
+        # Only `X | None` is used.
+        return None if value is None else _coerce(arguments[0], value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):

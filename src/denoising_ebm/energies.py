@@ -1,7 +1,7 @@
 r"""Energies: the one place for eq. 7 (texture), eq. 8 (semantic) and eq. 21 (gradients).
 
 An energy is a callable `energy(x, sigma) -> (batch,)`, low = likely; chains take energies, never networks. `Energy` adds
-what chains need: the gradient, the inner noise (redrawn or held fixed) and the length in which steps are measured.
+what samplers need: the gradient, the denoiser, the inner noise (redrawn or held fixed) and the scale of steps.
 Everything is computed and summed in float32 (or float64), whatever the network's precision.
 """
 
@@ -109,8 +109,17 @@ class Energy:
         """Return this energy with a fresh draw of its inner noise held fixed; the same object if it has none."""
         return self
 
-    def length(self, sigma: Tensor) -> Tensor:
-        """Return the length in which chains measure steps at `sigma`: sigma itself in data space."""
+    def denoise(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the energies, shape (batch,), and the denoiser D(x) = x - l^2 grad U (Tweedie), shape of `x`.
+
+        l is `noise_scale`.
+        """
+        sigma = expand_sigma(sigma, x)
+        value, gradient = self.gradient(x, sigma)
+        return value, x - append_dims(self.noise_scale(sigma) ** 2, x) * gradient
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Return the length in which samplers measure steps at `sigma`: sigma itself in data space."""
         return sigma
 
 
@@ -124,10 +133,10 @@ class TextureEnergy(Energy):
 
     Args:
         reconstruct: r, `(x, sigma) -> like x`.
-        inner_noise: Eq. 7's noise inside r. It is drawn at every `resample_noise` (every Langevin step); before the first one the
-            energy is that without inner noise.
-        direction: `exact` uses the gradient of eq. 21; `first-term` only (x - r) / sigma^2, which needs no backward
-            pass but is no gradient of any function.
+        inner_noise: Eq. 7's noise inside r. It is drawn at every `resample_noise` (every step of a chain); before the
+            first one the energy is that without inner noise.
+        drift: `energy` uses the gradient of eq. 21; `denoiser` only its first term (x - r) / sigma^2, the score of the
+            denoiser r, which needs no backward pass but is no gradient of any function.
     """
 
     def __init__(
@@ -168,8 +177,8 @@ class SemanticEnergy(Energy):
         reconstruct: r, `(x, sigma) -> like x`.
         inner_noise: As in `TextureEnergy`.
         prior: Weight of |z|^2 / 2, which eq. 9 leaves out (0).
-        sensitivity: Root mean square length by which h moves for a unit step in z. A step of length l in z is one of
-            length l * sensitivity in the image, so chains measure steps in sigma / sensitivity.
+        jacobian_norm: Root mean square length by which h moves for a unit step in z. A step of length l in z is one of
+            length l * jacobian_norm in the image, so samplers measure steps in sigma / jacobian_norm.
     """
 
     def __init__(
@@ -191,7 +200,7 @@ class SemanticEnergy(Energy):
         self._reconstruct = reconstruct
         self._inner_noise = inner_noise
         self._prior = prior
-        self._sensitivity = jacobian_norm
+        self._jacobian_norm = jacobian_norm
 
     def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
         """Return this energy with fresh inner noise of the shape of h(x), held fixed."""
@@ -204,10 +213,10 @@ class SemanticEnergy(Energy):
             self._reconstruct,
             inner_noise=True,
             prior=self._prior,
-            jacobian_norm=self._sensitivity,
+            jacobian_norm=self._jacobian_norm,
             noise=draw_noise((len(x), *shape), generator, x),
         )
 
-    def length(self, sigma: Tensor) -> Tensor:
-        """Return sigma / sensitivity, at most 1: codes are spread over N(0, I)."""
-        return (sigma / self._sensitivity).clamp_max(1.0)
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Return sigma / jacobian_norm, at most 1: codes are spread over N(0, I)."""
+        return (sigma / self._jacobian_norm).clamp_max(1.0)

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.migration import MODEL_FORMAT, migrate_model, migrate_tensors
 from denoising_ebm.utils.io import read_json, write_atomically, write_text_atomically
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `Detector.save`, optional.
 DETECTOR_FILES = ("detector.json", "detector.safetensors")
-FORMAT = 1
 
 
 def bundled_models() -> list[str]:
@@ -61,7 +61,7 @@ def copy_model_folder(source: Path, folder: Path) -> None:
 
 
 def _write_config(folder: Path, config: Config, metadata: dict[str, Any]) -> None:
-    text = json.dumps({"format": FORMAT, "config": to_dict(config), "metadata": metadata}, indent=2) + "\n"
+    text = json.dumps({"format": MODEL_FORMAT, "config": to_dict(config), "metadata": metadata}, indent=2) + "\n"
     write_text_atomically(folder / CONFIG_FILE, text)
 
 
@@ -106,21 +106,23 @@ def read_model_folder(folder: Path) -> tuple[Config, dict[str, Any], dict[str, t
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file}: missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    config, metadata = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     try:
-        return config, metadata, safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    return *_read_config(folder / CONFIG_FILE), migrate_tensors(tensors)
 
 
 def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
-    values = read_json(path)
-    if values.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT} of a denoising-ebm model, found {values.get('format')}")
+    values = migrate_model(read_json(path))
+    if values.get("format") != MODEL_FORMAT:
+        raise ValueError(
+            f"{path}: expected format {MODEL_FORMAT} of a denoising-ebm model, found {values.get('format')}"
+        )
     metadata = values.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise ValueError(f"{path}: facts: expected a mapping, got {type(metadata).__name__}")
+        raise ValueError(f"{path}: metadata: expected a mapping, got {type(metadata).__name__}")
     return from_dict(Config, values.get("config", {}), where=f"{path}: config"), metadata
 
 
@@ -145,7 +147,7 @@ def check_tensors(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Te
 def model_card(config: Config, metadata: dict[str, Any], parameters: int) -> str:
     """Return the model card: what the model is, how it was trained, its figures."""
     network, noise, training = config.network, config.noise, config.training
-    stages = ", ".join(f"{stage.objective} (share {stage.share:g})" for stage in config.stages)
+    stages = ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in config.stages)
     rows = "\n".join(f"| {name} | {value} |" for name, value in metadata.items()) or "| - | - |"
     return f"""---
 library_name: denoising-ebm
@@ -156,13 +158,13 @@ tags: [energy-based-model, out-of-distribution-detection, image-generation, anom
 
 A Denoising-EBM (Zeng, 2023): a denoising autoencoder whose reconstruction error is the texture energy of an image,
 with a semantic decoder on its latent space. It was trained without labels. It generates images, scores how normal an
-image is, shows where it is odd, and denoises.
+image is, shows where it is anomalous, and denoises.
 
 ```python
 from denoising_ebm import DenoisingEBM
 
 model = DenoisingEBM.from_pretrained("this folder")
-images = model.sample(64, seed=0)  # in [-1, 1]
+images = model.sample(64, seed=0).images  # in [-1, 1]
 energies = model.energy(images, sigma=0.05)  # low = likely
 ```
 

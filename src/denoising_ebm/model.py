@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from denoising_ebm import energies
-from denoising_ebm.config import Config, Drift, SamplingConfig
+from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, SamplingConfig
 from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
 from denoising_ebm.hub import (
     WEIGHTS_FILE,
@@ -24,12 +25,20 @@ from denoising_ebm.hub import (
 )
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.noise import append_dims, expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas
-from denoising_ebm.samplers import TwoStageSample, heun, mala, texture_chain, two_stage
-from denoising_ebm.samplers.langevin import Callback
+from denoising_ebm.noise import append_dims, expand_sigma
+from denoising_ebm.samplers import (
+    METHODS,
+    Callback,
+    ChainState,
+    pixel_nfe,
+    sample_pixels,
+    two_stage,
+    two_stage_nfe,
+)
 from denoising_ebm.utils.device import Precision, choose_device, choose_precision
 
-Sampler = Literal["two-stage", "annealed", "mala", "heun"]
+#: A sampler by name or by its settings; see `DenoisingEBM.configure_sampler`.
+Sampler = Literal["two-stage"] | PixelMethod | SamplingConfig | PixelSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,23 @@ class Inspection:
     reconstruction: Tensor  #: r(x, sigma), shape of x.
     code: Tensor  #: z = f_alpha(x, sigma), whitened, shape (batch, latent_dim).
     pooled: Tensor  #: Mean and standard deviation of every inner channel of the U-Net, shape (batch, columns).
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Drawn images, on the model's device.
+
+    Attributes:
+        images: About in [-1, 1], shape `(n, channels, height, width)`.
+        semantic: The semantic images h(z^K) that they started from, same shape; None without a semantic stage.
+        latents: Their codes z^K, shape `(n, latent_dim)`; None without a semantic stage.
+        nfe: Network evaluations an image; an exact gradient counts three (forward, and twice that backward).
+    """
+
+    images: Tensor
+    semantic: Tensor | None
+    latents: Tensor | None
+    nfe: int
 
 
 #: Noise levels at which a model keeps the energies of its reference images, for percentiles.
@@ -180,17 +206,19 @@ class DenoisingEBM(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn((draws, 1, *self.image_shape), generator=generator).to(self.device)
 
-    def texture(self, drift: Drift | None = None) -> TextureEnergy:
-        """Return U^c as an energy for chains, with the model's direction (exact or first term) unless given.
+    def texture(self, sampler: PixelSampler | Drift | None = None) -> TextureEnergy:
+        """Return U^c as an energy for samplers, with the drift of `sampler` or of the model's own.
 
-        The first term leads to the mean of denoised images where r is the denoiser; a model trained by `score`, whose
-        denoiser is the gradient, has the exact gradient alone.
+        A model trained by `score`, whose denoiser is the gradient, has the exact gradient alone. A solver of an ODE gets the
+        energy without inner noise, since it follows a function.
         """
-        chosen = drift or self.config.sampling.drift
+        chosen = self.config.sampling.pixel if sampler is None else sampler
+        drift = chosen.drift if isinstance(chosen, PixelSampler) else chosen
+        deterministic = isinstance(chosen, PixelSampler) and not METHODS[chosen.method].stochastic
         return TextureEnergy(
             self.reconstruct,
-            inner_noise=self.config.energy.inner_noise,
-            drift="energy" if self.config.energy.denoiser == "gradient" else chosen,
+            inner_noise=self.config.energy.inner_noise and not deterministic,
+            drift="energy" if self.config.energy.denoiser == "gradient" else drift,
         )
 
     def semantic(self, prior: float | None = None) -> SemanticEnergy:
@@ -199,89 +227,128 @@ class DenoisingEBM(nn.Module):
             self.decode,
             self.reconstruct,
             inner_noise=self.config.energy.inner_noise,
-            prior=self.config.sampling.semantic_prior if prior is None else prior,
+            prior=self.config.sampling.semantic.prior if prior is None else prior,
             jacobian_norm=float(self.jacobian_norm),
         )
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
-    def two_stage(
-        self, num: int, *, seed: int = 0, sampling: SamplingConfig | None = None, callback: Callback | None = None
-    ) -> TwoStageSample:
-        """Draw `num` images by two-stage sampling (eq. 15, 16) and return both stages.
+    def configure_sampler(
+        self, sampler: Sampler | None = None, *, steps: int | None = None
+    ) -> SamplingConfig | PixelSampler:
+        """Return the settings that `sample` follows for a sampler, from which `sampler_nfe` knows its cost.
 
         Args:
-            num: Number of images, >= 1.
-            seed: Seed of all draws; the same on every device.
-            sampling: Steps and noise levels; the model's own if None.
-            callback: Called after every step of both chains.
+            sampler: None or `two-stage`: the model's own two-stage sampler (its `config.sampling`). The name of a pixel method
+                (`denoising_ebm.samplers.METHODS`): that method from noise of the model's largest level to its smallest,
+                with the model's own settings if it is its own method. Settings: as they are, a `PixelSampler` from noise.
+            steps: Noise levels in pixels; those of the settings, or the method's default, if None.
+
+        Raises:
+            ValueError: If `steps` < 1 or the sampler is unknown.
         """
-        sampling = sampling or self.config.sampling
-        generator = torch.Generator().manual_seed(seed)
-        z = draw_noise((num, self.config.network.latent_dim), generator, self.jacobian_norm)
-        return two_stage(
-            self.semantic(sampling.semantic_prior),
-            self.decode,
-            self.texture(sampling.drift),
-            self.denoise,
-            z,
-            sampling,
-            generator=generator,
-            callback=callback,
-        )
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps}")
+        own, noise = self.config.sampling, self.config.noise
+        if sampler is None or sampler == "two-stage":
+            sampler = own
+        if isinstance(sampler, SamplingConfig):
+            return sampler if steps is None else replace(sampler, pixel=replace(sampler.pixel, steps=steps))
+        if not isinstance(sampler, PixelSampler):
+            if sampler not in METHODS:
+                raise ValueError(f"unknown sampler {sampler!r}: use two-stage, {', '.join(METHODS)}")
+            if sampler != own.pixel.method:
+                changes: dict[str, Any] = {
+                    "method": sampler,
+                    "steps": METHODS[sampler].default_steps,
+                    "step_size": None,
+                }
+                if sampler in ("ancestral", "dpmpp-2m-sde", "heun"):
+                    changes |= {"schedule": "karras", "final_denoise": own.pixel.final_denoise or sampler == "heun"}
+                elif sampler == "mala":
+                    changes |= {"schedule": "geometric", "drift": "energy"}
+                own = replace(own, pixel=replace(own.pixel, **changes))
+            sampler = replace(own.pixel, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min)
+        return sampler if steps is None else replace(sampler, steps=steps)
+
+    def sampler_nfe(self, sampler: SamplingConfig | PixelSampler) -> int:
+        """Return the network evaluations an image that a sampler costs; an exact gradient counts three."""
+        denoiser: Drift = "energy" if self.config.energy.denoiser == "gradient" else "denoiser"
+        if isinstance(sampler, SamplingConfig):
+            return two_stage_nfe(sampler, denoiser=denoiser)
+        return pixel_nfe(sampler, denoiser=denoiser)
 
     @torch.no_grad()
     def sample(
         self,
         num: int,
         *,
-        sampler: Sampler = "two-stage",
+        sampler: Sampler | None = None,
         steps: int | None = None,
         seed: int = 0,
+        batch_size: int = 64,
         callback: Callback | None = None,
-    ) -> Tensor:
-        """Draw images, shape (num, channels, height, width), about in [-1, 1].
+        progress: Callable[[int], object] | None = None,
+    ) -> Samples:
+        """Draw images; batch i of them is drawn with the seed `seed + i`, so sets to be compared need seeds further apart.
 
         Args:
             num: Number of images, >= 1.
-            sampler: `two-stage`; `annealed` and `mala`: Langevin from pixel noise of level sigma_max; `heun`: the
-                probability-flow ODE from the same noise.
-            steps: Steps in pixels (for `two-stage` and `annealed` the model's own if None, for `mala` 200); for `heun`
-                noise levels (20).
-            seed: Seed of all draws; the same on every device.
-            callback: Called after every step.
+            sampler: The model's own two-stage sampler (None), a method's name or settings; see `configure_sampler`.
+            steps: Noise levels in pixels, in place of those of the sampler.
+            seed: Seed of the first batch; the same draws on every device.
+            batch_size: Images that are drawn at once, >= 1.
+            callback: Called with the states of the first batch's chains after every step.
+            progress: Called with the number of images after each step of a batch.
 
         Raises:
-            ValueError: If `num` < 1, `steps` < 1 or the sampler is unknown.
+            ValueError: If a number is out of range or the sampler is unknown.
         """
-        if num < 1:
-            raise ValueError(f"the number of images must be >= 1, got {num}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be >= 1, got {steps}")
-        sampling, noise_config = self.config.sampling, self.config.noise
-        if sampler == "two-stage":
-            if steps is not None:
-                sampling = dataclasses.replace(sampling, texture_steps=steps)
-            return self.two_stage(num, seed=seed, sampling=sampling, callback=callback).images
-        generator = torch.Generator().manual_seed(seed)
+        for name, value in (("the number of images", num), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        chosen = self.configure_sampler(sampler, steps=steps)
+        parts = []
+        for batch, start in enumerate(range(0, num, batch_size)):
+            count = min(batch_size, num - start)
+
+            def step(state: ChainState, batch: int = batch, count: int = count) -> None:
+                if callback is not None and batch == 0:
+                    callback(state)
+                if progress is not None:
+                    progress(count)
+
+            generator = torch.Generator().manual_seed(seed + batch)
+            parts.append(self._sample_batch(count, chosen, generator, step))
+        images, semantic, latents = zip(*parts, strict=True)
+        nfe = self.sampler_nfe(chosen)
+        if isinstance(chosen, PixelSampler):
+            return Samples(torch.cat(images), None, None, nfe)
+        return Samples(torch.cat(images), torch.cat(semantic), torch.cat(latents), nfe)
+
+    def _sample_batch(
+        self, num: int, sampler: SamplingConfig | PixelSampler, generator: torch.Generator, callback: Callback
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images, semantic images and codes; of the latter two none without a semantic stage."""
+        if isinstance(sampler, SamplingConfig):
+            z = draw_noise((num, self.config.network.latent_dim), generator, self.jacobian_norm)
+            sample = two_stage(
+                self.semantic(sampler.semantic.prior),
+                self.decode,
+                self.texture(sampler.pixel),
+                self.denoise,
+                z,
+                sampler,
+                generator=generator,
+                callback=callback,
+            )
+            return sample.images, sample.semantic, sample.latents
         # sigma_max noise around the mean of the data is what x0 + sigma_max noise looks like, the better the larger.
-        spread = (noise_config.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
+        spread = (sampler.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
         x = spread * draw_noise((num, *self.image_shape), generator, self.jacobian_norm)
-        if sampler == "heun":
-            sigmas = karras_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 20)
-            return heun(self.denoise, x, sigmas, callback=callback)
-        if sampler == "annealed":
-            high, low = noise_config.sigma_max, noise_config.sigma_min
-            sigmas = falling_sigmas(sampling.texture_levels, high, low, steps or sampling.texture_steps)
-            x = texture_chain(self.texture(), x, sigmas, sampling, generator=generator, callback=callback)
-        elif sampler == "mala":
-            sigmas = geometric_sigmas(noise_config.sigma_max, noise_config.sigma_min, steps or 200)
-            # The best acceptance needs steps that shrink as dim^(-1/3) (Roberts & Rosenthal, 1998).
-            step_size = 1.65**2 / 2 * x[0].numel() ** (-1 / 3)
-            x, _ = mala(self.texture("energy"), x, sigmas, step_size=step_size, generator=generator, callback=callback)
-        else:
-            raise ValueError(f"unknown sampler {sampler!r}: use two-stage, annealed, mala or heun")
-        return self.denoise(x, noise_config.sigma_min) if sampling.final_denoise else x
+        x = sample_pixels(self.texture(sampler), x, sampler, generator=generator, callback=callback)
+        images = self.denoise(x, sampler.sigma_min) if sampler.final_denoise else x
+        return images, x[:0], x[:0]
 
     # -- percentiles ------------------------------------------------------------------------------------------------
 

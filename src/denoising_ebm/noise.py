@@ -82,8 +82,8 @@ def draw_sigmas(config: NoiseConfig, num: int, generator: torch.Generator | None
     """
     device = generator.device if generator is not None else torch.device("cpu")
     if config.draw == "grid":
-        sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, config.levels).to(device)
-        return sigmas[torch.randint(config.levels, (num,), generator=generator, device=device)]
+        sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, config.num_sigmas).to(device)
+        return sigmas[torch.randint(config.num_sigmas, (num,), generator=generator, device=device)]
     draws = torch.randn(num, generator=generator, device=device)
     return (config.p_mean + config.p_std * draws).exp().clamp(config.sigma_min, config.sigma_max)
 

@@ -10,7 +10,9 @@ from denoising_ebm.config import (
     EnergyConfig,
     NetworkConfig,
     NoiseConfig,
+    PixelSampler,
     SamplingConfig,
+    SemanticChain,
     TrainingConfig,
     TrainingStage,
 )
@@ -31,9 +33,12 @@ _PAPER_NETWORK = NetworkConfig(
 )
 _PAPER = Config(
     network=_PAPER_NETWORK,
-    noise=NoiseConfig(sigma_min=0.01, sigma_max=1.0, levels=128, draw="grid", weighting="uniform"),
+    noise=NoiseConfig(sigma_min=0.01, sigma_max=1.0, num_sigmas=128, draw="grid", weighting="uniform"),
     energy=EnergyConfig(inner_noise=True, denoiser="output"),
-    sampling=SamplingConfig(semantic_steps=35, texture_steps=100, semantic_step_size=0.1, texture_step_size=0.01),
+    sampling=SamplingConfig(
+        semantic=SemanticChain(steps=35, step_size=0.1),
+        pixel=PixelSampler("annealed-langevin", steps=100, step_size=0.01),
+    ),
     contrastive=ContrastiveConfig(reconstruction_steps=3, semantic_steps=20, texture_steps=90),
     training=TrainingConfig(learning_rate=5e-5, flip=True, max_images=10_000_000),
     stages=(TrainingStage("contrastive"),),
@@ -41,26 +46,16 @@ _PAPER = Config(
 
 # -- ours: a wider range of noise, EDM's draw and weights, and the steps that go with them.
 
-_NOISE = NoiseConfig(sigma_min=0.01, sigma_max=10.0, levels=128, draw="lognormal", weighting="edm")
+_NOISE = NoiseConfig(sigma_min=0.01, sigma_max=10.0, num_sigmas=128, draw="lognormal", weighting="edm")
 _SAMPLING = SamplingConfig(
-    semantic_steps=5,
-    semantic_step_size=0.05,
-    semantic_sigma_max=1.0,
-    semantic_sigma_min=0.3,
-    semantic_prior=1.0,
-    texture_steps=16,
-    texture_step_size=0.0,
-    texture_sigma_max=4.0,
-    texture_levels="karras",
+    semantic=SemanticChain(steps=5, step_size=0.05, sigma_max=1.0, sigma_min=0.3, prior=1.0),
+    pixel=PixelSampler("dpmpp-2m-sde", steps=16, sigma_max=4.0, schedule="karras", drift="denoiser"),
     noise_init=True,
-    drift="denoiser",
-    consistent=True,
-    texture_order=2,
 )
 _CONTRASTIVE = ContrastiveConfig(
     semantic_steps=5,
     texture_steps=15,
-    positives="noisy",
+    positive_samples="noisy",
     chain_batch=32,
     weight=0.1,
     regularisation=0.01,
@@ -113,7 +108,7 @@ PRESETS: dict[str, Config] = {
         network=replace(
             _PAPER_NETWORK, image_size=64, widths=(64, 128, 160, 160, 160), decoder_widths=(32, 64, 128, 160, 160)
         ),
-        sampling=replace(_PAPER.sampling, semantic_steps=40),
+        sampling=replace(_PAPER.sampling, semantic=replace(_PAPER.sampling.semantic, steps=40)),
         contrastive=replace(_PAPER.contrastive, semantic_steps=40, texture_steps=100),
     ),
 }

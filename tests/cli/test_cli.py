@@ -125,7 +125,7 @@ def test_print_config_round_trip(debm: Any, tmp_path: Path) -> None:
     config = from_dict(Config, yaml.safe_load(printed.out))
     assert config.network == PRESETS["celeba64-paper"].network
     assert config.training.betas == (0.5, 0.9) and config.training.seed == 4
-    assert [(stage.objective, stage.share) for stage in config.stages] == [("denoising", 3.0), ("contrastive", 1.0)]
+    assert [(stage.objective, stage.fraction) for stage in config.stages] == [("denoising", 3.0), ("contrastive", 1.0)]
     path = tmp_path / "all.yaml"
     path.write_text(printed.out)
     assert debm("train", "--config", path, "--print_config").out == printed.out

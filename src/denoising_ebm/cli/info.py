@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from denoising_ebm.cli.common import MODEL_HELP
 
 if TYPE_CHECKING:
-    from denoising_ebm.config import SamplingConfig
+    from denoising_ebm.config import PixelSampler
 
 HELP = "show what a model is and how it was trained"
 USAGE = "debm info MODEL [--json]"
@@ -45,6 +45,7 @@ def run(args: Namespace) -> int:
         print(json.dumps({**values, "metadata": model.metadata, "config": to_dict(model.config)}, indent=2))
         return 0
     network, noise, sampling = model.config.network, model.config.noise, model.config.sampling
+    chain, pixel = sampling.semantic, sampling.pixel
     rows: dict[str, Any] = {
         "folder": folder,
         "images": f"{network.image_size} x {network.image_size}, {network.channels} channel(s)",
@@ -57,12 +58,12 @@ def run(args: Namespace) -> int:
         f"denoiser: {model.config.energy.denoiser}",
         "percentiles at sigma": ", ".join(f"{level:g}" for level in levels) or "none",
         "detector": "yes" if fitted else "none; `debm fit-detector` makes one",
-        "stages": ", ".join(f"{stage.objective} (share {stage.share:g})" for stage in model.config.stages),
-        "sampling in z": f"{sampling.semantic_steps} steps of {sampling.semantic_step_size:g}, sigma "
-        f"{sampling.semantic_sigma_max:g} to {sampling.semantic_sigma_min:g}, prior {sampling.semantic_prior:g}",
-        "sampling in x": f"{sampling.texture_steps} steps of {_step_size(sampling)}, sigma "
-        f"{sampling.texture_sigma_max:g} to {sampling.texture_sigma_min:g}, {sampling.texture_levels} levels, "
-        f"{sampling.drift}{_cold(sampling)}",
+        "stages": ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in model.config.stages),
+        "sampling in z": f"{chain.steps} Langevin steps of {chain.step_size:g}, sigma {chain.sigma_max:g} to "
+        f"{chain.sigma_min:g}, prior {chain.prior:g}",
+        "sampling in x": f"{pixel.method}, {pixel.steps} noise levels{_step_size(pixel)}, sigma {pixel.sigma_max:g} to "
+        f"{pixel.sigma_min:g}, {pixel.schedule}, drift of the {pixel.drift}{_low_temperature(pixel)}",
+        "NFE": model.sampler_nfe(sampling),
         **model.metadata,
     }
     from rich.console import Console
@@ -78,13 +79,11 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _cold(sampling: SamplingConfig) -> str:
-    if sampling.low_temperature == 1:
+def _low_temperature(pixel: PixelSampler) -> str:
+    if pixel.low_temperature == 1:
         return ""
-    return f", temperature {sampling.low_temperature:g} below sigma {sampling.low_temperature_sigma:g}"
+    return f", temperature {pixel.low_temperature:g} below sigma {pixel.low_temperature_sigma:g}"
 
 
-def _step_size(sampling: SamplingConfig) -> str:
-    if sampling.texture_step_size:
-        return f"{sampling.texture_step_size:g}"
-    return f"the reverse diffusion (order {sampling.texture_order})"
+def _step_size(pixel: PixelSampler) -> str:
+    return f" of {pixel.step_size:g}" if pixel.step_size else ""

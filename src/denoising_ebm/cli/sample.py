@@ -35,7 +35,7 @@ Examples:
   debm sample runs/fashion --sampler heun --steps 18 --seed 1 --out heun.png
   debm sample runs/fashion --n 10000 --batch-size 500 --npz samples.npz --out ''"""
 
-Sampler = Literal["two-stage", "annealed", "mala", "heun"]
+Sampler = Literal["two-stage", "dpmpp-2m-sde", "ancestral", "consistent-annealed", "annealed-langevin", "heun", "mala"]
 
 
 def add(parser: ArgumentParser, argv: list[str]) -> None:
@@ -60,14 +60,13 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
         "--sampler",
         type=Sampler,
         default="two-stage",
-        help="two-stage: eq. 15, 16; annealed and mala: Langevin from noise; heun: the probability-flow ODE",
+        help="two-stage: the model's own (eq. 15, 16); the others from noise: SDE-DPM-Solver++(2M), ancestral sampling, consistent annealed sampling, annealed Langevin, Heun's method on the probability-flow ODE, Metropolis-adjusted Langevin",
     )
     group.add_argument(
         "--steps",
         type=int | None,
         metavar="N",
-        help="steps in pixels; by default the model's own for two-stage and annealed, 200 for mala; for heun noise levels, "
-        "20 by default",
+        help="noise levels in pixels; by default the model's own, or those of the method",
     )
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of the first batch; batch i has seed + i")
     group.add_argument("--batch-size", type=int, default=64, metavar="N", help="images drawn at once")
@@ -89,22 +88,22 @@ def run(args: Namespace) -> int:
 
     import torch
 
-    from denoising_ebm.generation import Trajectory, generate, num_steps
+    from denoising_ebm.config import SamplingConfig
+    from denoising_ebm.samplers import Trajectory, num_chain_steps, two_stage_steps
     from denoising_ebm.viz.grids import image_grid, trajectory_grid
 
     model = read_model(args)
-    trajectory = Trajectory(model) if paths["trajectory"] else None
-    total = max(args.n, 0) * num_steps(model, args.sampler, args.steps)
-    with progress_bar(f"{args.sampler} sampling", total) as advance:
-        drawn = generate(
-            model,
+    sampler = model.configure_sampler(args.sampler, steps=args.steps)
+    count = two_stage_steps(sampler) if isinstance(sampler, SamplingConfig) else num_chain_steps(sampler)
+    trajectory = Trajectory(model.decode) if paths["trajectory"] else None
+    with progress_bar(f"{args.sampler} sampling", max(args.n, 0) * count) as advance:
+        drawn = model.sample(
             args.n,
-            sampler=args.sampler,
-            steps=args.steps,
+            sampler=sampler,
             seed=args.seed,
             batch_size=args.batch_size,
-            watch=trajectory,
-            advance=advance,
+            callback=trajectory,
+            progress=advance,
         )
     if paths["out"]:
         _write_png(image_grid(drawn.images, columns=args.columns), paths["out"])

@@ -23,6 +23,7 @@ from denoising_ebm.config import (
     from_dict,
     to_dict,
 )
+from denoising_ebm.migration import migrate_config
 from denoising_ebm.presets import PRESETS, preset
 
 HELP = "train a model on any images"
@@ -186,7 +187,7 @@ def _merge(config: Config, path: Path) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     merged = to_dict(config)
-    for name, value in values.items():
+    for name, value in migrate_config(values).items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value
     try:

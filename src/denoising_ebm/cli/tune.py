@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -64,10 +66,10 @@ def run(args: Namespace) -> int:
     check_at_least(args, 0, "seed")
     import torch
 
-    from denoising_ebm.generation import generate, num_steps
     from denoising_ebm.hub import copy_model_folder, find_model_folder, rewrite_config
     from denoising_ebm.quality.evaluator import FidelityEvaluator
     from denoising_ebm.quality.tuning import TEMPERATURES, tune_low_temperature
+    from denoising_ebm.samplers import two_stage_steps
     from denoising_ebm.viz.report import Table, markdown
 
     temperatures = TEMPERATURES if args.temperatures is None else tuple(dict.fromkeys(args.temperatures))
@@ -80,22 +82,26 @@ def run(args: Namespace) -> int:
     sizes = network.image_size, network.channels
     pixels = read_images(args.data, args, *sizes, sample=args.images, generator=draws).pixels
     evaluator = FidelityEvaluator(pixels, device=model.device)
-    before = model.config.sampling.low_temperature
-    with progress_bar("sampling", len(temperatures) * args.samples * num_steps(model, "two-stage", None)) as advance:
-        options = {"seed": args.seed, "batch_size": args.batch_size, "advance": advance}
-        distances = tune_low_temperature(
-            model, lambda: generate(model, args.samples, **options).images, evaluator, temperatures
+    sampling = model.config.sampling
+    before = sampling.pixel.low_temperature
+    with progress_bar("sampling", len(temperatures) * args.samples * two_stage_steps(sampling)) as advance:
+        options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size, "progress": advance}
+        tuned, distances = tune_low_temperature(
+            sampling,
+            lambda choice: model.sample(args.samples, sampler=choice, **options).images,
+            evaluator,
+            temperatures,
         )
-    best = model.config.sampling.low_temperature
+    best = tuned.pixel.low_temperature
     caption = (
         f"Fréchet distance of {args.samples:,} samples to {len(pixels):,} images ({evaluator.extractor.name}; no FID)."
     )
-    columns = [f"temperature below sigma {model.config.sampling.low_temperature_sigma:g}", "distance"]
+    columns = [f"temperature below sigma {sampling.pixel.low_temperature_sigma:g}", "distance"]
     rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
     print(f"{caption}\n\n{markdown(Table(columns, rows))}", end="")
     if folder.resolve() != source.resolve():
         copy_model_folder(source, folder)
-    rewrite_config(folder, model.config)
+    rewrite_config(folder, replace(model.config, sampling=tuned))
     change = f"stays {best:g}" if best == before else f"{before:g} -> {best:g}"
-    note(f"{folder}: sampling.cold_temperature {change}")
+    note(f"{folder}: sampling.pixel.low_temperature {change}")
     return 0

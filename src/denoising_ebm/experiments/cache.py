@@ -28,11 +28,7 @@ def identity(config: Config) -> dict[str, Any]:
 
     Settings that came after rows were first kept are left out where they change nothing, so that those rows stay valid.
     """
-    values = to_dict(config)
-    if config.sampling.low_temperature == 1:
-        for name in ("low_temperature", "low_temperature_sigma"):
-            del values["sampling"][name]
-    return values
+    return to_dict(config)
 
 
 def settings_hash(values: Any) -> str:

@@ -15,12 +15,12 @@ from torch import Tensor
 from denoising_ebm.config import Config
 from denoising_ebm.datasets.images import load_images, to_float
 from denoising_ebm.experiments.demo_page import Evidence, auroc_table, report_metadata, report_sections, summary
-from denoising_ebm.generation import Trajectory, generate
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.ood.outliers import SYNTHETIC_OOD
 from denoising_ebm.presets import preset
+from denoising_ebm.samplers import Trajectory
 from denoising_ebm.training.checkpoint import STATE_FILE
 from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.trainer import train
@@ -156,8 +156,8 @@ def gather(
         log: Told what happens.
     """
     log(f"drawing {sizes.samples} samples in two stages")
-    trajectory = Trajectory(model)
-    drawn = generate(model, sizes.samples, seed=seed, watch=trajectory)
+    trajectory = Trajectory(model.decode)
+    drawn = model.sample(sizes.samples, seed=seed, callback=trajectory)
     trajectory.add(drawn.images, "end")
 
     new = load_images("fashion-mnist", split="test", limit=2 * sizes.scored, progress=False).pixels

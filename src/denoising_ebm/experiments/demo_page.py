@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoising_ebm.generation import Generated, Trajectory
-from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.model import DenoisingEBM, Samples
 from denoising_ebm.ood.conformal import fpr_interval, p_values
 from denoising_ebm.ood.detector import Detector
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.pictures import Z_LIMIT
+from denoising_ebm.samplers import Trajectory
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.plots import (
     chain_energies,
@@ -54,7 +54,7 @@ class Evidence:
 
     model: DenoisingEBM
     metrics: list[dict[str, Any]]
-    samples: Generated
+    samples: Samples
     trajectory: Trajectory
     real: Tensor
     levels: Sequence[float]
@@ -147,7 +147,7 @@ def _chains(evidence: Evidence) -> Section:
     trajectory = evidence.trajectory
     sampling = evidence.model.config.sampling
     grid = trajectory_grid(trajectory.states, trajectory.labels)
-    noise = f", started with noise of level {sampling.texture_sigma_max:g} on h(z)" if sampling.noise_init else ""
+    noise = f", started with noise of level {sampling.pixel.sigma_max:g} on h(z)" if sampling.noise_init else ""
     return Section(
         "The chains on their way",
         "Noise levels fall from step to step in both spaces, so the chains see a smooth energy first and a sharp "

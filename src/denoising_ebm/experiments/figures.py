@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from denoising_ebm.config import PixelSampler, SamplingConfig
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.experiments import paper
 from denoising_ebm.experiments.experiment import Experiment, png_text
 from denoising_ebm.experiments.samplers import Drawn, draw, draw_ncsn
-from denoising_ebm.generation import Trajectory, generate
-from denoising_ebm.model import Sampler
+from denoising_ebm.experiments.settings import with_steps
+from denoising_ebm.model import DenoisingEBM, Sampler
 from denoising_ebm.quality.prdc import copies, nearest
+from denoising_ebm.samplers import Trajectory
 from denoising_ebm.viz.plots import (
     COLOURS,
     LINE_STYLES,
@@ -34,15 +37,15 @@ from denoising_ebm.viz.report import Cell, Picture, Section, Table
 def figure4(experiment: Experiment) -> Section:
     """Figure 4: samples, uncurated."""
     num = min(100, experiment.sizes.samples)
-    samplers: tuple[Sampler, ...] = ("two-stage", "annealed", "heun")
+    samplers: tuple[Sampler, ...] = ("two-stage", "dpmpp-2m-sde", "heun")
 
     def sheets() -> dict[str, bytes]:
         images: dict[str, Tensor] = {}
         for sampler in samplers:
-            drawn = generate(experiment.model("denoising"), num, sampler=sampler, seed=experiment.seed)
-            images[f"samples, sampler {sampler}"] = drawn.images
+            drawn = experiment.model("denoising").sample(num, sampler=sampler, seed=experiment.seed)
+            images[f"samples, sampler {sampler}"] = drawn.images.cpu()
             if drawn.semantic is not None:
-                images["semantic images h(z) that they start from"] = drawn.semantic
+                images["semantic images h(z) that they start from"] = drawn.semantic.cpu()
         return {what: png_bytes(image_grid(sheet, columns=10)) for what, sheet in images.items()}
 
     pictures = [
@@ -117,11 +120,11 @@ def figure5(experiment: Experiment) -> Section:
         result = {}
         kinds: dict[str, tuple[Sampler, int | None]] = {
             "with a semantic start": ("two-stage", None),
-            f"from noise alone, {longest} steps": ("annealed", longest),
+            f"from noise alone, {longest} steps": ("dpmpp-2m-sde", longest),
         }
         for what, (sampler, steps) in kinds.items():
-            trajectory = Trajectory(model, chains=6)
-            end = generate(model, 6, sampler=sampler, steps=steps, seed=experiment.seed, watch=trajectory)
+            trajectory = Trajectory(model.decode, chains=6)
+            end = model.sample(6, sampler=sampler, steps=steps, seed=experiment.seed, callback=trajectory)
             trajectory.add(end.images, "end")
             result[f"Six chains {what}."] = png_bytes(trajectory_grid(trajectory.states, trajectory.labels))
             result[f"Their energies, {what}."] = png_bytes(chain_energies(trajectory.energies))
@@ -134,20 +137,20 @@ def figure5(experiment: Experiment) -> Section:
     # The control tells what h(z) is worth from what a lower first noise level is.
     high, low, samples = (
         model.config.noise.sigma_max,
-        model.config.sampling.texture_sigma_max,
+        model.config.sampling.pixel.sigma_max,
         experiment.sizes.chain_samples,
     )
     kinds: dict[str, tuple[Sampler, float | None]] = {
         "semantic start": ("two-stage", None),
-        f"noise of {high:g}": ("annealed", None),
-        f"noise of {low:g}": ("annealed", low),
+        f"noise of {high:g}": ("dpmpp-2m-sde", None),
+        f"noise of {low:g}": ("dpmpp-2m-sde", low),
     }
     curves: dict[str, list[tuple[int, float]]] = {name: [] for name in kinds}
     rows: list[list[Cell]] = []
     for steps in experiment.sizes.chain_lengths:
         row: list[Cell] = [steps]
         for name, (sampler, start) in kinds.items():
-            by = partial(draw, model, samples, sampler, steps=steps, seed=experiment.seed, sigma_max=start)
+            by = partial(draw, model, samples, _from_level(model, sampler, start), steps=steps, seed=experiment.seed)
             figures = experiment.quality_row(f"chain of {steps}, {name}", partial(experiment.measured, by))
             row += [figures.get("nfe"), figures.get("distance")]
             if "distance" in figures:
@@ -174,15 +177,23 @@ def figure5(experiment: Experiment) -> Section:
     )
 
 
+def _from_level(model: DenoisingEBM, sampler: Sampler, sigma_max: float | None) -> SamplingConfig | PixelSampler:
+    """Return a sampler that starts at another noise level, if one is given."""
+    chosen = model.configure_sampler(sampler)
+    return (
+        replace(chosen, sigma_max=sigma_max) if sigma_max is not None and isinstance(chosen, PixelSampler) else chosen
+    )
+
+
 def speed(experiment: Experiment) -> Section:
     """Speed: quality against network evaluations, beside NCSN's protocol on the same network."""
     model, samples = experiment.model("denoising"), experiment.sizes.speed_samples
     by = partial(draw, model, samples, seed=experiment.seed)
+    default = model.config.sampling
     plans: dict[str, Callable[[], Drawn]] = {}
     for steps in experiment.sizes.chain_lengths:
-        plans[f"two-stage, K = 0, T = {steps}"] = partial(by, "two-stage", steps=steps, semantic_steps=0)
-    default = model.config.sampling
-    plans[f"two-stage, K = {default.semantic_steps}, T = {default.texture_steps}"] = partial(by, "two-stage")
+        plans[f"two-stage, K = 0, T = {steps}"] = partial(by, with_steps(default, semantic=0), steps=steps)
+    plans[f"two-stage, K = {default.semantic.steps}, T = {default.pixel.steps}"] = partial(by, "two-stage")
     for levels in experiment.sizes.heun_levels:
         plans[f"heun, {levels} levels"] = partial(by, "heun", steps=levels)
     ncsn_names = [
@@ -218,7 +229,7 @@ def speed(experiment: Experiment) -> Section:
             text += f"\n\nNo two-stage sampler of this table reaches the distance of {ncsn_name}."
     kinds = {
         "two-stage, K = 0": "two-stage, no latent steps",
-        f"two-stage, K = {default.semantic_steps}": f"two-stage, {default.semantic_steps} latent steps",
+        f"two-stage, K = {default.semantic.steps}": f"two-stage, {default.semantic.steps} latent steps",
         "heun": "heun",
         "NCSN": "NCSN's protocol",
     }

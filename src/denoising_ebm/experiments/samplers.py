@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from denoising_ebm.datasets.images import to_uint8
 from denoising_ebm.energies import TextureEnergy
-from denoising_ebm.generation import generate
 from denoising_ebm.model import DenoisingEBM, Sampler
 from denoising_ebm.noise import geometric_sigmas
-from denoising_ebm.samplers import annealed
+from denoising_ebm.samplers import annealed_langevin
 
 #: NCSN's schedule (Song & Ermon, 2019): ten levels from 1 to 0.01 for images in [0, 1], twice that here; as in the released
 #: code x += a s + sqrt(2 a) e with a = 2e-5 sigma^2 / 0.01^2 for those images, so that eta = 0.2 in any units.
@@ -28,7 +26,7 @@ class Drawn:
     Attributes:
         images: uint8, shape `(n, c, h, w)`.
         semantic: The semantic images, uint8, where there are any.
-        evaluations: Network evaluations an image; an exact gradient counts as three (forward, and twice that backward).
+        nfe: Network evaluations an image; an exact gradient counts as three (forward, and twice that backward).
         seconds: That drawing took.
     """
 
@@ -41,15 +39,13 @@ class Drawn:
 def draw(
     model: DenoisingEBM,
     num: int,
-    sampler: Sampler,
+    sampler: Sampler | None = None,
     *,
     steps: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
-    sigma_max: float | None = None,
-    **sampling: Any,
 ) -> Drawn:
-    """Draw by one of the model's samplers.
+    """Draw and take the time.
 
     Args:
         model: The model.
@@ -58,22 +54,15 @@ def draw(
         steps: As for `DenoisingEBM.sample`.
         seed: Of the first batch.
         batch_size: Images at once.
-        sigma_max: Noise level that `annealed`, `mala` and `heun` start from, instead of the model's largest.
-        sampling: Fields of `config.SamplingConfig` that differ from the model's own.
 
     Raises:
         ValueError: If samples are not finite.
     """
-    config, started = model.config, time.monotonic()
-    noise = config.noise if sigma_max is None else replace(config.noise, sigma_max=sigma_max)
-    model.config = replace(config, noise=noise, sampling=replace(config.sampling, **sampling))
-    try:
-        drawn = generate(model, num, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
-        nfe = count_nfe(model, sampler, steps)
-    finally:
-        model.config = config
-    semantic = None if drawn.semantic is None else to_uint8(drawn.semantic)
-    return Drawn(to_uint8(finite(drawn.images)), semantic, nfe, time.monotonic() - started)
+    started = time.monotonic()
+    drawn = model.sample(num, sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
+    semantic = None if drawn.semantic is None else to_uint8(drawn.semantic.cpu())
+    images = to_uint8(finite(drawn.images.cpu()))
+    return Drawn(images, semantic, drawn.nfe, time.monotonic() - started)
 
 
 def finite(images: Tensor) -> Tensor:
@@ -86,22 +75,6 @@ def finite(images: Tensor) -> Tensor:
     if broken:
         raise ValueError(f"{broken:,} of {len(images):,} samples are not finite: the chains diverged")
     return images
-
-
-def count_nfe(model: DenoisingEBM, sampler: Sampler, steps: int | None) -> int:
-    """Return network evaluations an image."""
-    sampling = model.config.sampling
-    denoiser = 3 if model.config.energy.denoiser == "gradient" else 1
-    # A model whose denoiser is the gradient has no other direction.
-    drift = 3 if denoiser == 3 or sampling.drift == "energy" else 1
-    final = denoiser if sampling.final_denoise else 0
-    if sampler == "two-stage":
-        return 3 * sampling.semantic_steps + drift * (steps or sampling.texture_steps) + final
-    if sampler == "annealed":
-        return drift * (steps or sampling.texture_steps) + final
-    if sampler == "mala":
-        return 6 * (steps or 200) + final
-    return denoiser * (2 * ((steps or 20) - 1) + 1)
 
 
 @torch.no_grad()
@@ -132,7 +105,7 @@ def draw_ncsn(
         shape = (min(batch_size, num - start), *model.image_shape)
         x = (2 * torch.rand(shape, generator=generator) - 1).to(model.device)
         drift = TextureEnergy(model.denoise, inner_noise=False, drift="denoiser")
-        x = annealed(drift, x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
+        x = annealed_langevin(drift, x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)
         images.append(to_uint8(finite(x.cpu())))
         denoised.append(to_uint8(model.denoise(x, NCSN_SIGMAS[1]).cpu()))
     seconds = time.monotonic() - started

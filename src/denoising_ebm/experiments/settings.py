@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from denoising_ebm.config import Config, EnergyConfig, NetworkConfig, TrainingStage
+from denoising_ebm.config import Config, Drift, EnergyConfig, NetworkConfig, SamplingConfig, TrainingStage
 from denoising_ebm.presets import preset
 
 Scale = Literal["tiny", "small", "full"]
@@ -140,7 +140,7 @@ def base_config(scale: Scale, image_size: int, channels: int, minutes: float, se
             embedding_dim=32,
         )
         training = replace(training, batch_size=64, max_images=2048, max_minutes=0.0, warmup_images=512, holdout=64)
-        config = replace(config, sampling=replace(config.sampling, semantic_steps=3, texture_steps=8))
+        config = replace(config, sampling=with_steps(config.sampling, semantic=3, pixel=8))
     elif scale == "small":
         training = replace(training, max_images=10**9, max_minutes=10.0)
     if minutes:
@@ -148,12 +148,26 @@ def base_config(scale: Scale, image_size: int, channels: int, minutes: float, se
     return replace(config, network=network, training=training, stages=(TrainingStage("denoising"),))
 
 
+def with_steps(sampling: SamplingConfig, *, semantic: int | None = None, pixel: int | None = None) -> SamplingConfig:
+    """Return a sampler with other numbers of steps; None leaves one as it is."""
+    stages = {"semantic": semantic, "pixel": pixel}
+    changes = {
+        name: replace(getattr(sampling, name), steps=steps) for name, steps in stages.items() if steps is not None
+    }
+    return replace(sampling, **changes)
+
+
+def with_drift(sampling: SamplingConfig, drift: Drift) -> SamplingConfig:
+    """Return a sampler with another drift in pixels."""
+    return replace(sampling, pixel=replace(sampling.pixel, drift=drift))
+
+
 def variant_config(base: Config, variant: Variant) -> Config:
     """Return the configuration of a training objective, at the budget of `base`."""
     if variant == "contrastive":
         # Maximum likelihood needs chains of the energy itself in training, not of its gradient's first term.
         stages = (TrainingStage("denoising", 0.6), TrainingStage("contrastive", 0.4))
-        return replace(base, stages=stages, sampling=replace(base.sampling, drift="energy"))
+        return replace(base, stages=stages, sampling=with_drift(base.sampling, "energy"))
     if variant == "score":
         return replace(
             base,
@@ -161,7 +175,7 @@ def variant_config(base: Config, variant: Variant) -> Config:
             energy=EnergyConfig(inner_noise=False, denoiser="gradient"),
             training=replace(base.training, compile=False),
             stages=(TrainingStage("score"),),
-            sampling=replace(base.sampling, drift="energy"),
+            sampling=with_drift(base.sampling, "energy"),
         )
     return base
 
@@ -176,14 +190,14 @@ def ablation_config(base: Config, sigma_max: float, levels: int, seed: int, budg
         seed: Of this training.
         budget: Share of the base's budget.
     """
-    training = base.training
+    training, semantic, pixel = base.training, base.sampling.semantic, base.sampling.pixel
     return replace(
         base,
-        noise=replace(base.noise, sigma_min=0.01, sigma_max=sigma_max, levels=levels, draw="grid"),
+        noise=replace(base.noise, sigma_min=0.01, sigma_max=sigma_max, num_sigmas=levels, draw="grid"),
         sampling=replace(
             base.sampling,
-            texture_sigma_max=min(sigma_max, base.sampling.texture_sigma_max),
-            semantic_sigma_max=min(sigma_max, base.sampling.semantic_sigma_max),
+            pixel=replace(pixel, sigma_max=min(sigma_max, pixel.sigma_max)),
+            semantic=replace(semantic, sigma_max=min(sigma_max, semantic.sigma_max)),
         ),
         training=replace(
             training,

@@ -7,38 +7,38 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import Drift
+from denoising_ebm.config import Drift, PixelMethod
 from denoising_ebm.experiments import paper
 from denoising_ebm.experiments.experiment import Experiment
 from denoising_ebm.experiments.samplers import draw
-from denoising_ebm.experiments.settings import ABLATIONS, Variant, ablation_config
-from denoising_ebm.model import Sampler
+from denoising_ebm.experiments.settings import ABLATIONS, Variant, ablation_config, with_drift
 from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.evaluation import evaluate
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.quality.classes import ClassEvaluator
 from denoising_ebm.viz.report import Cell, Section, Table
 
-Row = tuple[Variant, Sampler, Drift | None]
+SamplerName = Literal["two-stage"] | PixelMethod
+Row = tuple[Variant, SamplerName, Drift | None]
 #: The row whose samples the other studies look at too.
 DEFAULT: Row = ("denoising", "two-stage", None)
 #: Rows of tables 1 and 2: what was trained, how it is drawn from, and the gradient of its chains (None: the model's own).
 #: Chains of either gradient stand for both kinds of training, which would else differ in two ways.
 ROWS: tuple[Row, ...] = (
     DEFAULT,
-    ("denoising", "annealed", None),
+    ("denoising", "dpmpp-2m-sde", None),
     ("denoising", "heun", None),
     ("denoising", "mala", None),
     ("denoising", "two-stage", "energy"),
     ("contrastive", "two-stage", "denoiser"),
     ("contrastive", "two-stage", "energy"),
     ("score", "two-stage", None),
-    ("score", "annealed", None),
+    ("score", "dpmpp-2m-sde", None),
 )
 _QUALITY = ("distance", "precision", "recall", "density", "coverage", "fid", "inception_score")
 _HEADINGS = ("distance", "precision", "recall", "density", "coverage", "FID", "IS")
@@ -56,7 +56,7 @@ def table2(experiment: Experiment) -> Section:
     return _generation(experiment, "Table 2: samples of the second set", paper.TABLE2)
 
 
-def row_name(variant: Variant, sampler: Sampler, drift: Drift | None) -> str:
+def row_name(variant: Variant, sampler: SamplerName, drift: Drift | None) -> str:
     """Return the name of a row of tables 1 and 2."""
     gradient = {"energy": ", exact gradient", "denoiser": ", first term"}
     return f"{variant}, {sampler}{gradient[drift] if drift else ''}"
@@ -80,7 +80,9 @@ def _generation(experiment: Experiment, title: str, printed: Mapping[str, tuple[
     add(f"training images (floor{few})", experiment.quality_row("floor", lambda: asdict(experiment.evaluator(floor))))
     for variant, sampler, drift in ROWS:
 
-        def make(variant: Variant = variant, sampler: Sampler = sampler, drift: Drift | None = drift) -> dict[str, Any]:
+        def make(
+            variant: Variant = variant, sampler: SamplerName = sampler, drift: Drift | None = drift
+        ) -> dict[str, Any]:
             metadata = experiment.model(variant).metadata
             seen = {
                 "images seen": metadata.get("images seen"),
@@ -89,11 +91,9 @@ def _generation(experiment: Experiment, title: str, printed: Mapping[str, tuple[
             if (variant, sampler, drift) == DEFAULT:
                 return experiment.measured(lambda: experiment.samples) | seen
             steps = experiment.sizes.mala_steps if sampler == "mala" else None
-            changes: dict[str, Any] = {"drift": drift} if drift else {}
-            by = partial(
-                draw, experiment.model(variant), samples, sampler, steps=steps, seed=experiment.seed, **changes
-            )
-            return experiment.measured(by) | seen
+            model = experiment.model(variant)
+            chosen = with_drift(model.config.sampling, drift) if drift else sampler
+            return experiment.measured(partial(draw, model, samples, chosen, steps=steps, seed=experiment.seed)) | seen
 
         name = row_name(variant, sampler, drift)
         row = experiment.quality_row(name, make)

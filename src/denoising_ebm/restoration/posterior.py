@@ -24,8 +24,7 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims, expand_sigma, karras_sigmas
 from denoising_ebm.restoration.operators import Degradation
 from denoising_ebm.restoration.prior import natural_variances
-from denoising_ebm.samplers import annealed
-from denoising_ebm.samplers.langevin import ChainState
+from denoising_ebm.samplers import ChainState, ancestral, consistent_annealed_sampling
 
 Estimate = Literal["mean", "sample"]
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -126,7 +125,7 @@ def restore(
             images that may have been. Where the degradation is noise alone the mean is D(y, s), one pass of the network.
         draws: Chains to average, >= 1.
         steps: Langevin steps of a chain, >= 2; each costs a forward and a backward pass.
-        step_size: eta of `sampling.annealed`, within [0, 1]; 0 takes the steps of the reverse diffusion.
+        step_size: eta of `consistent_annealed_sampling`, within [0, 1]; 0 for ancestral sampling.
         seed: Of all draws.
         advance: Called with the number of images after every step of a chain.
 
@@ -170,15 +169,13 @@ def restore(
         denoise = guided = GuidedDenoiser(model, degradation, y)
         start = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5
         x = start * draw_noise(tuple(observed.shape), generator, y)
-    x = annealed(
-        TextureEnergy(denoise, inner_noise=False, drift="denoiser"),
-        x,
-        sigmas,
-        step_size=step_size,
-        consistent=True,  # of first order: the data term changes too fast to be carried on
-        generator=generator,
-        callback=callback,
-    )
+    energy = TextureEnergy(denoise, inner_noise=False, drift="denoiser")
+    options = {"generator": generator, "callback": callback}
+    # Of first order: the data term changes too fast to be carried on.
+    if step_size:
+        x = consistent_annealed_sampling(energy, x, sigmas, step_size=step_size, **options)  # type: ignore[arg-type]
+    else:
+        x = ancestral(energy, x, sigmas, **options)  # type: ignore[arg-type]
     x = model.denoise(x, noise.sigma_min)
     if guided is not None:
         # What is known without noise is not left to the network.

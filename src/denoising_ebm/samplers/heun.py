@@ -1,51 +1,64 @@
-"""The probability-flow ODE on a denoiser, solved by Heun's method."""
+"""The probability-flow ODE, solved by Heun's method: EDM's deterministic sampler."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.noise import expand_sigma
-from denoising_ebm.samplers.langevin import Callback, ChainState
+from denoising_ebm.energies import Energy, EnergyFunction, as_energy
+from denoising_ebm.noise import append_dims
+from denoising_ebm.samplers.base import Callback, ChainState, Method, expand_sigmas
 
 
 @torch.no_grad()
 def heun(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    energy: EnergyFunction | Energy,
     x: Tensor,
     sigmas: Tensor,
     *,
-    final_denoise: bool = True,
+    generator: torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Follow dx/dsigma = (x - D(x, sigma)) / sigma from the first to the last noise level.
 
-    Heun's second-order method (Karras et al., 2022, algorithm 1, without churn): two denoiser evaluations a step.
+    Heun's second-order method (Karras et al., 2022, algorithm 1, without churn). Cost: two gradients (or denoisers) between
+    each two levels.
 
     Args:
-        denoise: D, `(x, sigma) -> like x`.
-        x: Start, data plus noise of level `sigmas[0]`, shape (batch, ...). Not modified.
-        sigmas: Falling noise levels > 0, shape (steps + 1,).
-        final_denoise: End with x = D(x, sigmas[-1]), Euler's step to sigma = 0.
-        callback: Called with a `ChainState` after every step; its energy is |x - D|^2 / 2 sigma^2.
+        energy: `(x, sigma) -> (batch,)`; its denoiser D is taken.
+        x: Data with noise of the first level, shape (batch, ...).
+        sigmas: Falling noise levels > 0, shape (steps,) or (steps, batch).
+        generator: Source of the energy's inner noise, if it has any; the method draws nothing itself.
+        callback: Called with a `ChainState` after every step.
 
     Returns:
-        The images, shape of `x`.
+        The images at the last level, shape of `x`, detached.
 
     Raises:
-        ValueError: If fewer than one level is given or a level is not > 0.
+        ValueError: If there are no levels, or one is not > 0.
     """
-    if sigmas.ndim != 1 or len(sigmas) < 1 or bool((sigmas <= 0).any()):
+    if len(sigmas) < 1 or bool((sigmas <= 0).any()):
         raise ValueError("sigmas must be a list of one or more noise levels > 0")
-    for i in range(len(sigmas) - 1):
-        now, after = float(sigmas[i]), float(sigmas[i + 1])
-        slope = (x - denoise(x, expand_sigma(now, x))) / now
-        energy = 0.5 * slope.square().flatten(1).sum(1)
-        ahead = x + (after - now) * slope
-        slope_ahead = (ahead - denoise(ahead, expand_sigma(after, x))) / after
-        x = x + (after - now) * 0.5 * (slope + slope_ahead)
+    energy, grid, x = as_energy(energy), expand_sigmas(sigmas, x), x.detach().clone()
+    for i in range(len(grid) - 1):
+        now, after = grid[i], grid[i + 1]
+        energy = energy.resample_noise(x, generator)
+        value, denoised = energy.denoise(x, now)
+        slope = (x - denoised) / append_dims(now, x)
+        step = append_dims(after - now, x)
+        ahead = x + step * slope
+        slope_ahead = (ahead - energy.denoise(ahead, after)[1]) / append_dims(after, x)
+        x = x + step * 0.5 * (slope + slope_ahead)
         if callback is not None:
-            callback(ChainState("heun", i + 1, len(sigmas) - 1, now, x, energy))
-    return denoise(x, expand_sigma(float(sigmas[-1]), x)) if final_denoise else x
+            callback(ChainState(i + 1, len(grid) - 1, float(now.mean()), x, value))
+    return x
+
+
+HEUN = Method(
+    "heun",
+    heun,
+    gradients=lambda steps: 2 * (steps - 1),
+    default_steps=20,
+    stochastic=False,
+    source="Karras et al. (2022), algorithm 1",
+)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import SamplingConfig
+from denoising_ebm.config import Drift, SamplingConfig
 from denoising_ebm.energies import Decode, Energy, Reconstruct, draw_noise
-from denoising_ebm.noise import expand_sigma, falling_sigmas, geometric_sigmas
-from denoising_ebm.samplers.langevin import Callback, annealed
+from denoising_ebm.noise import expand_sigma, geometric_sigmas
+from denoising_ebm.samplers.base import Callback, ChainState
+from denoising_ebm.samplers.langevin import annealed_langevin
+from denoising_ebm.samplers.methods import NFE_PER_GRADIENT, num_chain_steps, pixel_nfe, sample_pixels
 
 
 @dataclass(frozen=True)
@@ -20,45 +23,6 @@ class TwoStageSample:
     latents: Tensor  #: z^K, shape (n, latent_dim).
     semantic: Tensor  #: h(z^K), the semantic images.
     images: Tensor  #: x^T, after the final denoising step if that is on.
-
-
-def texture_chain(
-    energy: Energy,
-    x: Tensor,
-    sigmas: Tensor,
-    config: SamplingConfig,
-    *,
-    generator: torch.Generator | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    r"""Run the pixel chain (eq. 16) over falling noise levels, with the step size, noise and temperatures of `config`.
-
-    Args:
-        energy: U^c, or another energy of images.
-        x: Images with noise of the first level, shape (n, ...). Not modified.
-        sigmas: Noise levels, shape (steps,).
-        config: Of the levels it only counts `low_temperature_sigma`.
-        generator: Source of the noise.
-        callback: Called after every step.
-
-    Returns:
-        The last states, which carry the last level's noise.
-    """
-    # A step's noise is that of the level it ends at.
-    ends = torch.cat([sigmas[1:], sigmas[-1:]])
-    temperature = torch.full_like(ends, config.temperature)
-    temperature[ends < config.low_temperature_sigma] *= config.low_temperature
-    return annealed(
-        energy,
-        x,
-        sigmas,
-        step_size=config.texture_step_size,
-        temperature=temperature,
-        consistent=config.consistent,
-        order=config.texture_order,
-        generator=generator,
-        callback=callback,
-    )
 
 
 @torch.no_grad()
@@ -73,7 +37,9 @@ def two_stage(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> TwoStageSample:
-    r"""Run K Langevin steps on z, decode, and run T Langevin steps on the image.
+    r"""Run K Langevin steps on z, decode, and run a sampler of T noise levels on the image.
+
+    Cost: see `two_stage_nfe`.
 
     Args:
         semantic: U^s, an energy of codes.
@@ -81,30 +47,47 @@ def two_stage(
         texture: U^c, an energy of images.
         denoise: D, `(x, sigma) -> like x`, for the final step.
         z: Start of the latent chains, draws of N(0, I), shape (n, latent_dim).
-        config: Steps, step sizes and noise levels.
+        config: Both stages.
         generator: Source of the noise; the global one if None.
         callback: Called after every step of both chains, with `stage` "semantic" or "texture".
     """
-    if config.semantic_steps:
-        sigmas = geometric_sigmas(config.semantic_sigma_max, config.semantic_sigma_min, config.semantic_steps)
-        z = annealed(
+    chain, pixel = config.semantic, config.pixel
+    if chain.steps:
+        z = annealed_langevin(
             semantic,
             z,
-            sigmas,
-            step_size=config.semantic_step_size,
-            temperature=config.temperature,
+            geometric_sigmas(chain.sigma_max, chain.sigma_min, chain.steps),
+            step_size=chain.step_size,
+            temperature=chain.temperature,
             generator=generator,
-            callback=callback,
-            stage="semantic",
+            callback=_named("semantic", callback),
         )
     semantic_images = x = decode(z)
-    if config.texture_steps:
-        high, low = config.texture_sigma_max, config.texture_sigma_min
-        sigmas = falling_sigmas(config.texture_levels, high, low, config.texture_steps)
+    if pixel.steps:
         if config.noise_init:
-            # The energy at sigma describes images with noise of that level; h(z) has none.
-            x = x + float(sigmas[0]) * draw_noise(tuple(x.shape), generator, x)
-        x = texture_chain(texture, x, sigmas, config, generator=generator, callback=callback)
-        if config.final_denoise:
-            x = denoise(x, expand_sigma(config.texture_sigma_min, x))
+            # The energy at sigma describes images with noise of that level; h(z) has none. One level is the last.
+            first = pixel.sigma_max if pixel.steps > 1 else pixel.sigma_min
+            x = x + first * draw_noise(tuple(x.shape), generator, x)
+        x = sample_pixels(texture, x, pixel, generator=generator, callback=_named("texture", callback))
+        if pixel.final_denoise:
+            x = denoise(x, expand_sigma(pixel.sigma_min, x))
     return TwoStageSample(z, semantic_images, x)
+
+
+def two_stage_nfe(config: SamplingConfig, *, denoiser: Drift = "denoiser") -> int:
+    """Return network evaluations an image: three a latent step, whose gradient is exact, and those in pixels.
+
+    Args:
+        config: Both stages.
+        denoiser: As for `pixel_nfe`.
+    """
+    return NFE_PER_GRADIENT["energy"] * config.semantic.steps + pixel_nfe(config.pixel, denoiser=denoiser)
+
+
+def two_stage_steps(config: SamplingConfig) -> int:
+    """Return how often a callback is called."""
+    return config.semantic.steps + num_chain_steps(config.pixel)
+
+
+def _named(stage: str, callback: Callback | None) -> Callable[[ChainState], None] | None:
+    return None if callback is None else lambda state: callback(replace(state, stage=stage))

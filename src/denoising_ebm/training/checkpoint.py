@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.migration import migrate_state
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.objectives import Objective
 from denoising_ebm.utils.io import write_atomically
@@ -112,6 +113,7 @@ def read_state(config: Config, folder: Path, images: str) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable state ({reason})") from None
     if not isinstance(saved, dict) or "config" not in saved:
         raise ValueError(f"{path}: not a readable state ('config' is missing)")
+    saved = migrate_state(saved)
     # Through a Config, so that fields younger than the file have their defaults.
     _compare(to_dict(from_dict(Config, saved["config"])), to_dict(config), "", path)
     # Batches and the images that are held out are drawn by number: of other images they would be others.

@@ -1,6 +1,6 @@
 """Objectives: a batch in, losses out. Eq. 1 and 13 (denoising), Algorithm 1 (contrastive), and `score`.
 
-A recipe is a list of phases, each with one objective; all have the same interface, so the trainer knows none of them.
+Training goes through stages, each with one objective; all have the same interface, so the trainer knows none of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from denoising_ebm.config import Config, ObjectiveName
 from denoising_ebm.energies import SemanticEnergy, draw_noise, semantic_energy, texture_energy
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims, draw_sigmas, loss_weights
-from denoising_ebm.samplers import ReplayBuffer, annealed
+from denoising_ebm.samplers import ReplayBuffer, annealed_langevin, consistent_annealed_sampling
 
-#: eta of pixel chains in training where `sampling.texture_step_size` is 0.
+#: eta of pixel chains in training where the method of `sampling.pixel` has no step size.
 CHAIN_STEP_SIZE = 0.4
 
 
@@ -29,7 +29,7 @@ class Batch:
     x0: Tensor  #: Clean images in [-1, 1], shape (batch, channels, height, width).
     sigma: Tensor  #: Noise level of each, shape (batch,).
     noise: Tensor  #: Draws of N(0, I), shape of `x0`.
-    step: int  #: Step within the phase, from 0 on.
+    step: int  #: Step within the training stage, from 0 on.
     generator: torch.Generator  #: For the draws of chains and inner noise.
 
     @property
@@ -39,7 +39,7 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What a phase minimises."""
+    """What a training stage minimises."""
 
     name: ObjectiveName
 
@@ -57,7 +57,7 @@ class Objective(Protocol):
 
 
 def make_objective(name: ObjectiveName, config: Config) -> Objective:
-    """Return the objective of a phase."""
+    """Return the objective of a training stage."""
     if name == "contrastive":
         return Contrastive(config)
     return Reconstruction(name, config)
@@ -221,7 +221,7 @@ class Contrastive:
             return output
 
         dim = x0[0].numel()
-        z_sigma = sigma.clamp(sampling.semantic_sigma_min, sampling.semantic_sigma_max)
+        z_sigma = sigma.clamp(sampling.semantic.sigma_min, sampling.semantic.sigma_max)
         # Codes are known, to h_gamma and to the whitening, up to this level.
         known = sigma.clamp_max(self._config.training.decoder_sigma_max)
         with torch.no_grad():
@@ -233,7 +233,7 @@ class Contrastive:
         latent_data = semantic_energy(model.decode, frozen_reconstruct, z_data, z_sigma, z_noise) / dim
         latent_chain = semantic_energy(model.decode, frozen_reconstruct, z_end, z_sigma, z_noise) / dim
 
-        positives = noisy if options.positives == "noisy" else x0
+        positives = noisy if options.positive_samples == "noisy" else x0
         # One draw for both sides: the difference of energies then has less variance.
         noise = draw()
         data = texture_energy(model.reconstruct, positives, sigma, noise) / dim
@@ -260,34 +260,33 @@ class Contrastive:
             sigma[going_on] = kept["sigma"].to(x0.device)
             z[going_on] = kept["z"].to(x0.device)
 
-        low, high = sampling.semantic_sigma_min, sampling.semantic_sigma_max
-        z_end = sigma.clamp(low, high)
-        z_start = torch.where(going_on, z_end, torch.full_like(sigma, high))
-        z = annealed(
+        chain, pixel = sampling.semantic, sampling.pixel
+        z_end = sigma.clamp(chain.sigma_min, chain.sigma_max)
+        z_start = torch.where(going_on, z_end, torch.full_like(sigma, chain.sigma_max))
+        z = annealed_langevin(
             _semantic(model, self._config),
             z,
-            _levels(z_start, z_end, options.semantic_steps),
-            step_size=sampling.semantic_step_size,
-            temperature=sampling.temperature,
+            _chain_sigmas(z_start, z_end, options.semantic_steps),
+            step_size=chain.step_size,
+            temperature=chain.temperature,
             generator=generator,
-            stage="semantic",
         )
         x = model.decode(z)
-        start = torch.where(going_on, sigma, sigma.clamp_min(sampling.texture_sigma_max))
+        start = torch.where(going_on, sigma, sigma.clamp_min(pixel.sigma_max))
         if sampling.noise_init:
             x = x + append_dims(start, x) * draw_noise(tuple(x.shape), generator, x)
         if kept and bool(going_on.any()):
             x[going_on] = kept["x"].to(x0.device)
-        x = annealed(
+        # Levels of these chains may stay where they are, where a solver of the reverse diffusion would stand still.
+        run = annealed_langevin if pixel.method == "annealed-langevin" else consistent_annealed_sampling
+        x = run(
             # Of the energy itself, whatever samplers follow: its first term alone is the gradient of no energy, and these
             # chains must end where the energy that is learned is low.
             model.texture("energy"),
             x,
-            _levels(start, sigma, options.texture_steps),
-            # Levels of these chains may stay where they are, where steps of the reverse diffusion would stand still.
-            step_size=sampling.texture_step_size or CHAIN_STEP_SIZE,
-            temperature=sampling.temperature,
-            consistent=sampling.consistent,
+            _chain_sigmas(start, sigma, options.texture_steps),
+            step_size=pixel.step_size or (0.01 if pixel.method == "annealed-langevin" else CHAIN_STEP_SIZE),
+            temperature=pixel.temperature,
             generator=generator,
         )
         return slots, sigma, z, x
@@ -310,12 +309,12 @@ def _semantic(model: DenoisingEBM, config: Config) -> SemanticEnergy:
         model.decode,
         model.reconstruct,
         inner_noise=config.energy.inner_noise,
-        prior=config.sampling.semantic_prior,
+        prior=config.sampling.semantic.prior,
         jacobian_norm=spread,
     )
 
 
-def _levels(start: Tensor, end: Tensor, num: int) -> Tensor:
+def _chain_sigmas(start: Tensor, end: Tensor, num: int) -> Tensor:
     """Return noise levels falling geometrically from `start` to `end` per chain, shape (num, batch)."""
     fractions = torch.linspace(0, 1, num, device=start.device) if num > 1 else torch.ones(num, device=start.device)
     return torch.exp(torch.lerp(start.log()[None], end.log()[None], fractions[:, None]))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.datasets.images import content_hash
+from denoising_ebm.migration import migrate_config
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.checkpoint import STATE_FILE
 from denoising_ebm.training.trainer import train
@@ -45,7 +46,7 @@ def train_once(
     if marker.is_file():
         found = read_json(marker, "delete its folder to train anew")
         # Through a Config, so that fields younger than the file have their defaults.
-        if found.get("images") != identity["images"] or from_dict(Config, found["config"]) != config:
+        if found.get("images") != identity["images"] or from_dict(Config, migrate_config(found["config"])) != config:
             raise ValueError(f"{folder}: holds a model of other images or settings; delete it to train anew")
     else:
         resume = (folder / STATE_FILE).is_file()

@@ -21,9 +21,13 @@ def save_sample_images(model: DenoisingEBM, held: Tensor, folder: Path, images_s
     `samples-*.png`: semantic images h(z^K) in the upper half, the two-stage samples they became in the lower half.
     `reconstructions-*.png`: per held-out image a row: clean; noisy and denoised at each of three levels; h(f(x)).
     """
-    sample = model.two_stage(num, seed=0)
+    sample = model.sample(num, seed=0)
     name = f"{images_seen:09d}.png"
-    save_grid(torch.cat([sample.semantic, sample.images]), folder / f"samples-{name}", columns=16)
+    save_grid(
+        torch.cat([part for part in (sample.semantic, sample.images) if part is not None]),
+        folder / f"samples-{name}",
+        columns=16,
+    )
     clean = to_float(held[:16]).to(model.device)
     if not len(clean):
         return

@@ -30,18 +30,18 @@ def check_run(pixels: Tensor, config: Config, folder: Path, resume: bool) -> Non
         raise ValueError(
             f"training images have shape {found}, but the model takes {expected}: change network.* or the data"
         )
-    for stage in ("semantic", "texture"):
-        level = getattr(config.sampling, f"{stage}_sigma_max")
+    for stage in ("semantic", "pixel"):
+        level = getattr(config.sampling, stage).sigma_max
         if level > config.noise.sigma_max:
             raise ValueError(
-                f"sampling.{stage}_sigma_max is {level:g}, above noise.sigma_max {config.noise.sigma_max:g}: chains would "
+                f"sampling.{stage}.sigma_max is {level:g}, above noise.sigma_max {config.noise.sigma_max:g}: chains would "
                 "start at a level that the network is not trained at"
             )
-        level = getattr(config.sampling, f"{stage}_sigma_min")
+        level = getattr(config.sampling, stage).sigma_min
         # Runs of before may have it, and keep their settings.
         if level < config.noise.sigma_min and not resume:
             raise ValueError(
-                f"sampling.{stage}_sigma_min is {level:g}, below noise.sigma_min {config.noise.sigma_min:g}: chains would "
+                f"sampling.{stage}.sigma_min is {level:g}, below noise.sigma_min {config.noise.sigma_min:g}: chains would "
                 "end at a level that the network is not trained at"
             )
     if len(pixels) < 2:

@@ -247,8 +247,8 @@ class _Run:
     def _enter_stage(self, monitor: Monitor, progress: float) -> bool:
         """Set the objective of the current phase; False when the recipe or the budget is at its end."""
         clock, stages = self.state.clock, self.config.stages
-        total = sum(stage.share for stage in stages)
-        ends = [sum(stage.share for stage in stages[: i + 1]) / total for i in range(len(stages))]
+        total = sum(stage.fraction for stage in stages)
+        ends = [sum(stage.fraction for stage in stages[: i + 1]) / total for i in range(len(stages))]
         due = next((i for i, end in enumerate(ends) if progress < end), len(stages))
         if progress >= 1:
             return False

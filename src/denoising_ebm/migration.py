@@ -1,0 +1,109 @@
+"""Old files read as new ones: every change of a file's form since it was first written stands here, and only here.
+
+Forms of a model folder (`format` in `config.json`):
+
+1. Flat `sampling` settings, `recipe` of phases with shares, `facts`, the buffer `sensitivity`.
+2. `sampling.semantic` and `sampling.pixel` with a named method, `stages` with fractions, `metadata`, `jacobian_norm`.
+
+A run folder (`config.yaml`, `state.pt`) holds the same config without a number; the functions leave new values as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+MODEL_FORMAT = 2
+
+_RENAMED = {
+    "noise": {"levels": "num_sigmas"},
+    "contrastive": {"positives": "positive_samples"},
+    "training": {"encoder_learns_decoding": "decoder_loss_trains_encoder"},
+}
+_SEMANTIC = ("steps", "step_size", "sigma_max", "sigma_min", "prior")
+_PIXEL = {
+    "texture_steps": "steps",
+    "texture_sigma_max": "sigma_max",
+    "texture_sigma_min": "sigma_min",
+    "texture_levels": "schedule",
+    "cold_temperature": "low_temperature",
+    "cold_sigma": "low_temperature_sigma",
+    "final_denoise": "final_denoise",
+}
+_DRIFT = {"exact": "energy", "first-term": "denoiser"}
+
+
+def migrate_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain values of a config, or of a part of one, in today's form; new values stay as they are."""
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    for section, names in _RENAMED.items():
+        if isinstance(values.get(section), dict):
+            values[section] = {names.get(name, name): value for name, value in values[section].items()}
+    if isinstance(values.get("sampling"), dict):
+        values["sampling"] = _migrate_sampling(values["sampling"])
+    if isinstance(stages := values.pop("recipe", values.get("stages")), list | tuple):
+        values["stages"] = [
+            {"fraction" if name == "share" else name: value for name, value in stage.items()}
+            if isinstance(stage, dict)
+            else stage
+            for stage in stages
+        ]
+    elif stages is not None:
+        values["stages"] = stages
+    return values
+
+
+def _migrate_sampling(old: dict[str, Any]) -> dict[str, Any]:
+    new: dict[str, Any] = {name: old.pop(name) for name in ("semantic", "pixel") if name in old}
+    semantic = {name: old.pop(f"semantic_{name}") for name in _SEMANTIC if f"semantic_{name}" in old}
+    pixel = {name: old.pop(before) for before, name in _PIXEL.items() if before in old}
+    if "temperature" in old:
+        semantic["temperature"] = pixel["temperature"] = old.pop("temperature")
+    if "direction" in old:
+        direction = old.pop("direction")
+        pixel["drift"] = _DRIFT.get(direction, direction)
+    if "renoise" in old:
+        new["noise_init"] = old.pop("renoise")
+    # One sampler stood behind three switches.
+    if {"texture_step_size", "consistent", "texture_order"} & set(old):
+        step_size = old.pop("texture_step_size", 0.01)
+        consistent, order = old.pop("consistent", False), old.pop("texture_order", 1)
+        if step_size == 0:
+            pixel |= {"method": "dpmpp-2m-sde" if order == 2 else "ancestral", "step_size": None}
+        else:
+            pixel |= {"method": "consistent-annealed" if consistent else "annealed-langevin", "step_size": step_size}
+    for name, part in (("semantic", semantic), ("pixel", pixel)):
+        if part:
+            new[name] = {**new.get(name, {}), **part}
+    return new | old
+
+
+def migrate_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a model, or of averaged weights, by today's names."""
+    return {
+        "jacobian_norm".join(name.rsplit("sensitivity", 1)) if name.endswith("sensitivity") else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def migrate_model(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a model folder's `config.json` in today's form; its tensors need `migrate_tensors`."""
+    if values.get("format") != 1:
+        return values
+    config = values.get("config", {})
+    return {
+        "format": MODEL_FORMAT,
+        "config": migrate_config(config) if isinstance(config, dict) else config,
+        "metadata": values.get("facts", {}),
+    }
+
+
+def migrate_state(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's `state.pt` in today's form."""
+    saved = {**saved, "config": migrate_config(saved["config"])}
+    for name in ("model", "average"):
+        saved[name] = migrate_tensors(saved[name])
+    clock = {"phase": "stage", "phase_step": "stage_step"}
+    saved["clock"] = {clock.get(name, name): value for name, value in saved["clock"].items()}
+    return saved
