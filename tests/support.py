@@ -13,7 +13,9 @@ from denoising_ebm.config import (
     EnergyConfig,
     NetworkConfig,
     NoiseConfig,
+    PixelSampler,
     SamplingConfig,
+    SemanticChain,
     TrainingConfig,
     TrainingStage,
 )
@@ -47,9 +49,9 @@ def tiny_config(*phases: TrainingStage, **training: object) -> Config:
     )
     return Config(
         network=replace(TINY_NETWORK, precondition="energy") if by_gradient else TINY_NETWORK,
-        noise=NoiseConfig(sigma_min=0.05, sigma_max=1.0, levels=16, weighting="edm"),
+        noise=NoiseConfig(sigma_min=0.05, sigma_max=1.0, num_sigmas=16, weighting="edm"),
         energy=EnergyConfig(inner_noise=not by_gradient, denoiser="gradient" if by_gradient else "output"),
-        sampling=SamplingConfig(semantic_steps=2, texture_steps=2, texture_sigma_min=0.05),
+        sampling=SamplingConfig(semantic=SemanticChain(steps=2), pixel=PixelSampler(steps=2, sigma_min=0.05)),
         contrastive=ContrastiveConfig(reconstruction_steps=1, semantic_steps=2, texture_steps=2, buffer_size=12),
         training=replace(settings, **training),  # type: ignore[arg-type]
         stages=tuple(phases),
