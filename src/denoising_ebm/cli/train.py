@@ -44,7 +44,7 @@ Examples:
   debm train my-images/ --out runs/mine --resume --max-minutes 60
   debm train my-images/ --preset cifar10 --out runs/b --training.learning_rate 5e-4 --network.latent_dim 256
   debm train my-images/ --preset cifar10 --out runs/c \\
-      --recipe '[{objective: denoising, share: 3}, {objective: contrastive, share: 1}]'
+      --stages '[{objective: denoising, fraction: 3}, {objective: contrastive, fraction: 1}]'
   debm train --preset cifar10 --print_config > mine.yaml
   debm train my-images/ --config mine.yaml --out runs/d
   torchrun --nproc_per_node 8 -m denoising_ebm train my-images/ --preset cifar10 --out runs/e"""
@@ -93,9 +93,9 @@ def add(parser: ArgumentParser, argv: list[str]) -> None:
     for name, section in _SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_argument(
-        "--recipe",
+        "--stages",
         type=list[dict[str, Any]],
-        help="phases in order: objective (denoising, contrastive, score) and share",
+        help="training stages in order: objective (denoising, contrastive, score) and fraction",
     )
     parser.set_defaults(_flat(to_dict(base)))
 
@@ -188,12 +188,17 @@ def _merge(config: Config, path: Path) -> Config:
         raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     merged = to_dict(config)
     for name, value in migrate_config(values).items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = {**merged[name], **value} if both else value
+        merged[name] = _merged(merged.get(name), value)
     try:
         return from_dict(Config, merged, where="settings")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}
 
 
 def _config(args: Namespace) -> Config:
@@ -204,8 +209,8 @@ def _config(args: Namespace) -> Config:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{name}" if isinstance(fields, dict) else section: value
-        for section, fields in values.items()
-        for name, value in (fields.items() if isinstance(fields, dict) else [("", fields)])
-    }
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{key}".removesuffix("."): item for key, item in inner.items()}
+    return flat
