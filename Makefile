@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= runs/demo
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test quick lint types wheel minimum clean
 
 demo: $(VENV)/.installed
 	$(BIN)/debm demo --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -19,6 +23,12 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+wheel: $(BIN)/python
+	$(BIN)/python scripts/check_wheel.py
+
+minimum: $(BIN)/python
+	$(BIN)/python scripts/check_lower_bounds.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
