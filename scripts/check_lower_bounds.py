@@ -2,9 +2,9 @@
 
     python scripts/check_lower_bounds.py [PYTEST OPTIONS]
 
-Direct dependencies are taken at their lowest versions, those of extras included, and what they depend on themselves as new
-as they allow. The environment takes 6 GB in the temporary folder. Old versions warn of what newer ones around them deprecate,
-so warnings are no errors here.
+Direct dependencies are taken at their lowest versions, those of extras included, and what they depend on themselves as
+new as they allow. The environment takes 6 GB in the temporary folder. Old versions warn of what newer ones around them
+deprecate, so warnings are no errors here.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def test_a_pickle_in_a_model_folder_is_not_loaded(
     (folder / "model.safetensors").write_bytes(pickled)
     with pytest.raises(ValueError, match=r"model\.safetensors: not a readable safetensors file"):
         DenoisingEBM.from_pretrained(folder)
+    tiny_model.save_pretrained(folder)
     (folder / "config.json").write_bytes(pickled)
     with pytest.raises(ValueError, match=r"config\.json"):
         DenoisingEBM.from_pretrained(folder)

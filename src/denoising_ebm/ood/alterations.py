@@ -100,9 +100,11 @@ def _fog(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Lay a gray cloud of 1/f noise over images, as the corruption "fog" of Hendrycks & Dietterich (2019)."""
     height, width = x.shape[2:]
     radius = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width) ** 2).sqrt()
-    radius[0, 0] = float("inf")
+    radius[0, 0] = 1.0
     white = torch.randn((len(x), 1, height, width), generator=generator)
-    cloud = torch.fft.irfft2(torch.fft.rfft2(white) / radius, s=(height, width))
+    spectrum = torch.fft.rfft2(white) / radius
+    spectrum[..., 0, 0] = 0.0  # not by a radius of infinity: older versions of torch make that NaN
+    cloud = torch.fft.irfft2(spectrum, s=(height, width))
     low, high = cloud.amin((2, 3), keepdim=True), cloud.amax((2, 3), keepdim=True)
     light = (x + 1) / 2
     top = light.amax((1, 2, 3), keepdim=True)
