@@ -22,7 +22,7 @@ from denoising_ebm.experiments.samplers import finite
 from denoising_ebm.quality.extractors import EfficientNetLite0Features
 from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
 from denoising_ebm.utils.device import describe
-from denoising_ebm.viz.plots import save_grid
+from denoising_ebm.viz.grids import save_grid
 
 SIGMAS = (0.1, 0.3, 1.0)
 

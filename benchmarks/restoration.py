@@ -25,7 +25,7 @@ from denoising_ebm.restoration.metrics import psnr, ssim
 from denoising_ebm.restoration.operators import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.posterior import restore
 from denoising_ebm.utils.device import describe
-from denoising_ebm.viz.plots import save_grid
+from denoising_ebm.viz.grids import save_grid
 
 Array = npt.NDArray[np.float64]
 Method = Callable[[Array], Array]

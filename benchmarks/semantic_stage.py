@@ -29,7 +29,7 @@ from denoising_ebm.quality.extractors import EfficientNetLite0Features
 from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from denoising_ebm.samplers import two_stage
 from denoising_ebm.utils.device import describe
-from denoising_ebm.viz.plots import save_grid
+from denoising_ebm.viz.grids import save_grid
 
 Start = Callable[[int, torch.Generator], Tensor]
 

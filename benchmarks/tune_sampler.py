@@ -28,7 +28,7 @@ from denoising_ebm.quality.extractors import EfficientNetLite0Features
 from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
 from denoising_ebm.samplers import ChainState, heun, texture_chain, two_stage, ula
 from denoising_ebm.utils.device import describe
-from denoising_ebm.viz.plots import save_grid
+from denoising_ebm.viz.grids import save_grid
 
 BATCH = 128
 Row = dict[str, Any]

@@ -37,7 +37,7 @@ from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.quality.tuning import tune_low_temperature
 from denoising_ebm.training.once import train_once
 from denoising_ebm.utils.device import autocast, choose_precision, describe
-from denoising_ebm.viz.plots import save_grid
+from denoising_ebm.viz.grids import save_grid
 
 Draw = Callable[[int, torch.Generator], Tensor]
 CPU = torch.device("cpu")

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from denoising_ebm.viz.plots import image_grid, png_bytes
-from denoising_ebm.viz.report import Picture, Section, Table, markdown, markdown_page, render_report, write_report
+from denoising_ebm.viz.grids import image_grid
+from denoising_ebm.viz.plots import png_bytes
+from denoising_ebm.viz.report import (
+    Picture,
+    Section,
+    Table,
+    markdown,
+    markdown_page,
+    print_table,
+    render_report,
+    write_report,
+)
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -58,7 +68,7 @@ def sections(pictures: list[Picture]) -> list[Section]:
     )
     return [
         Section("Samples", "One.\n\nTwo,\nstill two.", pictures=pictures),
-        Section("Odd images", table=table),
+        Section("OOD images", table=table),
         Section("Again", pictures=pictures[:1]),
     ]
 
@@ -68,7 +78,7 @@ def test_page_has_every_part_in_order(tmp_path: Path, sections: list[Section]):
     write_report(path, title="A run", sections=sections, metadata={"seed": "0", "images": "2,000"}, summary="Short.")
     page = Page(path.read_text(encoding="utf-8"))
     assert page.texts("h1") == ["A run"] and page.texts("title") == ["A run"]
-    assert page.texts("h2") == ["Contents", "Samples", "Odd images", "Again"]
+    assert page.texts("h2") == ["Contents", "Samples", "OOD images", "Again"]
     assert page.texts("p") == ["Short.", "One.", "Two,\nstill two."]
     assert dict(zip(page.texts("dt"), page.texts("dd"), strict=True)) == {"seed": "0", "images": "2,000"}
     assert page.texts("b") == ["Figure 1.", "Figure 2.", "Table 1.", "Figure 3."]
@@ -143,3 +153,19 @@ def test_markdown_is_the_same_page(sections: list[Section]):
 
 def test_markdown_cells_keep_their_bars():
     assert markdown(Table(["a"], [["1 | 3"]])).splitlines()[-1] == "| 1 \\| 3 |"
+
+
+def test_records_become_rows() -> None:
+    records = {"ours": {"frechet_distance": 455.0, "nfe": 31}, "rival": {"nfe": 36, "note": "x"}}
+    table = Table.from_records(records, {"FD": "frechet_distance", "NFE": "nfe"}, first="method", caption="c")
+    assert table == Table(["method", "FD", "NFE"], [["ours", 455.0, 31], ["rival", None, 36]], "c")
+    assert Table.from_records(records, first="method").columns == ["method", "frechet_distance", "nfe", "note"]
+    assert Table.from_records(records, ["note"]).rows == [["ours", None], ["rival", "x"]]
+
+
+def test_printed_tables_line_up_and_are_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(Table(["set", "n"], [["a", 1000], ["longer | name", 2]], "Caption."))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Caption.", ""] and len({len(line) for line in lines[2:]}) == 1
+    assert lines[2].split() == ["|", "set", "|", "n", "|"] and set(lines[3]) == {"|", "-", ":"}
+    assert lines[4].endswith("| 1,000 |") and lines[5].endswith("|     2 |") and "longer \\| name" in lines[5]

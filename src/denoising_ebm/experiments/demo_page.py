@@ -17,15 +17,8 @@ from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.ood.pictures import Z_LIMIT
 from denoising_ebm.samplers import Trajectory
 from denoising_ebm.utils.device import describe
-from denoising_ebm.viz.plots import (
-    chain_energies,
-    energy_histograms,
-    heat_map_sheet,
-    image_grid,
-    png_bytes,
-    training_curves,
-    trajectory_grid,
-)
+from denoising_ebm.viz.grids import heat_map_sheet, image_grid, trajectory_grid
+from denoising_ebm.viz.plots import chain_energies, energy_histograms, png_bytes, training_curves
 from denoising_ebm.viz.report import Picture, Section, Table
 
 NORMAL = "test images"

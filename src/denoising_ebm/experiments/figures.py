@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from denoising_ebm.config import PixelSampler, SamplingConfig
@@ -22,15 +20,8 @@ from denoising_ebm.experiments.settings import with_steps
 from denoising_ebm.model import DenoisingEBM, Sampler
 from denoising_ebm.quality.prdc import copies, nearest
 from denoising_ebm.samplers import Trajectory
-from denoising_ebm.viz.plots import (
-    COLOURS,
-    LINE_STYLES,
-    chain_energies,
-    image_grid,
-    plain_numbers,
-    png_bytes,
-    trajectory_grid,
-)
+from denoising_ebm.viz.grids import image_grid, trajectory_grid
+from denoising_ebm.viz.plots import chain_energies, cost_curves, png_bytes
 from denoising_ebm.viz.report import Cell, Picture, Section, Table
 
 
@@ -158,7 +149,7 @@ def figure5(experiment: Experiment) -> Section:
         rows.append(row)
     pictures.append(
         Picture(
-            png_bytes(_curves(curves, "network evaluations an image", "distance")),
+            png_bytes(cost_curves(curves, xlabel="NFE (network evaluations an image)", ylabel="FD")),
             "Distance by the cost of a sample, of both stages, with and without the semantic start.",
             "three falling curves",
         )
@@ -239,7 +230,7 @@ def speed(experiment: Experiment) -> Section:
         for start, label in kinds.items()
     }
     picture = Picture(
-        png_bytes(_curves(curves, "network evaluations an image", "distance")),
+        png_bytes(cost_curves(curves, xlabel="NFE (network evaluations an image)", ylabel="FD")),
         "Distance against network evaluations.",
         "falling curves of several samplers",
     )
@@ -248,18 +239,3 @@ def speed(experiment: Experiment) -> Section:
         caption += " WARNING: rows were made on several machines, whose seconds do not compare."
     table = Table(["sampler", "nfe", "s per 64", "distance", "precision", "recall"], rows, caption)
     return Section("Speed", text, table, [picture])
-
-
-def _curves(curves: Mapping[str, list[tuple[int, float]]], xlabel: str, ylabel: str) -> Figure:
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axis = figure.subplots()
-    for (name, points), colour, style in zip(curves.items(), COLOURS, LINE_STYLES, strict=False):
-        x, y = np.array(points, dtype=float).reshape(-1, 2).T
-        axis.plot(x, y, color=colour, linestyle=style, marker="o", markersize=4, label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
-    plain_numbers(axis.xaxis)
-    plain_numbers(axis.yaxis)
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    return figure

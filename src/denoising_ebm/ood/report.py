@@ -11,7 +11,8 @@ from torch import Tensor
 from denoising_ebm.datasets.images import ImageSet, to_float
 from denoising_ebm.ood.detector import Detector
 from denoising_ebm.ood.table import Score
-from denoising_ebm.viz.plots import energy_histograms, heat_map_sheet, png_bytes
+from denoising_ebm.viz.grids import heat_map_sheet
+from denoising_ebm.viz.plots import energy_histograms, png_bytes
 from denoising_ebm.viz.report import Cell, Picture, Section, Table
 
 #: Images shown, and rows in the table of the oddest.

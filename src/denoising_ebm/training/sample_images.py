@@ -9,7 +9,7 @@ from torch import Tensor
 
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.viz.plots import save_grid
+from denoising_ebm.viz.grids import save_grid
 
 SIGMAS = (0.1, 0.3, 1.0)
 

@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from denoising_ebm.datasets.images import to_uint8
 from denoising_ebm.utils.io import write_atomically
 
 PAPER = 255
@@ -41,17 +42,36 @@ def image_grid(images: Tensor, *, columns: int, scale: int = 2, padding: int = 1
         raise ValueError(f"images must have shape (n >= 1, 1 or 3, h, w), got {tuple(images.shape)}")
     if columns < 1 or scale < 1 or padding < 0:
         raise ValueError(f"columns and scale must be >= 1, padding >= 0; got {columns}, {scale}, {padding}")
-    pixels = _to_uint8(images)
-    count, channels, height, width = pixels.shape
+    pixels = _to_array(images)
+    count, height, width, channels = pixels.shape
     rows = math.ceil(count / columns)
     sheet = np.full(
         (rows * (height + padding) + padding, columns * (width + padding) + padding, channels), PAPER, dtype=np.uint8
     )
-    for i, image in enumerate(pixels.transpose(0, 2, 3, 1)):
+    for i, image in enumerate(pixels):
         top = padding + (i // columns) * (height + padding)
         left = padding + (i % columns) * (width + padding)
         sheet[top : top + height, left : left + width] = image
-    return _to_picture(_enlarge(sheet, scale))
+    return _from_array(_enlarge(sheet, scale))
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Return one image as a gray ("L") or "RGB" picture, pixel for pixel.
+
+    Args:
+        image: uint8, or floats in [-1, 1], which are clamped to it; shape `(1 or 3, h, w)`.
+
+    Raises:
+        ValueError: If the shape is another.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image must have shape (1 or 3, h, w), got {tuple(image.shape)}")
+    return _from_array(_to_array(image[None])[0])
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture as PNG; the file appears complete or not at all. Missing folders are made."""
+    write_atomically(Path(path), partial(picture.save, format="PNG"))
 
 
 def save_grid(images: Tensor, path: str | Path, *, columns: int, scale: int = 2, padding: int = 1) -> None:
@@ -64,8 +84,7 @@ def save_grid(images: Tensor, path: str | Path, *, columns: int, scale: int = 2,
         scale: As for `image_grid`.
         padding: As for `image_grid`.
     """
-    picture = image_grid(images, columns=columns, scale=scale, padding=padding)
-    write_atomically(Path(path), partial(picture.save, format="PNG"))
+    save_picture(image_grid(images, columns=columns, scale=scale, padding=padding), path)
 
 
 def trajectory_grid(
@@ -124,11 +143,11 @@ def heat_overlay(
         raise ValueError(f"limit must be finite and > 0, got {limit}")
     if not bool(torch.isfinite(pixel_map).all()):
         raise ValueError("pixel_map contains values that are not finite")
-    pixels = np.broadcast_to(_to_uint8(image[None])[0].transpose(1, 2, 0), (*image.shape[1:], 3))
+    pixels = np.broadcast_to(_to_array(image[None])[0], (*image.shape[1:], 3))
     shares = (pixel_map.detach().double().cpu().numpy() / limit).clip(-1 if signed else 0, 1)
     colours = _coloured(shares, signed)
     line = np.full((1, image.shape[2], 3), PAPER, dtype=np.uint8)
-    return _to_picture(_enlarge(np.concatenate([pixels, line, colours]), scale))
+    return _from_array(_enlarge(np.concatenate([pixels, line, colours]), scale))
 
 
 def heat_map_sheet(
@@ -185,9 +204,10 @@ def heat_map_sheet(
     return sheet
 
 
-def _to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
-    levels = ((images.detach().float().cpu() + 1) * 127.5).clamp(0, 255).round()
-    array: npt.NDArray[np.uint8] = levels.to(torch.uint8).numpy()
+def _to_array(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Return uint8 or float images `(n, c, h, w)` as uint8 `(n, h, w, c)`."""
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images.detach().float())
+    array: npt.NDArray[np.uint8] = pixels.cpu().permute(0, 2, 3, 1).numpy()
     return array
 
 
@@ -195,7 +215,7 @@ def _enlarge(pixels: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]
     return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _to_picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+def _from_array(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 

@@ -18,28 +18,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLoca
 from PIL import Image
 from torch import Tensor
 
-from denoising_ebm.viz.grids import (
-    INK,
-    heat_map_sheet,
-    heat_overlay,
-    image_grid,
-    save_grid,
-    trajectory_grid,
-)
-
-__all__ = [
-    "chain_energies",
-    "energy_histograms",
-    "heat_map_sheet",
-    "heat_overlay",
-    "image_grid",
-    "plain_numbers",
-    "png_bytes",
-    "roc_curves",
-    "save_grid",
-    "training_curves",
-    "trajectory_grid",
-]
+from denoising_ebm.viz.grids import INK
 
 # Okabe & Ito: told apart by colour-blind readers. Line styles tell them apart in print without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,7 +28,7 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses, energies and gradient norms of a run against images seen; panels without values are left out.
 
-    Where values are many, a running mean is drawn over them. A dotted line marks the start of each later phase.
+    Where values are many, a running mean is drawn over them. A dotted line marks the start of each later stage.
 
     Args:
         records: The lines of metrics.jsonl, in order.
@@ -98,7 +77,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         if len(series) > 1:
             axis.legend(frameon=False, fontsize=8, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1.0))
         _tidy(axis)
-    for start, stage in _phase_starts(records):
+    for start, stage in _stage_starts(records):
         for axis in axes:
             axis.axvline(start, color=INK, linewidth=0.8, linestyle=":")
         axes[0].text(start, 0.97, f" {stage}", transform=axes[0].get_xaxis_transform(), va="top", fontsize=8, color=INK)
@@ -147,8 +126,29 @@ def plain_numbers(scale: Axis) -> None:
     scale.set_minor_formatter(NullFormatter())
 
 
+def cost_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str) -> Figure:
+    """Quality against cost, a curve for each sampler, both axes logarithmic.
+
+    Args:
+        curves: Name of each curve to its points (cost, quality), both > 0.
+        xlabel: Of the cost, with units.
+        ylabel: Of the quality, with units.
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis: Axes = figure.subplots()
+    for (name, points), colour, style in zip(curves.items(), COLOURS, LINE_STYLES, strict=False):
+        x, y = np.array(points, dtype=float).reshape(-1, 2).T
+        axis.plot(x, y, color=colour, linestyle=style, marker="o", markersize=4, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+    plain_numbers(axis.xaxis)
+    plain_numbers(axis.yaxis)
+    axis.legend(frameon=False, fontsize=8)
+    _tidy(axis)
+    return figure
+
+
 def energy_histograms(energies: Mapping[str, npt.NDArray[Any]], *, title: str, xlabel: str, bins: int = 60) -> Figure:
-    """Histograms on shared bins: the in-distribution set filled, the odd sets as outlines.
+    """Histograms on shared bins: the in-distribution set filled, the OOD sets as outlines.
 
     The axis spans the central 99 % of every set, at most three widths of the in-distribution set beyond it, so that one
     far set does not squeeze the others. The legend says how much of a set lies beyond.
@@ -195,10 +195,10 @@ def energy_histograms(energies: Mapping[str, npt.NDArray[Any]], *, title: str, x
 
 
 def roc_curves(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], *, title: str) -> Figure:
-    """ROC curves of several odd sets, with a logarithmic axis of false alarms, since few of them are what matters.
+    """ROC curves of several OOD sets, with a logarithmic axis of false positives, since few of them are what matters.
 
     Args:
-        curves: Name of each set to its false alarms and catches, as from `ood.metrics.roc_curve`.
+        curves: Name of each set to its false-positive and true-positive rates, as from `ood.metrics.roc_curve`.
         title: Above the figure.
 
     Returns:
@@ -208,11 +208,13 @@ def roc_curves(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], 
     axis: Axes = figure.subplots()
     chance = np.geomspace(1e-3, 1, 100)
     axis.plot(chance, chance, color=INK, linewidth=0.8, linestyle=":", label="chance")
-    for i, (name, (alarms, caught)) in enumerate(curves.items()):
+    for i, (name, (false_positives, true_positives)) in enumerate(curves.items()):
         # Colours run out before line styles do: their periods, 6 and 5, meet again after 30 sets.
         style = LINE_STYLES[i % 5]
-        axis.plot(alarms, caught, color=COLOURS[i % 6], linestyle=style, linewidth=1.4, label=name)
-    axis.set(title=title, xlabel="false alarms: share of normal images called odd", ylabel="share of odd images caught")
+        axis.plot(false_positives, true_positives, color=COLOURS[i % 6], linestyle=style, linewidth=1.4, label=name)
+    axis.set(
+        title=title, xlabel="false-positive rate (in-distribution images)", ylabel="true-positive rate (OOD images)"
+    )
     axis.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.title.set_fontsize(10)
@@ -251,9 +253,9 @@ def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[npt.NDArray
     return table[:, 0], table[:, 1]
 
 
-def _phase_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
-    phases = [(record["images_seen"], record["stage"]) for record in records if {"images_seen", "stage"} <= set(record)]
-    return [now for before, now in pairwise(phases) if now[1] != before[1]]
+def _stage_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
+    stages = [(record["images_seen"], record["stage"]) for record in records if {"images_seen", "stage"} <= set(record)]
+    return [now for before, now in pairwise(stages) if now[1] != before[1]]
 
 
 def _draw_curve(

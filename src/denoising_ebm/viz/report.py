@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: facts, tables and numbered figures, readable offline and in print."""
+"""Pages and tables: one self-contained HTML page, the same as Markdown, tables on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
@@ -58,6 +58,28 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.caption!r} has {len(self.columns)} columns, but a row of {len(row)}")
 
+    @classmethod
+    def from_records(
+        cls,
+        records: Mapping[str, Mapping[str, Any]],
+        columns: Mapping[str, str] | Sequence[str] = (),
+        *,
+        first: str = "",
+        caption: str = "",
+    ) -> Table:
+        """Return a table with a row for each record; a value that a record lacks is a dash.
+
+        Args:
+            records: Name of each row to its values.
+            columns: Heading of each column to its key in the records, or keys that are headings; all keys if empty.
+            first: Heading of the column of names.
+            caption: As for `Table`.
+        """
+        columns = columns or list(dict.fromkeys(key for record in records.values() for key in record))
+        keys = columns if isinstance(columns, Mapping) else {key: key for key in columns}
+        rows = [[name, *(record.get(key) for key in keys.values())] for name, record in records.items()]
+        return cls([first, *keys], rows, caption)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -90,7 +112,7 @@ def write_report(
         path: The HTML file to write or replace.
         title: Of the page.
         sections: In order.
-        facts: Shown at the top: command, seed, hardware, counts.
+        metadata: Shown at the top: command, seed, hardware, counts.
         summary: Plain paragraphs below the title.
 
     Raises:
@@ -125,12 +147,29 @@ def render_report(
     )
 
 
-def markdown(table: Table) -> str:
-    """Return a table as Markdown, its floats as on the page."""
+def markdown(table: Table, *, aligned: bool = False) -> str:
+    """Return a table as Markdown, its numbers as on the page; with `aligned` columns are padded, for a terminal."""
     cells = [_format_column([row[i] for row in table.rows]) for i in range(len(table.columns))]
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*cells, strict=True)]
-    return "\n".join(lines) + "\n"
+    columns = [[head, *column] for head, column in zip(table.columns, cells, strict=True)]
+    columns = [[cell.replace("|", "\\|") for cell in column] for column in columns]
+    rules = ["---"] * len(columns)
+    if aligned:
+        widths = [max(3, *map(len, column)) for column in columns]
+        numeric = [all(_is_number(cell) for cell in column) for column in cells]
+        columns = [
+            [cell.rjust(width) if right else cell.ljust(width) for cell in column]
+            for column, width, right in zip(columns, widths, numeric, strict=True)
+        ]
+        rules = ["-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
+    head, *rows = ["| " + " | ".join(row) + " |" for row in zip(*columns, strict=True)]
+    return "\n".join([head, "|" + "|".join(rules) + "|", *rows]) + "\n"
+
+
+def print_table(table: Table) -> None:
+    """Print a table below its caption: aligned for a terminal, and still Markdown."""
+    if table.caption:
+        print(table.caption, end="\n\n")
+    print(markdown(table, aligned=True), end="", flush=True)
 
 
 def markdown_page(sections: Sequence[Section], *, title: str, metadata: Mapping[str, str], pictures: str = "") -> str:
