@@ -214,7 +214,7 @@ def test_energy_without_inner_noise_redraws_itself(generator: torch.Generator) -
     assert energy.resample_noise(x, generator) is energy
     plain = as_energy(DATA.energy)
     assert plain.resample_noise(x, generator) is plain and as_energy(plain) is plain
-    assert plain.length(torch.tensor([0.3])).tolist() == pytest.approx([0.3])
+    assert plain.noise_scale(torch.tensor([0.3])).tolist() == pytest.approx([0.3])
 
 
 # -- the semantic energy: h(z) = W z --------------------------------------------------------------------------------
@@ -252,10 +252,10 @@ def test_semantic_noise_has_the_shape_of_images(weights: Tensor, generator: torc
     noise = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = texture_energy(DATA.denoise, decode(z), SIGMA, noise) + 0.15 * z.square().sum(1)
     torch.testing.assert_close(held(z, SIGMA), expected)
-    assert held.length(torch.tensor(1.0)) == energy.length(torch.tensor(1.0))
+    assert held.noise_scale(torch.tensor(1.0)) == energy.noise_scale(torch.tensor(1.0))
 
 
 def test_steps_in_z_are_measured_in_the_image() -> None:
     energy = SemanticEnergy(lambda z: z, DATA.denoise, inner_noise=False, jacobian_norm=4.0)
     sigma = torch.tensor([0.2, 2.0, 40.0])
-    assert energy.length(sigma).tolist() == pytest.approx([0.05, 0.5, 1.0])
+    assert energy.noise_scale(sigma).tolist() == pytest.approx([0.05, 0.5, 1.0])

@@ -51,7 +51,7 @@ def test_reloaded_model_is_the_same_to_the_bit(folder: Path, tiny_model: Denoisi
         assert torch.equal(loaded.encode(x, sigma), tiny_model.encode(x, sigma))
     energy = loaded.energy(x, 0.05, noise).detach()
     assert torch.equal(loaded.percentile(energy, 0.05), tiny_model.percentile(energy, 0.05))
-    assert torch.equal(loaded.two_stage(2, seed=3).images, tiny_model.two_stage(2, seed=3).images)
+    assert torch.equal(loaded.sample(2, seed=3).images, tiny_model.sample(2, seed=3).images)
 
 
 def test_saving_again_writes_the_same_files(folder: Path, tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_saving_again_writes_the_same_files(folder: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in folder.iterdir()) == sorted([CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
 
 
-def test_card_names_the_facts(folder: Path) -> None:
+def test_card_names_the_metadata(folder: Path) -> None:
     card = (folder / CARD_FILE).read_text()
     assert card.startswith("---\n") and "| data | waves |" in card
-    assert "16 x 16 x 1" in card and "denoising (share 1)" in card
+    assert "16 x 16 x 1" in card and "denoising (fraction 1)" in card
 
 
 def test_run_folder_stands_for_its_model(folder: Path) -> None:
@@ -76,9 +76,9 @@ def test_run_folder_stands_for_its_model(folder: Path) -> None:
 
 def test_bundled_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = folder.parent
-    (package / "models").mkdir()
-    (package / "models" / "not-a-model").mkdir()
-    folder.rename(package / "models" / "waves")
+    models = package / "assets" / "models"
+    (models / "not-a-model").mkdir(parents=True)
+    folder.rename(models / "waves")
     monkeypatch.setattr(hub.resources, "files", lambda name: package)
     assert hub.bundled_models() == ["waves"]
     assert DenoisingEBM.from_pretrained("waves").metadata == {"data": "waves"}

@@ -65,7 +65,7 @@ def test_bad_grids_are_refused(arguments: tuple[float, float, int], field: str) 
 
 
 def test_grid_draw_is_uniform_over_the_levels(generator: torch.Generator) -> None:
-    config = NoiseConfig(sigma_min=0.1, sigma_max=1.0, levels=10)
+    config = NoiseConfig(sigma_min=0.1, sigma_max=1.0, num_sigmas=10)
     draws = draw_sigmas(config, 20_000, generator)
     counts = (draws[:, None] == geometric_sigmas(1.0, 0.1, 10)).sum(0)
     assert int(counts.sum()) == 20_000  # only levels of the grid

@@ -24,6 +24,7 @@ from denoising_ebm.config import (
     Drift,
     EnergyConfig,
     NoiseConfig,
+    PixelSampler,
     SamplingConfig,
     TrainingStage,
 )
@@ -91,7 +92,7 @@ class LinearModel(nn.Module):
 def linear_config(**contrastive: Any) -> Config:
     config = tiny_config(decoder_weight=0.0)
     # h = step sigma^2 = 0.02 v at the optimum: unadjusted chains are 1 % too wide there, which moves 1 - b by 0.5 %.
-    sampling = SamplingConfig(texture_step_size=0.08, texture_sigma_max=SIGMA, texture_sigma_min=SIGMA)
+    sampling = SamplingConfig(pixel=PixelSampler(step_size=0.08, sigma_max=SIGMA, sigma_min=SIGMA))
     options = {
         "reconstruction_steps": 0,
         "semantic_steps": 0,
@@ -150,7 +151,7 @@ def test_score_converges_to_maximum_likelihood(start: float, generator: torch.Ge
 
 @pytest.mark.parametrize(("positives", "expected"), [("clean", CLEAN), ("noisy", NOISY)])
 def test_contrast_converges_to_maximum_likelihood(positives: str, expected: float, generator: torch.Generator) -> None:
-    b = converge(Contrastive(linear_config(positives=positives)), generator, 0.3, 800)
+    b = converge(Contrastive(linear_config(positive_samples=positives)), generator, 0.3, 800)
     assert b == pytest.approx(expected, rel=0.02)
 
 
@@ -316,7 +317,7 @@ def test_contrasts_are_energies_per_dimension(tiny_model: DenoisingEBM, generato
         for name, values in stds.items():
             torch.testing.assert_close(contrastive_energies.stds[name], values.std())
 
-        noisy = replace(config, contrastive=replace(contrastive, positives="noisy", chain_batch=4))
+        noisy = replace(config, contrastive=replace(contrastive, positive_samples="noisy", chain_batch=4))
         contrastive_energies = Contrastive(noisy).contrastive_energies(tiny_model, batch)
         # A batch of 6 is three quarters of a step's 8 images, and has that share of the chains.
         assert len(contrastive_energies.chain) == 3
@@ -373,7 +374,7 @@ def test_persistent_chains_move_whatever_the_samplers_steps(
 ) -> None:
     """Steps of the reverse diffusion stand still where the level stays: chains of training take their own."""
     config = tiny_config(TrainingStage("contrastive"))
-    sampling = replace(config.sampling, texture_step_size=0.0, consistent=True)
+    sampling = replace(config.sampling, pixel=PixelSampler("ancestral", sigma_min=0.05))
     options = replace(config.contrastive, chains="persistent", buffer_size=6, restart_rate=0.0, texture_steps=5)
     config = replace(config, sampling=sampling, contrastive=options)
     objective, x0 = Contrastive(config), to_float(random_pixels(6))
@@ -400,7 +401,7 @@ def test_chains_of_training_fall_to_the_level_of_the_image(
 
     from denoising_ebm.training import objectives
 
-    monkeypatch.setattr(objectives, "annealed", spy(objectives.annealed))
+    monkeypatch.setattr(objectives, "annealed_langevin", spy(objectives.annealed_langevin))
     batch = batch_of(to_float(random_pixels(2)), generator)
     batch = replace(batch, sigma=torch.tensor([0.05, 0.5]))
     Contrastive(config).contrastive_energies(tiny_model, batch)

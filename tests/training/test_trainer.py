@@ -69,7 +69,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two_processes.py under torchrun, two gloo processes on this machine."""
     folder = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(__file__).parents[1] / "two_processes.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(script), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -220,22 +220,25 @@ def test_resume_refuses_other_settings(tmp_path: Path) -> None:
             train(pixels, longer, folder, resume=True)
 
 
+def with_pixel(config: Config, **changes: Any) -> Config:
+    sampling = replace(config.sampling, pixel=replace(config.sampling.pixel, **changes))
+    return replace(config, sampling=sampling)
+
+
 def test_chains_beyond_the_trained_levels_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
-    config = replace(config, sampling=replace(config.sampling, texture_sigma_max=4.0))
-    with pytest.raises(
-        ValueError, match=r"sampling.texture_sigma_max is 4, above noise.sigma_max 1: chains would start"
-    ):
+    config = with_pixel(config, sigma_max=4.0)
+    with pytest.raises(ValueError, match=r"sampling.pixel.sigma_max is 4, above noise.sigma_max 1: chains would start"):
         train(random_pixels(20), config, tmp_path / "run")
-    config = replace(config, sampling=replace(config.sampling, texture_sigma_max=1.0, texture_sigma_min=0.01))
-    with pytest.raises(ValueError, match=r"texture_sigma_min is 0.01, below noise.sigma_min 0.05: chains would end"):
+    config = with_pixel(config, sigma_max=1.0, sigma_min=0.01)
+    with pytest.raises(ValueError, match=r"pixel.sigma_min is 0.01, below noise.sigma_min 0.05: chains would end"):
         train(random_pixels(20), config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_before_with_lower_chains_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(max_images=16)
-    config = replace(config, sampling=replace(config.sampling, texture_sigma_min=0.01))
+    config = with_pixel(config, sigma_min=0.01)
     longer = replace(config, training=replace(config.training, max_images=32))
     with monkeypatch.context() as before:
         before.setattr(trainer, "check_run", lambda *_: None)
@@ -265,7 +268,7 @@ def test_every_preset_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytes
         ),
     )
     # The large networks take a minute for pictures and hundreds of megabytes for a state; other tests read both.
-    monkeypatch.setattr(trainer, "save_previews", lambda *arguments, **options: None)
+    monkeypatch.setattr(trainer, "save_sample_images", lambda *arguments, **options: None)
     monkeypatch.setattr(trainer, "save_state", lambda *arguments, **options: None)
     channels, size, _ = DenoisingEBM(config).image_shape
     start: dict[str, Tensor] = {}
