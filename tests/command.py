@@ -9,7 +9,7 @@ TINY = [
     *("--network.widths", "[16,16,16]", "--network.decoder_widths", "[8,8,8]", "--network.attention", "[]"),
     *("--network.latent_dim", "8", "--network.embedding_dim", "16", "--training.batch_size", "32"),
     *("--training.log_every", "5", "--training.warmup_images", "64", "--training.sample_minutes", "0"),
-    *("--sampling.semantic_steps", "6", "--sampling.texture_steps", "6"),
+    *("--sampling.semantic.steps", "6", "--sampling.pixel.steps", "6"),
 ]
 TRAIN = ["--preset", "fashion-mnist", *TINY, "--precision", "fp32"]
 

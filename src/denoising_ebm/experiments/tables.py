@@ -40,8 +40,8 @@ ROWS: tuple[Row, ...] = (
     ("score", "two-stage", None),
     ("score", "dpmpp-2m-sde", None),
 )
-_QUALITY = ("distance", "precision", "recall", "density", "coverage", "fid", "inception_score")
-_HEADINGS = ("distance", "precision", "recall", "density", "coverage", "FID", "IS")
+_QUALITY = ("frechet_distance", "precision", "recall", "density", "coverage", "fid", "inception_score")
+_HEADINGS = ("FD", "precision", "recall", "density", "coverage", "FID", "IS")
 #: The paper's sigma for table 4.
 PAPER_SIGMA = 0.05
 
@@ -127,13 +127,13 @@ def table3(experiment: Experiment) -> Section:
                 if "phases ended by divergence" in model.metadata:
                     raise ValueError("its training diverged")
                 return {
-                    "distance": experiment.evaluator.distance(drawn.images),
+                    "frechet_distance": experiment.evaluator.frechet_distance(drawn.images),
                     "images seen": model.metadata["images seen"],
                 }
 
             row = experiment.row(f"table3, {name}, seed {seed}", make)
-            if "distance" in row:
-                distances.append(row["distance"])
+            if "frechet_distance" in row:
+                distances.append(row["frechet_distance"])
         spread = statistics.stdev(distances) if len(distances) > 1 else None
         mean = statistics.mean(distances) if distances else None
         rows.append([name, mean, spread, len(distances), paper.TABLE3[name]])
@@ -141,7 +141,7 @@ def table3(experiment: Experiment) -> Section:
         f"Distance of {experiment.sizes.ablation_samples:,} two-stage samples to {experiment.evaluator.count:,} test images, mean and "
         "standard deviation over seeds (weights, batches and samples all drawn anew). The paper's column is FID."
     )
-    table = Table(["noise levels", "distance", "sd over seeds", "seeds", "paper (FID)"], rows, caption)
+    table = Table(["noise levels", "frechet_distance", "sd over seeds", "seeds", "paper (FID)"], rows, caption)
     return Section("Table 3: noise levels", paper.REASONS["ablation"] + experiment.left_out("table3, "), table)
 
 
@@ -170,8 +170,8 @@ def classes(experiment: Experiment) -> Section:
             ours["name"],
             f"{100 * ours['share']:.1f} %",
             f"{100 * ours['real_share']:.1f} %",
-            ours["distance"],
-            floor["distance"],
+            ours["kernel_distance"],
+            floor["kernel_distance"],
         ]
         for ours, floor in zip(row["samples"], row["floor"], strict=True)
     ]

@@ -1,1 +1,1 @@
-"""How good a model is: pictures of it, and distances between samples and data."""
+"""How good samples are: distances to real images, precision and recall, memorization, classes."""

@@ -25,13 +25,13 @@ class ClassQuality:
         name: Of the class.
         share: Of the samples, named by the classifier.
         real_share: Of the real images, named by the same classifier.
-        distance: Kernel distance of the class's samples to its real images; None for fewer than `MIN_IMAGES`.
+        kernel_distance: Of the class's samples to its real images; None for fewer than `MIN_IMAGES`.
     """
 
     name: str
     share: float
     real_share: float
-    distance: float | None
+    kernel_distance: float | None
 
 
 class ClassEvaluator:

@@ -1,4 +1,4 @@
-"""Everything that is said of a set of samples at once: Fréchet distance, precision and recall, FID and IS."""
+"""Everything that is said of a set of samples at once: Fréchet distance (FD), precision and recall, FID and IS."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.quality.extractors import EfficientNetLite0Features, FeatureExtractor
-from denoising_ebm.quality.frechet import FeatureStatistics, frechet_distance
+from denoising_ebm.quality.frechet import FeatureStatistics, frechet_distance, reference_statistics
 from denoising_ebm.quality.inception import InceptionFeatures, inception_score
 from denoising_ebm.quality.prdc import prdc
-from denoising_ebm.quality.reference import reference_statistics
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Quality:
     """Figures of a set of samples; None where they were not asked for.
 
     Attributes:
-        distance: Fréchet distance of the offline features; no FID.
-        precision: See `evaluation.neighbours.PRDC`, as for the next three.
+        frechet_distance: Of the offline features; no FID, which means Inception's.
+        precision: Share of samples near a reference image; for this and the next three see `quality.prdc.PRDC`.
         recall: Share of reference images near a sample.
         density: Mean number of reference balls around a sample, over k.
         coverage: Share of reference images with a sample within their ball.
@@ -29,7 +28,7 @@ class Quality:
         inception_score: Inception score, mean over 10 parts.
     """
 
-    distance: float
+    frechet_distance: float
     precision: float
     recall: float
     density: float
@@ -74,7 +73,7 @@ class FidelityEvaluator:
         """Return the offline features of uint8 images, on the CPU."""
         return torch.cat([self.extractor(chunk).cpu() for chunk in torch.split(images, batch_size)])
 
-    def distance(self, images: Tensor) -> float:
+    def frechet_distance(self, images: Tensor) -> float:
         """Return the Fréchet distance of uint8 images to the reference, on the offline features."""
         return frechet_distance(FeatureStatistics.from_features(self.features(images)), self._statistics)
 
@@ -90,7 +89,7 @@ class FidelityEvaluator:
             logits = torch.cat([part[1] for part in parts]).cpu()
             score = inception_score(logits, splits=min(10, len(logits)))[0]
         return Quality(
-            distance=frechet_distance(FeatureStatistics.from_features(features), self._statistics),
+            frechet_distance=frechet_distance(FeatureStatistics.from_features(features), self._statistics),
             precision=overlap.precision,
             recall=overlap.recall,
             density=overlap.density,

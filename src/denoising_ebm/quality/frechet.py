@@ -1,15 +1,19 @@
-"""Fréchet distance between two sets of images: features -> statistics -> distance."""
+"""Fréchet distance between two sets of images: features -> statistics -> distance; statistics are kept by content."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.quality.extractors import FeatureExtractor
+from denoising_ebm.utils.io import write_atomically
 
 
 @dataclass
@@ -104,16 +108,13 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return max(0.0, float(distance))
 
 
-def feature_statistics(
-    images: Tensor, extractor: FeatureExtractor, *, batch_size: int = 256, progress: bool = False
-) -> FeatureStatistics:
+def feature_statistics(images: Tensor, extractor: FeatureExtractor, *, batch_size: int = 256) -> FeatureStatistics:
     """Statistics of the features of a set of images.
 
     Args:
         images: uint8, shape `(n, c, h, w)`.
         extractor: Maps images to features.
         batch_size: Images handed to the extractor at once, > 0. The result does not depend on it.
-        progress: Show a bar on standard error.
 
     Returns:
         The statistics; to be kept where one reference serves many samples.
@@ -126,42 +127,50 @@ def feature_statistics(
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
     statistics = FeatureStatistics.empty(extractor.num_features)
-    batches = torch.split(images, batch_size)
-    for batch in track(batches, "features", console=Console(stderr=True), disable=not progress):
+    for batch in torch.split(images, batch_size):
         statistics.update(extractor(batch))
     return statistics
 
 
-def frechet_distance_of_images(
-    samples: Tensor,
-    reference: Tensor,
-    extractor: FeatureExtractor,
-    *,
-    batch_size: int = 256,
-    progress: bool = False,
-) -> float:
-    """Fréchet distance between the features of two sets of images.
+def cache_folder() -> Path:
+    """Return where statistics are kept: `$DENOISING_EBM_CACHE`, or `denoising-ebm` in the user's cache folder."""
+    named = os.environ.get("DENOISING_EBM_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denoising-ebm"
 
-    Not FID unless the extractor is FID's Inception: print `extractor.name` and both counts beside the number. It
-    falls with the number of images even for equal distributions, so compare only equal counts.
+
+def reference_statistics(
+    images: Tensor, extractor: FeatureExtractor, *, folder: Path | None = None, batch_size: int = 256
+) -> FeatureStatistics:
+    """Return the statistics of a reference set, from the cache if it was measured before.
+
+    A damaged file is measured anew. Where the cache cannot be written the statistics are returned all the same.
 
     Args:
-        samples: uint8, shape `(n, c, h, w)`, n >= 2.
-        reference: uint8, shape `(m, c, h, w)`, m >= 2.
+        images: uint8, shape `(n, c, h, w)`.
         extractor: Maps images to features.
-        batch_size: Images handed to the extractor at once, > 0.
-        progress: Show bars on standard error.
-
-    Returns:
-        A number >= 0, in squared units of the features.
-
-    Raises:
-        ValueError: If a set has fewer than two images, is not uint8, or `batch_size` is not positive.
+        folder: Of the cache; `cache_folder()` if None.
+        batch_size: As for `feature_statistics`.
     """
-    return frechet_distance(
-        feature_statistics(samples, extractor, batch_size=batch_size, progress=progress),
-        feature_statistics(reference, extractor, batch_size=batch_size, progress=progress),
-    )
+    path = (folder or cache_folder()) / "statistics" / f"{content_hash(images, extractor.name)}.safetensors"
+    if path.is_file():
+        try:
+            stored = load_file(path)
+            return FeatureStatistics(stored["mean"], stored["scatter"], int(stored["count"]))
+        except (SafetensorError, KeyError):
+            pass
+    statistics = feature_statistics(images, extractor, batch_size=batch_size)
+    tensors = {
+        "mean": statistics.mean,
+        "scatter": statistics.scatter.contiguous(),
+        "count": torch.tensor(statistics.count),
+    }
+    try:
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    except OSError:
+        pass  # a read-only home: slower next time
+    return statistics
 
 
 def _matrix_sqrt(covariance: Tensor) -> Tensor:

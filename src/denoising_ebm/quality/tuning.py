@@ -50,5 +50,5 @@ def tune_low_temperature(
         images = draw(choice)
         if not bool(images.isfinite().all()):
             raise ValueError(f"samples at temperature {temperature:g} are not finite: the chains diverged")
-        distances[temperature] = evaluator.distance(to_uint8(images))
+        distances[temperature] = evaluator.frechet_distance(to_uint8(images))
     return choices[min(distances, key=distances.__getitem__)], distances
