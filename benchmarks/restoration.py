@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--num", type=int, default=100)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="part of the names of tasks")
     parser.add_argument("--out", type=Path, default=Path("runs/restoration"))
@@ -132,7 +132,7 @@ def main() -> None:
     print(
         f"{args.model}: {model.metadata.get('images seen'):,} images seen; {describe(model.device)}; {len(clean)} test images"
     )
-    print(f"chains of {args.steps} steps, mean of {args.draws}; seed {args.seed}\n")
+    print(f"chains of {args.steps} steps, mean of {args.samples}; seed {args.seed}\n")
     print("| task | method | PSNR, dB | SSIM |\n|---|---|---|---|")
     for task, degradation in tasks.items():
         if args.only and args.only not in task:
@@ -140,7 +140,7 @@ def main() -> None:
         y = degradation.apply(to_float(clean), torch.Generator().manual_seed(args.seed))
         results = {"degraded": y}
         for estimate in ("mean", "sample"):
-            chains = {"steps": args.steps, "draws": args.draws, "seed": args.seed}
+            chains = {"steps": args.steps, "num_samples": args.samples, "seed": args.seed}
             results[f"**ours, {estimate}**"] = restore(model, y, degradation, estimate=estimate, **chains)  # type: ignore[arg-type]
         for name, method in classical(task, degradation, y, clean).items():
             results[name] = one_by_one(method, y)

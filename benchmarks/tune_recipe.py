@@ -30,7 +30,7 @@ from denoising_ebm.experiments.samplers import draw
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims
 from denoising_ebm.quality.evaluator import FidelityEvaluator
-from denoising_ebm.training.objectives import heldout_loss
+from denoising_ebm.training.objectives import validation_loss
 from denoising_ebm.training.trainer import train
 from denoising_ebm.utils.device import describe
 
@@ -115,7 +115,7 @@ def run_row(name: str, args: argparse.Namespace) -> None:
         "variant": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "images seen": model.metadata["images seen"],
-        "test loss": heldout_loss(model, to_float(test), base),
+        "test loss": validation_loss(model, to_float(test), base),
     }
     row |= errors(model, test)
     if args.samples:

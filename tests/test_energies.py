@@ -175,8 +175,8 @@ def test_map_sums_to_the_energy(tiny_dae: DenoisingAutoencoder, generator: torch
 def test_one_draw_is_shared_by_all_images(tiny_model: DenoisingEBM, generator: torch.Generator) -> None:
     """A score must depend on the image, not on its batch."""
     x = images(generator, num=3, size=16).float()
-    noise = tiny_model.scoring_noise(draws=2, seed=5)
-    assert torch.equal(noise, tiny_model.scoring_noise(draws=2, seed=5))
+    noise = tiny_model.scoring_noise(num_samples=2, seed=5)
+    assert torch.equal(noise, tiny_model.scoring_noise(num_samples=2, seed=5))
     with torch.no_grad():
         together = tiny_model.energy(x, 0.3, noise)
         alone = torch.cat([tiny_model.energy(x[i : i + 1], 0.3, noise) for i in (2, 0, 1)])

@@ -62,7 +62,7 @@ def test_energies_are_the_same(model: tuple[str, DenoisingEBM], images: Tensor, 
 def test_restored_images_are_the_same(model: tuple[str, DenoisingEBM], images: Tensor) -> None:
     known = torch.ones(32, 32, dtype=torch.bool)
     known[8:16, 8:16] = False
-    restored = restore(model[1], images[:2] * known, masked(known), draws=2, steps=6, seed=0)
+    restored = restore(model[1], images[:2] * known, masked(known), num_samples=2, steps=6, seed=0)
     torch.testing.assert_close(restored, GOLDEN[f"{model[0]}.restored"], atol=1e-3, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""DenoisingEBM: the three networks as one module, with the four jobs: generate, score, show where, restore."""
+"""DenoisingEBM: the three networks as one module, with the four jobs: generate, score, localise, restore."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class DenoisingEBM(nn.Module):
 
     Args:
         config: Sizes, energy and sampling settings.
-        facts: What is known of the weights (data, images seen, figures), kept in the model folder.
+        metadata: What is known of the weights (data, images seen, figures), kept in the model folder.
     """
 
     jacobian_norm: Tensor
@@ -198,13 +198,13 @@ class DenoisingEBM(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def scoring_noise(self, draws: int = 1, seed: int = 0) -> Tensor:
-        """Return draws of eq. 7's noise, shape (draws, 1, channels, height, width), the same for every image.
+    def scoring_noise(self, num_samples: int = 1, seed: int = 0) -> Tensor:
+        """Return samples of eq. 7's noise, shape (num_samples, 1, channels, height, width), the same for every image.
 
         With them an image's energy depends on the image and the seed alone, not on its batch.
         """
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn((draws, 1, *self.image_shape), generator=generator).to(self.device)
+        return torch.randn((num_samples, 1, *self.image_shape), generator=generator).to(self.device)
 
     def texture(self, sampler: PixelSampler | Drift | None = None) -> TextureEnergy:
         """Return U^c as an energy for samplers, with the drift of `sampler` or of the model's own.
@@ -239,9 +239,10 @@ class DenoisingEBM(nn.Module):
         """Return the settings that `sample` follows for a sampler, from which `sampler_nfe` knows its cost.
 
         Args:
-            sampler: None or `two-stage`: the model's own two-stage sampler (its `config.sampling`). The name of a pixel method
+            sampler: None or `two-stage`: the model's own two-stage sampler, `config.sampling`. The name of a pixel method
                 (`denoising_ebm.samplers.METHODS`): that method from noise of the model's largest level to its smallest,
-                with the model's own settings if it is its own method. Settings: as they are, a `PixelSampler` from noise.
+                with the model's own settings if it is its own method. Settings: taken as they are; a `PixelSampler`
+                starts from noise.
             steps: Noise levels in pixels; those of the settings, or the method's default, if None.
 
         Raises:

@@ -170,7 +170,7 @@ def test_train_writes_a_run_of_the_settings_asked_for(run: Path) -> None:
     assert records[-1]["images_seen"] == 640
     assert records[-1]["loss_denoising"] < 0.7 * records[0]["loss_denoising"]
     model = DenoisingEBM.from_pretrained(run)
-    heldout = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["heldout_loss"]
+    heldout = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"]
     assert model.metadata["held-out denoising loss"] == pytest.approx(heldout, abs=1e-5)
     assert heldout == pytest.approx(records[-1]["loss_denoising"], rel=0.5)
     assert model.metadata["training images"] == 270 and model.metadata["images seen"] == 640

@@ -185,7 +185,7 @@ def test_log_energies_are_the_models_energies_whatever_the_batch(model: Denoisin
 
 def test_log_energies_use_the_given_noise(model: DenoisingEBM) -> None:
     pixels = load_images("fashion-mnist", split="test", limit=4).pixels
-    noise = model.scoring_noise(draws=2, seed=1)
+    noise = model.scoring_noise(num_samples=2, seed=1)
     with torch.no_grad():
         expected = model.energy(to_float(pixels), 0.2, noise).double().log()
     result = log_energies(model, pixels, [0.2], noise=noise)

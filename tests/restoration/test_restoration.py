@@ -66,7 +66,7 @@ def test_correction_is_the_posterior_mean(kind: str, generator: torch.Generator)
     x0 = torch.randn(2, 1, 6, 6, generator=generator, dtype=torch.float64)
     y = torch.randn(2, 1, 6, 6, generator=generator, dtype=torch.float64)
     spread = torch.tensor([0.4, 1.5], dtype=torch.float64)
-    corrected = degradation.correct(x0, y, spread)
+    corrected = degradation.data_consistency(x0, y, spread)
     matrix = dense(degradation, 6)
     for i in range(2):
         v = float(spread[i]) ** 2
@@ -90,10 +90,10 @@ def test_missing_pixels_are_interpolated_as_by_a_gaussian_process(generator: tor
     y = hole.apply(torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64))
     inner = covariance[places][:, places] + 0.1**2 * torch.eye(int(known.sum()), dtype=torch.float64)
     expected = y.flatten(2)[..., places] @ torch.linalg.inv(inner) @ covariance[places]
-    found = hole.weigher(variances)(y).flatten(2) @ covariance
+    found = hole.precision_operator(variances)(y).flatten(2) @ covariance
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="only missing pixels"):
-        blurred(1.0, 6).weigher(variances)
+        blurred(1.0, 6).precision_operator(variances)
     # Half-known pixels, or pixels known in one channel, are none that are missing.
     for gains in (torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[0.0]], [[1.0]], [[1.0]]]), torch.ones(1, 1, 1)):
         assert not Degradation(gains, 0.0).hides_pixels
@@ -142,12 +142,12 @@ def test_samples_of_the_posterior_have_its_moments(gaussian_model: DenoisingEBM,
     assert float((error * y).mean()) == pytest.approx(0.0, abs=0.003)
 
 
-@pytest.mark.parametrize("largest", [posterior.MAX_WEIGHED_SIZE, 8])
+@pytest.mark.parametrize("largest", [posterior.MAX_PRECISION_SIZE, 8])
 def test_missing_pixels(
     largest: int, gaussian_model: DenoisingEBM, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Independent pixels: known ones are y, missing ones are drawn from the prior; also in images too large to weigh."""
-    monkeypatch.setattr(posterior, "MAX_WEIGHED_SIZE", largest)
+    monkeypatch.setattr(posterior, "MAX_PRECISION_SIZE", largest)
     x0 = TAU * torch.randn(16, 1, 16, 16, generator=generator)
     known = torch.rand(16, 16, generator=generator) > 0.5
     hole = masked(known)
@@ -155,7 +155,7 @@ def test_missing_pixels(
     torch.testing.assert_close(x[..., known], x0[..., known], atol=1e-3, rtol=0)
     missing = x[..., ~known]
     assert float(missing.var()) == pytest.approx(TAU**2, rel=0.1)
-    mean = restore(gaussian_model, hole.apply(x0), hole, steps=40, draws=8)[..., ~known]
+    mean = restore(gaussian_model, hole.apply(x0), hole, steps=40, num_samples=8)[..., ~known]
     assert float(mean.var()) == pytest.approx(TAU**2 / 8, rel=0.25)  # the average of 8 draws around 0
 
 
@@ -166,7 +166,7 @@ def test_blur_is_undone_as_by_wiener(gaussian_model: DenoisingEBM, generator: to
     matrix = dense(blur, 16).float()
     gain = TAU**2 * matrix @ torch.linalg.inv(TAU**2 * matrix @ matrix + 0.05**2 * torch.eye(256))
     wiener = (y.flatten(1) @ gain.mT).reshape(y.shape)
-    restored = restore(gaussian_model, y, blur, steps=60, draws=12)
+    restored = restore(gaussian_model, y, blur, steps=60, num_samples=12)
     # What remains is the scatter of 12 draws from the posterior, whose covariance is tau^2 (1 - gain A).
     scatter = TAU**2 * float((torch.eye(256) - gain @ matrix).trace()) / 256 / 12
     assert float((restored - wiener).square().mean()) == pytest.approx(scatter, rel=0.3)
@@ -191,7 +191,7 @@ def test_missing_pixels_join_their_neighbours(monkeypatch: pytest.MonkeyPatch) -
     for objective in ("score", "denoising"):
         model = exact_model(objective)
         monkeypatch.setattr(model, "denoise", denoise)
-        x = restore(model, y, hole, steps=100, draws=8)
+        x = restore(model, y, hole, steps=100, num_samples=8)
         missing, beside = x[..., 1::2], y[..., ::2]
         slopes[objective] = float((missing * beside).mean() / beside.square().mean())
     assert slopes["denoising"] == pytest.approx(0.95, abs=0.1)
@@ -206,7 +206,7 @@ def test_restore_refuses(gaussian_model: DenoisingEBM) -> None:
     cases: list[tuple[Tensor, Degradation, dict[str, Any], str]] = [
         (torch.zeros(1, 1, 8, 8), noisy(0.1), {}, r"images must have shape \(1, 16, 16\)"),
         (y, noisy(9.0), {}, "within the model's noise levels, 0.01 to 5, got 9"),
-        (y, blurred(1.0, 16), {"draws": 0}, "draws must be >= 1"),
+        (y, blurred(1.0, 16), {"num_samples": 0}, "num_samples must be >= 1"),
         (y, blurred(1.0, 16), {"steps": 1}, "steps >= 2"),
         (y, blurred(1.0, 16), {"step_size": 2.0}, "step_size must be within"),
     ]

@@ -26,13 +26,14 @@ from denoising_ebm.networks.latent import Whitening
 from denoising_ebm.noise import draw_sigmas, loss_weights
 from denoising_ebm.presets import PRESETS, preset
 from denoising_ebm.training import trainer
-from denoising_ebm.training.batches import draw_batch, seeded
+from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.logging import read_metrics, trim_metrics
-from denoising_ebm.training.objectives import Batch, Reconstruction, heldout_loss
+from denoising_ebm.training.objectives import Batch, Reconstruction, validation_loss
 from denoising_ebm.training.setup import choose_hardware, place_images
 from denoising_ebm.training.trainer import TrainingResult
+from denoising_ebm.utils.seeds import hashed_generator
 from support import random_pixels, randomise, tiny_config
 
 
@@ -378,7 +379,7 @@ def test_a_run_that_only_diverges_can_still_be_read(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(trainer, "make_objective", lambda name, config: Faulty(config, lambda step: True, "nan"))
     folder, config = tmp_path / "run", tiny_config()
     result = train(random_pixels(20), config, folder)
-    assert result.finished and result.diverged == 1 and result.model.metadata["phases ended by divergence"] == 1
+    assert result.finished and result.diverged == 1 and result.model.metadata["stages ended by divergence"] == 1
     assert len(events(folder)) == 3
     assert all(bool(p.isfinite().all()) for p in DenoisingEBM.from_pretrained(folder).parameters())
     # There is nothing left to do, which is no error.
@@ -423,7 +424,9 @@ def test_steps_and_seeds_decide_a_batch() -> None:
     assert torch.equal(same.noise, again.noise) and not torch.equal(same.noise, later.noise)
     other = draw_batch(pixels, replace(config, training=replace(config.training, seed=1)), 7, 0)[0]
     assert not torch.equal(same.noise, other.noise)
-    seeds = {seeded(torch.device("cpu"), seed, step).initial_seed() for seed in range(30) for step in range(30)}
+    seeds = {
+        hashed_generator(torch.device("cpu"), seed, step).initial_seed() for seed in range(30) for step in range(30)
+    }
     assert len(seeds) == 900
 
 
@@ -647,7 +650,7 @@ def test_loss_falls_on_real_images(objective: str, tmp_path: Path) -> None:
         assert float(error.detach()) < 0.8 * float(linear)
 
 
-def test_heldout_loss_is_the_weighted_error_of_the_denoiser(tiny_model: DenoisingEBM) -> None:
+def test_validation_loss_is_the_weighted_error_of_the_denoiser(tiny_model: DenoisingEBM) -> None:
     config = tiny_config()
     images = to_float(random_pixels(6))
     generator = torch.Generator().manual_seed(config.training.seed)
@@ -656,7 +659,7 @@ def test_heldout_loss_is_the_weighted_error_of_the_denoiser(tiny_model: Denoisin
     with torch.no_grad():
         errors = (tiny_model.denoise(x, sigma) - images).square().mean((1, 2, 3))
     expected = (loss_weights(config.noise.weighting, sigma, config.network.sigma_data) * errors).mean()
-    assert heldout_loss(tiny_model, images, config) == pytest.approx(float(expected), rel=1e-5)
+    assert validation_loss(tiny_model, images, config) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_resume_drops_lines_that_it_will_write_again(tmp_path: Path) -> None:

@@ -130,10 +130,10 @@ def run(args: Namespace) -> int:
                 y,
                 degradation,
                 estimate=args.estimate,
-                draws=args.draws,
+                num_samples=args.draws,
                 steps=args.steps,
                 seed=args.seed + i,
-                advance=advance,
+                progress=advance,
             )
             finished, first = to_uint8(result.cpu()), i * args.batch_size
             if args.out:

@@ -86,7 +86,7 @@ def _generation(experiment: Experiment, title: str, printed: Mapping[str, tuple[
             metadata = experiment.model(variant).metadata
             seen = {
                 "images seen": metadata.get("images seen"),
-                "diverged": metadata.get("phases ended by divergence", 0),
+                "diverged": metadata.get("stages ended by divergence", 0),
             }
             if (variant, sampler, drift) == DEFAULT:
                 return experiment.measured(lambda: experiment.samples) | seen
@@ -124,7 +124,7 @@ def table3(experiment: Experiment) -> Section:
                 config = ablation_config(experiment.base, sigma_max, levels, seed, experiment.sizes.ablation_budget)
                 model = experiment.train_model(f"ablation-{sigma_max:g}-{levels}-{seed}", config)
                 drawn = draw(model, experiment.sizes.ablation_samples, "two-stage", seed=1000 * seed)
-                if "phases ended by divergence" in model.metadata:
+                if "stages ended by divergence" in model.metadata:
                     raise ValueError("its training diverged")
                 return {
                     "frechet_distance": experiment.evaluator.frechet_distance(drawn.images),

@@ -41,7 +41,7 @@ class Degradation:
         draws = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
         return y + self.noise * draws.to(x.device)
 
-    def correct(self, x0: Tensor, y: Tensor, spread: Tensor) -> Tensor:
+    def data_consistency(self, x0: Tensor, y: Tensor, spread: Tensor) -> Tensor:
         r"""Return the mean of N(x0, spread^2 I) given y: x0 + spread^2 A (spread^2 A^2 + s^2)^{-1} (y - A x0).
 
         Where neither the image nor the noise is uncertain (both 0) an observed direction takes the value of y.
@@ -56,7 +56,7 @@ class Degradation:
         weight = variance * gains / (variance * gains**2 + self.noise**2).clamp_min(1e-12)
         return x0 + self._back(weight * (self._forth(y) - gains * self._forth(x0)))
 
-    def weigher(self, variances: Tensor) -> Callable[[Tensor], Tensor]:
+    def precision_operator(self, variances: Tensor) -> Callable[[Tensor], Tensor]:
         r"""Return v -> A^T (A C A^T + s^2)^{-1} v for missing pixels, C diagonal in cosines: C times it interpolates.
 
         Takes memory of size^4 and time of size^6 once, for all images: made for images of some dozens of pixels.

@@ -7,7 +7,7 @@ denoiser, so the chains are those of sampling. The Jacobian of D carries what is
 without it (a multiple of the identity in its place) missing pixels do not join what is around them.
 
 One r^2 for all directions is wrong by orders of magnitude, since images are smooth. Where pixels are missing the known ones
-are weighed by the r_f^2 of each frequency f instead (`restoration.prior`), in images of up to `MAX_WEIGHED_SIZE`. A model
+are weighed by the r_f^2 of each frequency f instead (`restoration.prior`), in images of up to `MAX_PRECISION_SIZE`. A model
 trained by `score` has neither: its D is a gradient itself, whose Jacobian would take second derivatives at every step.
 """
 
@@ -25,22 +25,18 @@ from denoising_ebm.noise import append_dims, expand_sigma, karras_sigmas
 from denoising_ebm.restoration.operators import Degradation
 from denoising_ebm.restoration.prior import natural_variances
 from denoising_ebm.samplers import ChainState, ancestral, consistent_annealed_sampling
+from denoising_ebm.utils.seeds import distant_generator
 
 Estimate = Literal["mean", "sample"]
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 #: Bound on sigma^2 / r^2 in the data term's gradient, where one r^2 stands for all directions.
-MAX_GAIN = 5.0
+MAX_GUIDANCE_SCALE = 5.0
 #: How many times further than to the known pixels a step may go; it would without end if the images had much more fine
 #: detail than `restoration.prior` says.
 MAX_OVERSHOOT = 4.0
 #: Largest images, in pixels a side, whose missing pixels are weighed by frequency: the matrix takes 8 size^4 bytes.
-MAX_WEIGHED_SIZE = 96
-
-
-def seeded_generator(seed: int) -> torch.Generator:
-    """Return the source of a chain's noise: far from `manual_seed(seed)`."""
-    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+MAX_PRECISION_SIZE = 96
 
 
 class GuidedDenoiser:
@@ -57,7 +53,7 @@ class GuidedDenoiser:
         self._deviation = model.config.network.sigma_data
         self._prior = natural_variances(y.shape[-1], self._deviation).to(y.device)
 
-    def spread(self, sigma: Tensor) -> Tensor:
+    def uncertainty(self, sigma: Tensor) -> Tensor:
         """Return r, how far D may be off where all directions are alike."""
         return sigma * self._deviation / (sigma**2 + self._deviation**2).sqrt()
 
@@ -65,37 +61,37 @@ class GuidedDenoiser:
         """Return corrected images.
 
         Args:
-            x: Several draws of the whole batch, shape `(draws * batch, channels, size, size)`.
+            x: Several samples of the whole batch, shape `(samples * batch, channels, size, size)`.
             sigma: One noise level.
         """
         sigma, num = expand_sigma(sigma, x), len(self._y)
-        weigh = None
-        small, by_output = x.shape[-1] <= MAX_WEIGHED_SIZE, self._model.config.energy.denoiser == "output"
+        precision = None
+        small, by_output = x.shape[-1] <= MAX_PRECISION_SIZE, self._model.config.energy.denoiser == "output"
         if self._degradation.hides_pixels and small and by_output:
             level = float(sigma[0]) ** 2
-            weigh = self._degradation.weigher(level * self._prior / (level + self._prior))
-        # A draw at a time, which bounds the memory that derivatives take.
-        return torch.cat([self._correct(x[i : i + num], sigma[i : i + num], weigh) for i in range(0, len(x), num)])
+            precision = self._degradation.precision_operator(level * self._prior / (level + self._prior))
+        # A sample at a time, which bounds the memory that derivatives take.
+        return torch.cat([self._correct(x[i : i + num], sigma[i : i + num], precision) for i in range(0, len(x), num)])
 
-    def _correct(self, x: Tensor, sigma: Tensor, weigh: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _correct(self, x: Tensor, sigma: Tensor, precision: Callable[[Tensor], Tensor] | None) -> Tensor:
         model, degradation, y = self._model, self._degradation, self._y
         if model.config.energy.denoiser == "gradient":
-            return degradation.correct(model.denoise(x, sigma), y, self.spread(sigma))
+            return degradation.data_consistency(model.denoise(x, sigma), y, self.uncertainty(sigma))
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             denoised = model.denoise(x, sigma)
             mean = denoised.detach()
-            if weigh is not None:
+            if precision is not None:
                 residual = y - degradation.apply(mean)
-                pull, gain = weigh(residual), sigma.square()
+                guidance, guidance_scale = precision(residual), sigma.square()
             else:
-                pull = degradation.correct(mean, y, self.spread(sigma)) - mean
+                guidance = degradation.data_consistency(mean, y, self.uncertainty(sigma)) - mean
                 # sigma^2 / r^2, bounded: coarse structure is far more uncertain than a single r^2 says, and at high levels
                 # it would be pushed out of the range of images.
-                gain = (sigma / self.spread(sigma)).square().clamp_max(MAX_GAIN)
-            (gradient,) = torch.autograd.grad((denoised * pull).sum(), x)
-        correction = append_dims(gain, gradient) * gradient
-        if weigh is not None:
+                guidance_scale = (sigma / self.uncertainty(sigma)).square().clamp_max(MAX_GUIDANCE_SCALE)
+            (gradient,) = torch.autograd.grad((denoised * guidance).sum(), x)
+        correction = append_dims(guidance_scale, gradient) * gradient
+        if precision is not None:
             reached = degradation.apply(correction)
             share = (residual * reached).sum((1, 2, 3)) / reached.square().sum((1, 2, 3)).clamp_min(1e-12)
             correction = append_dims((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
@@ -109,11 +105,11 @@ def restore(
     degradation: Degradation,
     *,
     estimate: Estimate = "mean",
-    draws: int = 8,
+    num_samples: int = 8,
     steps: int = 50,
     step_size: float = 0.0,
     seed: int = 0,
-    advance: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Restore degraded images.
 
@@ -121,13 +117,13 @@ def restore(
         model: The model of clean images.
         y: Degraded images in data units, shape `(batch, channels, height, width)`.
         degradation: What made them.
-        estimate: `mean` averages `draws` chains: the smaller error, the smoother image. `sample` is one chain: one of the
-            images that may have been. Where the degradation is noise alone the mean is D(y, s), one pass of the network.
-        draws: Chains to average, >= 1.
+        estimate: `mean` averages `num_samples` chains: the smaller error, the smoother image. `sample` is one chain, a
+            sample of the posterior. Where the degradation is noise alone the mean is D(y, s), one pass of the network.
+        num_samples: Chains to average, >= 1.
         steps: Langevin steps of a chain, >= 2; each costs a forward and a backward pass.
         step_size: eta of `consistent_annealed_sampling`, within [0, 1]; 0 for ancestral sampling.
         seed: Of all draws.
-        advance: Called with the number of images after every step of a chain.
+        progress: Called with the number of images after every step of a chain.
 
     Returns:
         Restored images, shape of `y`, about in [-1, 1].
@@ -137,8 +133,8 @@ def restore(
     """
     if tuple(y.shape[1:]) != model.image_shape:
         raise ValueError(f"images must have shape {model.image_shape}, got {tuple(y.shape[1:])}")
-    if draws < 1 or steps < 2:
-        raise ValueError(f"draws must be >= 1 and steps >= 2, got {draws} and {steps}")
+    if num_samples < 1 or steps < 2:
+        raise ValueError(f"num_samples must be >= 1 and steps >= 2, got {num_samples} and {steps}")
     if not 0 <= step_size <= 1:
         raise ValueError(f"step_size must be within [0, 1], got {step_size}")
     y = y.to(model.device)
@@ -153,12 +149,12 @@ def restore(
         return model.denoise(y, degradation.noise)
 
     def callback(state: ChainState) -> None:
-        if advance is not None:
-            advance(len(observed))
+        if progress is not None:
+            progress(len(observed))
 
     # Not the plain seed: who degraded the images with it would meet the same draws again.
-    generator = seeded_generator(seed)
-    num = draws if estimate == "mean" else 1
+    generator = distant_generator(seed)
+    num = num_samples if estimate == "mean" else 1
     observed, guided = y.repeat(num, 1, 1, 1), None
     denoise: Denoise = model.denoise
     if only_noise:
@@ -179,5 +175,5 @@ def restore(
     x = model.denoise(x, noise.sigma_min)
     if guided is not None:
         # What is known without noise is not left to the network.
-        x = degradation.correct(x, observed, guided.spread(expand_sigma(noise.sigma_min, x)))
+        x = degradation.data_consistency(x, observed, guided.uncertainty(expand_sigma(noise.sigma_min, x)))
     return x.reshape(num, *y.shape).mean(0)

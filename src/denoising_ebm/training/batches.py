@@ -9,18 +9,7 @@ from denoising_ebm.config import Config
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.noise import draw_sigmas
 from denoising_ebm.training.objectives import Batch
-
-
-def seeded(device: torch.device, *keys: int) -> torch.Generator:
-    """Return a generator whose seed is a hash of `keys`."""
-    seed = 0
-    for key in keys:
-        # The mixing step of SplitMix64: neighbouring steps get unrelated seeds.
-        seed = (seed + key + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        seed ^= seed >> 31
-    return torch.Generator(device).manual_seed(seed >> 1)
+from denoising_ebm.utils.seeds import hashed_generator
 
 
 def draw_batch(
@@ -43,7 +32,7 @@ def draw_batch(
             not fit there, on the CPU.
         config: Batch sizes, noise draw, flips and seed.
         step: Optimizer step of the run.
-        phase_step: Step within the phase.
+        stage_step: Step within the training stage.
         rank: Which slice to take.
         world_size: Number of slices; must divide the batch size.
         device: Of training; that of `pixels` if None.
@@ -55,7 +44,7 @@ def draw_batch(
             f"training.batch_size must be divisible by the number of processes ({world_size}), got {total}"
         )
     place = device or pixels.device
-    generator = seeded(place, training.seed, step, 0)
+    generator = hashed_generator(place, training.seed, step, 0)
     index = torch.randint(len(pixels), (total,), generator=generator, device=place)
     flip = torch.rand(total, generator=generator, device=place) < (0.5 if training.flip else 0.0)
     sigma = draw_sigmas(config.noise, total, generator)
@@ -73,7 +62,7 @@ def draw_batch(
             sigma[mine][start : start + size],
             noise[mine][start : start + size],
             step=stage_step,
-            generator=seeded(place, training.seed, step, 1, rank, start),
+            generator=hashed_generator(place, training.seed, step, 1, rank, start),
         )
         for start in starts
     ]

@@ -35,8 +35,8 @@ def calibrate(model: DenoisingEBM, images: Tensor, *, seed: int = 0, batch_size:
     if len(images) == 0:
         return
 
-    # As many draws as scoring averages over by default: fewer would spread the reference energies wider.
-    noise = model.scoring_noise(draws=4, seed=seed) if model.config.energy.inner_noise else None
+    # As many samples as scoring averages over by default: fewer would spread the reference energies wider.
+    noise = model.scoring_noise(num_samples=4, seed=seed) if model.config.energy.inner_noise else None
     fractions = torch.linspace(0, 1, QUANTILES, device=model.device)
     for i, level in enumerate(REFERENCE_SIGMAS):
         values = torch.cat([model.energy(c.to(model.device), level, noise) for c in torch.split(images, batch_size)])

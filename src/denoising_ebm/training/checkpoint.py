@@ -32,12 +32,12 @@ class Clock:
 
     step: int = 0  #: Optimizer steps done.
     images_seen: int = 0  #: Training images seen, over all processes.
-    seconds: float = 0.0  #: Seconds spent training, over all legs of the run.
-    stage: int = 0  #: Index of the recipe's current phase.
-    stage_step: int = 0  #: Steps done in this phase.
-    rollbacks: int = 0  #: Divergences in this phase.
+    seconds: float = 0.0  #: Seconds spent training, over all sessions of the run.
+    stage: int = 0  #: Index of the current training stage.
+    stage_step: int = 0  #: Steps done in this training stage.
+    rollbacks: int = 0  #: Divergences in this training stage.
     rate_scale: float = 1.0  #: Factor on the learning rate, halved at every divergence.
-    diverged: int = 0  #: Phases that ended by divergence.
+    diverged: int = 0  #: Training stages that ended by divergence.
 
 
 @dataclass

@@ -120,7 +120,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def heldout_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batch_size: int = 256) -> float:
+def validation_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batch_size: int = 256) -> float:
     """Return the weighted denoising loss of images the model was not trained on, with the same draws at every call.
 
     Args:

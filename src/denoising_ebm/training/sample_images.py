@@ -15,7 +15,9 @@ SIGMAS = (0.1, 0.3, 1.0)
 
 
 @torch.no_grad()
-def save_sample_images(model: DenoisingEBM, held: Tensor, folder: Path, images_seen: int, *, num: int = 32) -> None:
+def save_sample_images(
+    model: DenoisingEBM, val_images: Tensor, folder: Path, images_seen: int, *, num: int = 32
+) -> None:
     """Write two grids named by the images seen.
 
     `samples-*.png`: semantic images h(z^K) in the upper half, the two-stage samples they became in the lower half.
@@ -28,7 +30,7 @@ def save_sample_images(model: DenoisingEBM, held: Tensor, folder: Path, images_s
         folder / f"samples-{name}",
         columns=16,
     )
-    clean = to_float(held[:16]).to(model.device)
+    clean = to_float(val_images[:16]).to(model.device)
     if not len(clean):
         return
     generator = torch.Generator().manual_seed(0)

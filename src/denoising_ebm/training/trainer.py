@@ -20,18 +20,19 @@ from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash, to_float
 from denoising_ebm.hub import check_tensors
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.training.batches import draw_batch, seeded
+from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.training.checkpoint import RunState, read_state, save_state
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.interrupt import interruptible
 from denoising_ebm.training.logging import Monitor, is_healthy, trim_metrics
 from denoising_ebm.training.lr import learning_rate
-from denoising_ebm.training.objectives import Batch, Objective, heldout_loss, make_objective
+from denoising_ebm.training.objectives import Batch, Objective, make_objective, validation_loss
 from denoising_ebm.training.sample_images import save_sample_images
 from denoising_ebm.training.setup import CONFIG_FILE, check_run, choose_hardware, new_model, place_images
 from denoising_ebm.utils.device import Precision, describe
 from denoising_ebm.utils.io import write_text_atomically
+from denoising_ebm.utils.seeds import hashed_generator
 
 MAX_ROLLBACKS = 3
 
@@ -62,7 +63,7 @@ class TrainingResult:
 
     model: DenoisingEBM  #: The averaged, calibrated model in eval mode.
     finished: bool  #: False if the run was interrupted; `resume` continues it.
-    diverged: int = 0  #: Phases that ended by divergence, each at its last good state.
+    diverged: int = 0  #: Training stages that ended by divergence, each at its last good state.
     interrupted: bool = False  #: The user interrupted; a signal in the last moments leaves a finished run.
 
 
@@ -125,7 +126,7 @@ def train(
     average = AveragedWeights(model, config.training.ema_decay)
     state = RunState(model, average, optimizer, make_objective(config.stages[0].objective, config), past=past)
     if saved is not None:
-        # Past the last phase when that ended by divergence.
+        # Past the last stage when that ended by divergence.
         stage = config.stages[min(saved["clock"]["stage"], len(config.stages) - 1)]
         state.objective = make_objective(stage.objective, config)
         if fabric.global_rank:
@@ -144,22 +145,22 @@ def train(
         write_text_atomically(folder / CONFIG_FILE, text)
     fabric.barrier()
 
-    order = torch.randperm(len(pixels), generator=seeded(torch.device("cpu"), config.training.seed, 2))
-    num_held = min(config.training.holdout, len(pixels) // 10)
-    held, kept = pixels[order[:num_held]], place_images(pixels[order[num_held:]], fabric.device)
-    metadata = {"data": data_name or "not named", "training images": len(kept), "hardware": describe(place)}
-    run = _Run(fabric, wrapped, state, config, folder, held, metadata, hardware, images)
+    order = torch.randperm(len(pixels), generator=hashed_generator(torch.device("cpu"), config.training.seed, 2))
+    num_val = min(config.training.holdout, len(pixels) // 10)
+    val_images, train_images = pixels[order[:num_val]], place_images(pixels[order[num_val:]], fabric.device)
+    metadata = {"data": data_name or "not named", "training images": len(train_images), "hardware": describe(place)}
+    run = _Run(fabric, wrapped, state, config, folder, val_images, metadata, hardware, images)
     with ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
         stack.callback(monitor.close)
-        finished = run.loop(kept, monitor, interrupted)
+        finished = run.loop(train_images, monitor, interrupted)
         run.save(monitor, final=finished)
     return TrainingResult(run.evaluation_model(), finished, state.clock.diverged, interrupted.is_set())
 
 
 class _Run:
-    """One leg of training: the loop and what it does at intervals."""
+    """One stretch of training: the loop and what it does at intervals."""
 
     def __init__(
         self,
@@ -168,14 +169,14 @@ class _Run:
         state: RunState,
         config: Config,
         folder: Path,
-        held: Tensor,
+        val_images: Tensor,
         metadata: dict[str, Any],
         hardware: dict[str, Any],
         images: str,
     ) -> None:
         self.images, self.hardware = images, hardware
         self.fabric, self.wrapped, self.state, self.config, self.folder = fabric, wrapped, state, config, folder
-        self.held, self.metadata = held, metadata
+        self.val_images, self.metadata = val_images, metadata
         self._good = state.snapshot()
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class _Run:
         self.wrapped.train()
         monitor.start(self.progress())
         started, before = time.monotonic(), state.clock.seconds
-        last_preview = state.clock.seconds
+        last_sample = state.clock.seconds
         stopped = False
         while self._enter_stage(monitor, progress := self.progress()):
             # Signals reach processes at different steps, and each has a clock of its own: they act on what all agree on,
@@ -201,11 +202,11 @@ class _Run:
             clock.seconds = before + time.monotonic() - started
             if clock.step % training.log_every == 0:
                 self._check_health(monitor)
-                since = self._agree(clock.seconds - last_preview)
+                since = self._agree(clock.seconds - last_sample)
                 if training.sample_minutes and since >= 60 * training.sample_minutes:
                     self.save(monitor, final=False)
-                    last_preview = clock.seconds
-                    # Previews and saving are not training time.
+                    last_sample = clock.seconds
+                    # Sample images and saving are not training time.
                     started, before = time.monotonic(), clock.seconds
                     monitor.pause()
         self._check_health(monitor)
@@ -245,7 +246,7 @@ class _Run:
         return min(1.0, float(self._agree(max(shares))))
 
     def _enter_stage(self, monitor: Monitor, progress: float) -> bool:
-        """Set the objective of the current phase; False when the recipe or the budget is at its end."""
+        """Set the objective of the current training stage; False when the stages or the budget is at its end."""
         clock, stages = self.state.clock, self.config.stages
         total = sum(stage.fraction for stage in stages)
         ends = [sum(stage.fraction for stage in stages[: i + 1]) / total for i in range(len(stages))]
@@ -253,7 +254,7 @@ class _Run:
         if progress >= 1:
             return False
         if due > clock.stage:
-            # The figures so far belong to the phase before, whose end is only kept if it went well.
+            # The figures so far belong to the stage before, whose end is only kept if it went well.
             self._check_health(monitor)
             self._start_stage(due)
         self.wrapped.module.objective = self.state.objective
@@ -285,9 +286,9 @@ class _Run:
         self.state.restore(self._good, clock=False)
         clock.rollbacks, clock.rate_scale = clock.rollbacks + 1, clock.rate_scale / 2
         worst = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if name != "images_per_second")
-        message = f"the {stage} phase diverged at step {clock.step} ({worst}): back to the last good state, "
+        message = f"the {stage} stage diverged at step {clock.step} ({worst}): back to the last good state, "
         if clock.rollbacks >= MAX_ROLLBACKS:
-            monitor.event(clock, message + f"phase ended after {clock.rollbacks} divergences")
+            monitor.event(clock, message + f"stage ended after {clock.rollbacks} divergences")
             clock.diverged += 1
             self._start_stage(clock.stage + 1)
         else:
@@ -317,14 +318,14 @@ class _Run:
         model = new_model(self.config, self._model_metadata()).to(self.fabric.device)
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
-        calibrate(model, to_float(self.held), seed=self.config.training.seed)
+        calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
         return model
 
     def _model_metadata(self) -> dict[str, Any]:
         clock, past = self.state.clock, self.state.past
         metadata = {**self.metadata, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
         if clock.diverged:
-            metadata["phases ended by divergence"] = clock.diverged
+            metadata["stages ended by divergence"] = clock.diverged
         if not past:
             return metadata
         # The weights have seen what the initial model saw, too.
@@ -338,14 +339,14 @@ class _Run:
         """Write the model folder, the state and previews; the state is healthy whenever this is called."""
         if self.fabric.global_rank == 0:
             model, clock = self.evaluation_model(), self.state.clock
-            if len(self.held):
-                loss = heldout_loss(model, to_float(self.held), self.config)
-                monitor.record(clock, {"heldout_loss": loss})
+            if len(self.val_images):
+                loss = validation_loss(model, to_float(self.val_images), self.config)
+                monitor.record(clock, {"validation_loss": loss})
                 model.metadata["held-out denoising loss"] = round(loss, 5)
             model.save_pretrained(self.folder / "model")
             save_state(self.state, self.config, self.folder, self.images, self.hardware)
             if self.config.training.sample_minutes or final:
-                save_sample_images(model, self.held, self.folder / "samples", clock.images_seen)
+                save_sample_images(model, self.val_images, self.folder / "samples", clock.images_seen)
         self.fabric.barrier()
 
 
