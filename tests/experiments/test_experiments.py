@@ -478,34 +478,6 @@ def test_a_source_without_splits_is_split_at_random(tmp_path: Path, capsys: pyte
             assert torch.equal(image, pixels[int(name[:2])])
 
 
-def test_an_interrupt_in_the_last_moments_stops_after_a_finished_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a reproduction would go on with its next row, whatever the user asked for."""
-    config, pixels, save = tiny_config(max_images=16), random_pixels(20), trainer._Run.save
-
-    def interrupted(self: Any, monitor: Any, *, final: bool) -> None:
-        if final:
-            signal.raise_signal(signal.SIGINT)
-        save(self, monitor, final=final)
-
-    monkeypatch.setattr(trainer._Run, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True)
-    assert train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True).metadata["images seen"] == 16
-
-
-def test_models_of_other_images_or_settings_are_not_taken(tmp_path: Path) -> None:
-    config, pixels = tiny_config(max_images=16), random_pixels(20)
-    train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True)
-    seen = train_once(pixels, config, tmp_path / "run", device="cpu", quiet=True).metadata["images seen"]
-    assert seen == 16
-    others = replace(config, training=replace(config.training, seed=5))
-    for arguments in ((pixels[1:], config), (pixels, others)):
-        with pytest.raises(ValueError, match="holds a model of other images or settings; delete it to train anew"):
-            train_once(*arguments, tmp_path / "run", device="cpu", quiet=True)
-
-
 def test_command_refuses(debm: Any, tmp_path: Path) -> None:
     common = ["--out", tmp_path / "out"]
     assert "--inception" in debm("reproduce", "table1", "--inception", tmp_path / "no.pth", *common).error

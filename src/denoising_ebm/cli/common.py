@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from denoising_ebm.utils.progress import progress_bar as progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -296,15 +297,3 @@ def check_apart(option: str, folder: str | None, source: str) -> None:
     images, out = Path(source).resolve(), Path(folder).resolve()
     if out.is_relative_to(images) if images.is_dir() else out == images.parent:
         raise ValueError(f"{option} {folder}: lies in the folder of the images, {source}; give another one")
-
-
-@contextlib.contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar on stderr, if that is a terminal; yields the function that advances it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)

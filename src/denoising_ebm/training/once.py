@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from torch import Tensor
 
-from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash
-from denoising_ebm.migration import migrate_config
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.checkpoint import STATE_FILE
 from denoising_ebm.training.trainer import train
-from denoising_ebm.utils.io import read_json, write_text_atomically
+from denoising_ebm.utils.io import check_marker, read_json, write_text_atomically
 
-FINISHED_FILE = "finished"
+#: Says in a run folder of which images and settings it is, and whether it is finished.
+MARKER = "once.json"
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether `train_once` finished the run in a folder."""
+    return (folder / MARKER).is_file() and bool(read_json(folder / MARKER).get("finished"))
 
 
 def train_once(
@@ -38,22 +44,20 @@ def train_once(
         quiet: As for `train`.
 
     Raises:
-        ValueError: If the run there is one of other images or settings.
+        ValueError: If the folder holds a run of other images or settings, or something else.
         KeyboardInterrupt: If the user interrupted training, after it was saved.
     """
-    marker = folder / FINISHED_FILE
-    identity = {"images": content_hash(pixels), "config": to_dict(config)}
-    if marker.is_file():
-        found = read_json(marker, "delete its folder to train anew")
-        # Through a Config, so that fields younger than the file have their defaults.
-        if found.get("images") != identity["images"] or from_dict(Config, migrate_config(found["config"])) != config:
-            raise ValueError(f"{folder}: holds a model of other images or settings; delete it to train anew")
-    else:
+    marker, wanted = folder / MARKER, {"images": content_hash(pixels), "settings": to_dict(config)}
+    found = check_marker(marker, wanted, what="a model", hint="delete it to train anew", shown=False)
+    if found is None or not found["finished"]:
         resume = (folder / STATE_FILE).is_file()
-        options = {"data_name": data_name, "device": device, "quiet": quiet}
-        result = train(pixels, config, folder, resume=resume, **options)  # type: ignore[arg-type]
+        if found is not None and not resume:
+            # Ended before its first save: nothing to go on with.
+            shutil.rmtree(folder)
+        write_text_atomically(marker, json.dumps(wanted | {"finished": False}))
+        result = train(pixels, config, folder, data_name=data_name, resume=resume, device=device, quiet=quiet)
         if result.finished:
-            write_text_atomically(marker, json.dumps(identity))
+            write_text_atomically(marker, json.dumps(wanted | {"finished": True}))
         if result.interrupted:
             raise KeyboardInterrupt
     return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")

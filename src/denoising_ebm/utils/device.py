@@ -1,9 +1,11 @@
-"""What this machine can do: device, arithmetic precision, and a line that says so beside every figure."""
+"""What this machine can do: device, arithmetic precision, free threads, and a line that says so beside every figure."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
+import time
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -49,6 +51,42 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     if choose_precision(precision, device) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None = None) -> Iterator[int]:
+    """Let torch compute with `count` threads on the CPU, or with as many as `free_threads` finds, and restore its number."""
+    before = torch.get_num_threads()
+    chosen = free_threads() if count is None else count
+    torch.set_num_threads(chosen)
+    try:
+        yield chosen
+    finally:
+        torch.set_num_threads(before)
+
+
+def free_threads(seconds: float = 0.6) -> int:
+    """Return with how many threads small convolutions run fastest now, beside whatever else runs; at most torch's number.
+
+    Threads of one operation wait for the slowest: where a core is busy, two of them may be slower than one, many times for
+    small images.
+
+    Args:
+        seconds: That measuring takes, about.
+    """
+    most: int = torch.get_num_threads()
+    counts = sorted({1, *(2**i for i in range(1, most.bit_length()) if 2**i < most), most})
+    x, weight = torch.randn(16, 32, 32, 32), torch.randn(32, 32, 3, 3)
+    done: dict[int, int] = dict.fromkeys(counts, 0)
+    # In turns, so that what else runs disturbs all of them alike.
+    for count in 3 * counts:
+        with torch_threads(count):
+            torch.conv2d(x, weight, padding=1)
+            started = time.monotonic()
+            while time.monotonic() - started < seconds / (3 * len(counts)):
+                torch.conv2d(x, weight, padding=1)
+                done[count] += 1
+    return max(counts, key=done.__getitem__)
 
 
 def describe(device: torch.device) -> str:

@@ -1,10 +1,10 @@
-"""Files that appear complete or not at all; JSON files that are read, or else named with what to do."""
+"""Files that appear complete or not at all; JSON files that are read, or else named with what to do; markers of folders."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ def read_json(path: Path, hint: str = "") -> dict[str, Any]:
 
     Args:
         path: Of the file.
-        remedy: What the user may do about a damaged one.
+        hint: What the user may do about a damaged one.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it holds something else; the message names the file and the remedy.
+        ValueError: If it holds something else; the message names the file and gives the hint.
     """
     hint = hint and f"; {hint}"
     try:
@@ -52,3 +52,34 @@ def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}{hint}")
     return values
+
+
+def check_marker(
+    marker: Path, settings: Mapping[str, Any], *, what: str, hint: str, shown: bool = True
+) -> dict[str, Any] | None:
+    """Return what the marker of a folder says, a JSON object with the settings that its files were made with.
+
+    Args:
+        marker: The file, directly in the folder that it speaks of.
+        settings: What the folder must have been made with; the marker may hold more.
+        what: Kind of folder, for messages: `a demo`.
+        hint: What the user may do about a folder of other settings.
+        shown: Name the settings that differ, with their values.
+
+    Returns:
+        The values, or None for a folder that is new or empty.
+
+    Raises:
+        ValueError: If the folder holds something else, was made with other settings, or its marker is damaged.
+    """
+    folder = marker.parent
+    if not marker.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: exists and is not {what}; choose another folder")
+        return None
+    found = read_json(marker, "delete its folder to start anew")
+    for name, value in settings.items():
+        if found.get(name) != value:
+            other = f"with {name} {found.get(name)}, not {value}" if shown else f"of other {' or '.join(settings)}"
+            raise ValueError(f"{folder}: holds {what} {other}; {hint}")
+    return found

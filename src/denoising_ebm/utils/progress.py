@@ -1,0 +1,48 @@
+"""How far long work is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+#: Seconds between lines where there is no terminal.
+EVERY = 20.0
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show on stderr how far work is; yields the function that takes the count of what was done since its last call.
+
+    Args:
+        description: Of the work.
+        total: Count of all of it.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(description, total)
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _lines(description: str, total: int) -> Callable[[int], object]:
+    """Return a function that prints a line if the last is older than `EVERY` seconds."""
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done, now = done + count, time.monotonic()
+        if now - last >= EVERY:
+            last = now
+            left = (total / done - 1) * (now - started) / 60 if done else math.inf
+            print(f"{description}: {done / max(total, 1):.0%}, {left:.1f} min left", file=sys.stderr, flush=True)
+
+    return advance

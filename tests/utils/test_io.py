@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from denoising_ebm.utils.io import check_marker, read_json
+
+
+def test_markers_tell_whose_a_folder_is(tmp_path: Path) -> None:
+    marker, words = tmp_path / "out" / "demo.json", {"what": "a demo", "hint": "choose another --out"}
+    assert check_marker(marker, {"seed": 0}, **words) is None
+    marker.parent.mkdir()
+    assert check_marker(marker, {"seed": 0}, **words) is None
+    marker.write_text(json.dumps({"seed": 0, "more": [1]}))
+    assert check_marker(marker, {"seed": 0}, **words) == {"seed": 0, "more": [1]}
+    with pytest.raises(ValueError, match=r"^.*/out: holds a demo with seed 0, not 1; choose another --out$"):
+        check_marker(marker, {"seed": 1}, **words)
+    with pytest.raises(ValueError, match=r"^.*/out: holds a demo of other seed or size; choose another --out$"):
+        check_marker(marker, {"seed": 0, "size": {"n": 3}}, shown=False, **words)
+
+
+def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for folder in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(ValueError, match=f"^{folder}: exists and is not a demo; choose another folder$"):
+            check_marker(folder / "demo.json", {}, what="a demo", hint="")
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=f"^{path}: expected a JSON object, found list; delete it$"):
+        read_json(path, "delete it")
+    path.write_text("{")
+    with pytest.raises(ValueError, match=rf"^{path}: not valid JSON \(.*\)$"):
+        read_json(path)
