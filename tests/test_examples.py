@@ -1,0 +1,38 @@
+"""The examples run as they stand, and what they print is so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from denoising_ebm.samplers import METHODS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def output(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_all_examples_are_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"toy_2d.py", "own_denoiser.py"}
+
+
+def test_toy_2d() -> None:
+    """Points of all samplers lie near the data: those of the untrained energy, N(0, I), are 0.5 away in the mean."""
+    lines = output("toy_2d.py", "--steps", "1000").splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    assert all(float(line.split()[-1]) < 0.2 for line in lines), lines
+
+
+def test_own_denoiser() -> None:
+    """Digits have less to see than clothes: the energy alone takes them for more normal, pixel by pixel."""
+    clothes, digits, left, right, data, samples = map(
+        float, re.findall(r"(?<=\s)\d*\.?\d+(?=[,\s])", output("own_denoiser.py"))[-6:]
+    )
+    assert clothes > 2 * digits and left > 2 * right and abs(samples / data - 1) < 0.3
