@@ -24,7 +24,7 @@ def test_all_examples_are_run_here() -> None:
 
 
 def test_toy_2d() -> None:
-    """Points of all samplers lie near the data: those of the untrained energy, N(0, I), are 0.5 away in the mean."""
+    """Points of all samplers lie near the data: those of N(0, I) are .37 from it in the mean."""
     lines = output("toy_2d.py", "--steps", "1000").splitlines()[2:]
     assert [line.split()[0] for line in lines] == list(METHODS)
     assert all(float(line.split()[-1]) < 0.2 for line in lines), lines

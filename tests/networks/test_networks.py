@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from denoising_ebm.config import NetworkConfig
 from denoising_ebm.networks.decoder import SemanticDecoder
-from denoising_ebm.networks.latent import Whitening
+from denoising_ebm.networks.whitening import Whitening
 from denoising_ebm.networks.layers import (
     NoiseEmbedding,
     ResidualBlock,

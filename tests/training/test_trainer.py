@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import two_processes
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.config import Config, EnergyConfig, TrainingStage, from_dict
-from denoising_ebm.networks.latent import Whitening
+from denoising_ebm.networks.whitening import Whitening
 from denoising_ebm.noise import draw_sigmas, loss_weights
 from denoising_ebm.presets import PRESETS, preset
 from denoising_ebm.training import trainer

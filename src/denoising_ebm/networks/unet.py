@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoising_ebm.config import NetworkConfig
-from denoising_ebm.networks.latent import Whitening
+from denoising_ebm.networks.whitening import Whitening
 from denoising_ebm.networks.layers import (
     NoiseEmbedding,
     ResidualBlock,
