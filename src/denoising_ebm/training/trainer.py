@@ -159,25 +159,22 @@ def train(
     return TrainingResult(run.evaluation_model(), finished, state.clock.diverged, interrupted.is_set())
 
 
+@dataclass
 class _Run:
     """One stretch of training: the loop and what it does at intervals."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        wrapped: Any,
-        state: RunState,
-        config: Config,
-        folder: Path,
-        val_images: Tensor,
-        metadata: dict[str, Any],
-        hardware: dict[str, Any],
-        images: str,
-    ) -> None:
-        self.images, self.hardware = images, hardware
-        self.fabric, self.wrapped, self.state, self.config, self.folder = fabric, wrapped, state, config, folder
-        self.val_images, self.metadata = val_images, metadata
-        self._good = state.snapshot()
+    fabric: Fabric
+    wrapped: Any  #: The step as Fabric's module.
+    state: RunState
+    config: Config
+    folder: Path
+    val_images: Tensor  #: Kept out of training, uint8.
+    metadata: dict[str, Any]  #: For the model card.
+    hardware: dict[str, Any]  #: Device and precision, for `state.pt`.
+    images: str  #: A hash of the training images.
+
+    def __post_init__(self) -> None:
+        self._good = self.state.snapshot()
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
