@@ -343,7 +343,7 @@ def events(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "gap"])
-def test_divergence_rolls_back_and_ends_the_phase(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_rolls_back_and_ends_the_stage(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(TrainingStage("denoising", 3.0), TrainingStage("denoising", 1.0), max_images=160)
     made: list[Faulty] = []
 
@@ -366,8 +366,8 @@ def test_divergence_rolls_back_and_ends_the_phase(kind: str, tmp_path: Path, mon
     messages = events(tmp_path / "run")
     assert ["learning rate halved" in message for message in messages] == [True, True, False]
     assert "learning rate halved to 0.0005" in messages[0] and "learning rate halved to 0.00025" in messages[1]
-    assert "phase ended after 3 divergences" in messages[2]
-    assert all("the denoising phase diverged at step" in message for message in messages)
+    assert "stage ended after 3 divergences" in messages[2]
+    assert all("the denoising stage diverged at step" in message for message in messages)
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]
     # Only good stretches are recorded, and the next phase starts with the full rate.
     assert set(rates) == {1e-3}
