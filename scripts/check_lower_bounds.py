@@ -41,7 +41,7 @@ def main() -> None:
         uv("install", "--quiet", "--resolution", "lowest-direct", f".[{','.join(EXTRAS)}]")
         uv("install", "--quiet", *TOOLS)
         uv("freeze")
-        tests = [python, "-m", "pytest", "-m", "not slow", "-o", "filterwarnings=default", *sys.argv[1:]]
+        tests = [str(python), "-m", "pytest", "-m", "not slow", "-o", "filterwarnings=default", *sys.argv[1:]]
         status = subprocess.run(tests, cwd=ROOT).returncode
         print(f"lower bounds: checked in {time.monotonic() - start:.0f} s")
     sys.exit(status)
