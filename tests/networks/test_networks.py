@@ -180,6 +180,7 @@ def test_decoder_reaches_every_pixel(decoder_widths: tuple[int, ...]) -> None:
     assert difference.shape == (1, 3, 16, 16) and float(difference.abs().min()) > 0
 
 
+@pytest.mark.slow
 def test_compiled_training_step(tiny_dae: DenoisingAutoencoder) -> None:
     """The code statistics move between forward and backward pass; compiled, the backward pass reads them again."""
     x, sigma = draw(4, 1, 16, 16), torch.full((4,), 0.3, dtype=torch.float64)

@@ -78,6 +78,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoising", "score"])
 def test_two_processes_have_the_gradients_of_one(name: str, two: Path, tmp_path: Path) -> None:
     two_processes.run(name, tmp_path, 0)
@@ -99,6 +100,7 @@ def test_two_processes_have_the_gradients_of_one(name: str, two: Path, tmp_path:
     assert float(gap.square().mean().sqrt()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["contrastive", "persistent"])
 def test_processes_stay_together_under_algorithm_1(name: str, two: Path) -> None:
     first, second = (torch.load(two / f"{name}-{rank}.pt") for rank in (0, 1))
@@ -107,6 +109,7 @@ def test_processes_stay_together_under_algorithm_1(name: str, two: Path) -> None
     assert all(value.isfinite().all() for key, value in first["weights"].items() if key != "reference")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_one_step(two: Path) -> None:
     for rank in (0, 1):
         found = torch.load(two / f"interrupted-{rank}.pt")
@@ -114,6 +117,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(two: Path) -> None:
     assert read_state(two / "interrupted")["clock"]["step"] == 10
 
 
+@pytest.mark.slow
 def test_one_log_and_one_state_for_all_processes(two: Path, tmp_path: Path) -> None:
     steps = [record["step"] for record in read_metrics(two / "denoising")]
     assert steps == [2]
@@ -257,7 +261,18 @@ def test_images_larger_than_a_gpu_stay_where_they_are(monkeypatch: pytest.Monkey
 # -- presets --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def presets_that_differ() -> list[Any]:
+    """Names of presets, one of those that are equal (the paper's for CIFAR-10 and for SVHN); large networks are slow."""
+    names: list[str] = []
+    for name in PRESETS:
+        if preset(name) not in map(preset, names):
+            names.append(name)
+    return [
+        pytest.param(name, marks=pytest.mark.slow if max(preset(name).network.widths) > 128 else ()) for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", presets_that_differ())
 def test_every_preset_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its own networks, noise and objectives, on two images and with one step of every chain."""
     config = preset(name)

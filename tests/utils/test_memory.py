@@ -22,6 +22,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_serves_again() -> None:
     """Four training steps with a dozen tensors of 8 MiB, each 2,048 pages: new ones every time, or those of before."""
     # Another allocator, or one told otherwise, would do as it likes.
