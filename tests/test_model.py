@@ -91,10 +91,10 @@ def test_model_samples_gaussian_data() -> None:
     x = model.sample(num, sampler="annealed-langevin", steps=30, seed=1).images
     assert float(x.var()) == pytest.approx(expected, rel=4.5 * error)
     # At (almost) one level MALA keeps the distribution it starts with, which unadjusted steps would widen by 9 %.
-    model = gaussian_model(1.0, 0.999)
-    x = model.sample(num, sampler="mala", steps=30, seed=1).images
+    mala = PixelSampler("mala", steps=30, sigma_max=1.0, sigma_min=0.999, final_denoise=False)
+    x = model.sample(num, sampler=mala, seed=1).images
     assert float(x.var()) == pytest.approx(1.25, rel=4.5 * error)
-    assert not torch.equal(x, model.sample(num, sampler="mala", steps=1, seed=1).images)
+    assert not torch.equal(x, model.sample(num, sampler=mala, steps=1, seed=1).images)
 
 
 @pytest.mark.parametrize(

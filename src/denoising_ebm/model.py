@@ -241,36 +241,34 @@ class DenoisingEBM(nn.Module):
         Args:
             sampler: None or `two-stage`: the model's own two-stage sampler, `config.sampling`. The name of a pixel method
                 (`denoising_ebm.samplers.METHODS`): that method from noise of the model's largest level to its smallest,
-                with the model's own settings if it is its own method. Settings: taken as they are; a `PixelSampler`
-                starts from noise.
-            steps: Noise levels in pixels; those of the settings, or the method's default, if None.
+                with the model's settings if they are for this method, else with the method's defaults. Settings: taken as
+                they are; a `PixelSampler` starts from noise.
+            steps: Noise levels in pixels, in place of those of the settings.
 
         Raises:
             ValueError: If `steps` < 1 or the sampler is unknown.
         """
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        own, noise = self.config.sampling, self.config.noise
         if sampler is None or sampler == "two-stage":
-            sampler = own
+            sampler = self.config.sampling
+        elif isinstance(sampler, str):
+            sampler = self._from_noise(sampler)
+        if steps is None:
+            return sampler
         if isinstance(sampler, SamplingConfig):
-            return sampler if steps is None else replace(sampler, pixel=replace(sampler.pixel, steps=steps))
-        if not isinstance(sampler, PixelSampler):
-            if sampler not in METHODS:
-                raise ValueError(f"unknown sampler {sampler!r}: use two-stage, {', '.join(METHODS)}")
-            if sampler != own.pixel.method:
-                changes: dict[str, Any] = {
-                    "method": sampler,
-                    "steps": METHODS[sampler].default_steps,
-                    "step_size": None,
-                }
-                if sampler in ("ancestral", "dpmpp-2m-sde", "heun"):
-                    changes |= {"schedule": "karras", "final_denoise": own.pixel.final_denoise or sampler == "heun"}
-                elif sampler == "mala":
-                    changes |= {"schedule": "geometric", "drift": "energy"}
-                own = replace(own, pixel=replace(own.pixel, **changes))
-            sampler = replace(own.pixel, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min)
-        return sampler if steps is None else replace(sampler, steps=steps)
+            return replace(sampler, pixel=replace(sampler.pixel, steps=steps))
+        return replace(sampler, steps=steps)
+
+    def _from_noise(self, name: PixelMethod) -> PixelSampler:
+        """Return the settings of a method that starts from noise of the largest level that the model was trained at."""
+        if name not in METHODS:
+            raise ValueError(f"unknown sampler {name!r}: use two-stage, {', '.join(METHODS)}")
+        method, own, noise = METHODS[name], self.config.sampling.pixel, self.config.noise
+        if own.method != name:
+            drift: Drift = "energy" if method.needs_energy else own.drift
+            own = PixelSampler(name, steps=method.default_steps, schedule=method.default_schedule, drift=drift)
+        return replace(own, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min)
 
     def sampler_nfe(self, sampler: SamplingConfig | PixelSampler) -> int:
         """Return the network evaluations an image that a sampler costs; an exact gradient counts three."""

@@ -208,7 +208,11 @@ def speed(experiment: Experiment) -> Section:
     cost, less = ("s_per_64", "less time") if len(machines) == 1 else ("nfe", "fewer evaluations")
     for ncsn_name in (name for name in ncsn_names if name in figures):
         ncsn = figures[ncsn_name]
-        as_good = {n: r for n, r in figures.items() if n.startswith("two-stage") and r["frechet_distance"] <= ncsn["frechet_distance"]}
+        as_good = {
+            n: r
+            for n, r in figures.items()
+            if n.startswith("two-stage") and r["frechet_distance"] <= ncsn["frechet_distance"]
+        }
         if as_good:
             best = min(as_good, key=lambda name: as_good[name][cost])
             ratio = ncsn[cost] / as_good[best][cost]

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import PixelMethod
-from denoising_ebm.energies import Energy, EnergyFunction
+from denoising_ebm.config import PixelMethod, Schedule
+from denoising_ebm.energies import Energy
 from denoising_ebm.noise import expand_sigma
 
 
@@ -36,23 +35,6 @@ class ChainState:
 Callback = Callable[[ChainState], None]
 
 
-class Sampler(Protocol):
-    """The signature of a sampler; some have further keyword arguments (`step_size`, `temperature`)."""
-
-    def __call__(
-        self,
-        energy: EnergyFunction | Energy,
-        x: Tensor,
-        sigmas: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        callback: Callback | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Return the last states."""
-        ...
-
-
 @dataclass(frozen=True)
 class Method:
     """A published sampler: its function beside its name, cost and defaults.
@@ -62,9 +44,11 @@ class Method:
         run: The function.
         gradients: Evaluations of the energy's gradient, or of the denoiser, for so many noise levels.
         default_steps: Noise levels when the user names none.
+        source: Citation.
+        default_schedule: Noise levels when the user names none.
         default_step_size: For images of so many dimensions; None for a method without a step size.
         stochastic: Whether it injects noise, and so takes a `temperature`.
-        source: Citation.
+        needs_energy: Whether its gradient must be that of a function, so that a denoiser's drift will not do.
     """
 
     name: PixelMethod
@@ -72,8 +56,10 @@ class Method:
     gradients: Callable[[int], int]
     default_steps: int
     source: str
+    default_schedule: Schedule = "geometric"
     default_step_size: Callable[[int], float] | None = None
     stochastic: bool = True
+    needs_energy: bool = False
 
 
 def check_step_size(step_size: float) -> None:

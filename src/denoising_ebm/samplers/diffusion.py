@@ -126,6 +126,7 @@ ANCESTRAL = Method(
     ancestral,
     gradients=lambda steps: steps,
     default_steps=40,
+    default_schedule="karras",
     source="Song et al. (2021), appendix F",
 )
 DPMPP_2M_SDE = Method(
@@ -133,5 +134,6 @@ DPMPP_2M_SDE = Method(
     dpmpp_2m_sde,
     gradients=lambda steps: steps,
     default_steps=16,
+    default_schedule="karras",
     source="Lu et al. (2022), SDE-DPM-Solver++(2M)",
 )

@@ -59,6 +59,7 @@ HEUN = Method(
     heun,
     gradients=lambda steps: 2 * (steps - 1),
     default_steps=20,
+    default_schedule="karras",
     stochastic=False,
     source="Karras et al. (2022), algorithm 1",
 )

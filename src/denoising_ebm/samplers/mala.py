@@ -79,5 +79,6 @@ MALA = Method(
     default_steps=200,
     # The best acceptance needs steps that shrink as dim^(-1/3) (Roberts & Rosenthal, 1998).
     default_step_size=lambda dim: 1.65**2 / 2 * dim ** (-1 / 3),
+    needs_energy=True,
     source="Roberts & Tweedie (1996)",
 )
