@@ -10,6 +10,9 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/debm demo --out $(OUT)
 
+# As many processes as JOBS, each with one thread: the tests' networks are too small for two.
+test quick: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
