@@ -52,18 +52,30 @@ RIVALS: dict[str, tuple[str, str, int | None]] = {
     "plain-DAE-100-Langevin-steps-from-sigma-=-1": ("plain DAE", "annealed Langevin, 100 steps from sigma 1", None),
     "ebmkit-ResNetEnergy-by-PCD": ("ebmkit ResNetEnergy", "persistent chains", None),
 }
-STARTS = {"semantic-start": "h(z) plus noise of 4", "noise-of-10": "noise of 10", "noise-of-4": "noise of 4"}
+#: Names that rows had before stand first, those of today behind them.
+STARTS = {
+    "semantic-start": "h(z) plus noise of 4",
+    "from-h-z": "h(z) plus noise of 4",
+    "noise-of-10": "noise of 10",
+    "from-noise-of-10": "noise of 10",
+    "noise-of-4": "noise of 4",
+    "from-noise-of-4": "noise of 4",
+}
+_GRADIENT = "from h(z), by the gradient of the energy"
 #: Samplers of table 1 by the part of the row's name after the objective.
 SAMPLERS = {
-    "two-stage": "default: DPM-Solver++ from h(z)",
-    "two-stage-first-term": "default: DPM-Solver++ from h(z)",
-    "two-stage-denoiser": "default: DPM-Solver++ from h(z)",
-    "two-stage-exact-gradient": "from h(z), by the gradient of the energy",
-    "two-stage-energy-gradient": "from h(z), by the gradient of the energy",
+    "two-stage": f"default: {_H}",
+    "two-stage-first-term": f"default: {_H}",
+    "SDE-DPM-Solver-2M-from-h-z": f"default: {_H}",
+    "SDE-DPM-Solver-2M-from-h-z-denoiser-drift": f"default: {_H}",
+    "two-stage-exact-gradient": _GRADIENT,
+    "SDE-DPM-Solver-2M-from-h-z-exact-gradient": _GRADIENT,
     "annealed": _NOISE,
-    "dpmpp-2m-sde": _NOISE,
+    "SDE-DPM-Solver-2M-from-noise": _NOISE,
     "heun": "Heun, 20 levels",
+    "Heun-s-method-from-noise": "Heun, 20 levels",
     "mala": "MALA, 20 steps, by the gradient of the energy",
+    "MALA-from-noise": "MALA, 20 steps, by the gradient of the energy",
 }
 OBJECTIVES = {"denoising": "denoising", "contrastive": "Algorithm 1", "score": "score"}
 #: FID of the paper's table 3, CIFAR-10, by the largest noise level and the number of levels.
@@ -131,10 +143,10 @@ def quality(row: Row) -> Row:
 
 def speed(match: re.Match[str], row: Row, settings: Row) -> Iterator[Row]:
     name = match[1]
-    if found := re.fullmatch(r"two-stage-K-=-(\d+)-T-=-(\d+)", name):
+    if found := re.fullmatch(r"(?:two-stage|SDE-DPM-Solver-2M-from-h-z)-K-=-(\d+)-T-=-(\d+)", name):
         columns: Row = {"sampler": _H, "latent_steps": int(found[1]), "pixel_steps": int(found[2])}
-    elif found := re.fullmatch(r"heun-(\d+)-levels", name):
-        columns = {"sampler": "Heun", "latent_steps": None, "pixel_steps": int(found[1])}
+    elif found := re.fullmatch(r"heun-(\d+)-levels|Heun-s-method-from-noise-T-=-(\d+)", name):
+        columns = {"sampler": "Heun", "latent_steps": None, "pixel_steps": int(found[1] or found[2])}
     else:
         last = " and a denoising step" if name.endswith("denoising-step") else ""
         columns = {"sampler": f"NCSN's protocol{last}", "latent_steps": None, "pixel_steps": 1000}
@@ -249,7 +261,7 @@ ORDER = {
         "NCSN's protocol",
         "NCSN's protocol and a denoising step",
     ],
-    "start": [*STARTS.values()],
+    "start": [*dict.fromkeys(STARTS.values())],
 }
 NUMBERS = ("train_minutes", "latent_steps", "pixel_steps", "sigma_max", "noise_levels", "seed")
 

@@ -369,7 +369,8 @@ def render_table(results: Results, table: Table, page: Path) -> str:
     single = [column for column in table.values if column == "n"]
     spread = [column for column in table.values if column != "n"]
     head = [heading(key) for key in table.keys]
-    head += [", ".join(filter(None, (heading(column), part))) for column in spread for part in parts]
+    shown = [f"{heading(table.across)} = {part}" if part.isdecimal() else part for part in parts]
+    head += [", ".join(filter(None, (heading(column), part))) for column in spread for part in shown]
     rows = [[*head, *map(heading, single)]]
     for key, group in groups(records, table.keys).items():
         cells = [number(value, column) for value, column in zip(key, table.keys, strict=True)]

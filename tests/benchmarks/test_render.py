@@ -247,6 +247,29 @@ ROW = {
 }
 
 
+QUALITY = ROW | {"frechet_distance": 1.0, "nfe": 17, "s_per_64": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "file"),
+    [
+        ("chain-of-5-semantic-start", "chain-of-5-from-h-z", "semantic-start"),
+        ("chain-of-5-noise-of-10", "chain-of-5-from-noise-of-10", "semantic-start"),
+        ("speed-two-stage-K-=-0-T-=-5", "speed-SDE-DPM-Solver-2M-from-h-z-K-=-0-T-=-5", "samplers"),
+        ("speed-heun-5-levels", "speed-Heun-s-method-from-noise-T-=-5", "samplers"),
+        ("denoising-annealed", "denoising-SDE-DPM-Solver-2M-from-noise", "objectives"),
+        ("contrastive-two-stage-first-term", "contrastive-SDE-DPM-Solver-2M-from-h-z-denoiser-drift", "objectives"),
+    ],
+)
+def test_rows_of_a_reproduction_are_known_by_old_and_new_names(
+    tmp_path: Path, results: Path, old: str, new: str, file: str
+) -> None:
+    for run, name in (("x", old), ("y", new)):
+        collect.add(folder_of(tmp_path / run, 0, **{name: QUALITY}), run, "a machine", results)
+    _, first, second = collect.tables(results)[f"{file}.csv"].splitlines()
+    assert second == first.replace(",x,", ",y,")
+
+
 def folder_of(path: Path, seed: int, **rows: dict[str, Any]) -> Path:
     """A folder as `compare.py` leaves it."""
     settings = {"data": "CIFAR10", "preset": "cifar10-small", "minutes": "8.0", "samples": "1000", "seed": str(seed)}
