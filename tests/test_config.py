@@ -17,13 +17,15 @@ from denoising_ebm.config import (
     EnergyConfig,
     NetworkConfig,
     NoiseConfig,
+    PixelSampler,
     SamplingConfig,
+    SemanticChain,
     TrainingConfig,
     TrainingStage,
     from_dict,
+    merged,
     to_dict,
 )
-from denoising_ebm.presets import PRESETS, preset
 
 # -- round trips ----------------------------------------------------------------------------------------------------
 
@@ -50,23 +52,27 @@ def configs(draw: st.DrawFn) -> Config:
     noise = NoiseConfig(
         sigma_min=low,
         sigma_max=high,
-        levels=draw(st.integers(2, 1000)),
+        num_sigmas=draw(st.integers(2, 1000)),
         draw=draw(st.sampled_from(get_args(config_module.SigmaDraw))),
         p_mean=draw(st.floats(-100, 100)),
         weighting=draw(st.sampled_from(get_args(config_module.Weighting))),
     )
     low, high = draw(sigmas)
-    sampling = SamplingConfig(
-        semantic_steps=draw(natural),
-        texture_sigma_min=low,
-        texture_sigma_max=high,
-        texture_step_size=draw(positive),
-        consistent=draw(st.booleans()),
-        drift=draw(st.sampled_from(get_args(config_module.Drift))),
+    method = draw(st.sampled_from(get_args(config_module.PixelMethod)))
+    pixel = PixelSampler(
+        method=method,
+        sigma_min=low,
+        sigma_max=high,
+        step_size=draw(st.none() | positive)
+        if method in ("annealed-langevin", "consistent-annealed", "mala")
+        else None,
+        drift="energy" if method == "mala" else draw(st.sampled_from(get_args(config_module.Drift))),
+        schedule=draw(st.sampled_from(get_args(config_module.Schedule))),
         temperature=draw(st.floats(0, 10)),
     )
+    sampling = SamplingConfig(SemanticChain(steps=draw(natural)), pixel, noise_init=draw(st.booleans()))
     contrastive = ContrastiveConfig(
-        positives=draw(st.sampled_from(get_args(config_module.Positives))),
+        positive_samples=draw(st.sampled_from(get_args(config_module.PositiveSamples))),
         chains=draw(st.sampled_from(get_args(config_module.ChainKind))),
         restart_rate=draw(st.floats(0, 1)),
         weight=draw(positive),
@@ -80,9 +86,9 @@ def configs(draw: st.DrawFn) -> Config:
     )
     by_gradient = draw(st.booleans())
     last = st.sampled_from(["score", "contrastive"] if by_gradient else ["denoising", "contrastive"])
-    phases = draw(st.lists(st.builds(TrainingStage, last, positive), min_size=1, max_size=4))
+    stages = draw(st.lists(st.builds(TrainingStage, last, positive), min_size=1, max_size=4))
     energy = EnergyConfig(False, "gradient") if by_gradient else EnergyConfig(draw(st.booleans()), "output")
-    return Config(network, noise, energy, sampling, contrastive, training, tuple(phases))
+    return Config(network, noise, energy, sampling, contrastive, training, tuple(stages))
 
 
 @given(configs())
@@ -91,11 +97,6 @@ def test_round_trips(config: Config) -> None:
     assert from_dict(Config, values) == config
     assert from_dict(Config, yaml.safe_load(yaml.safe_dump(values, sort_keys=False))) == config
     assert from_dict(Config, json.loads(json.dumps(values))) == config
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_round_trip(name: str) -> None:
-    assert from_dict(Config, yaml.safe_load(yaml.safe_dump(to_dict(preset(name))))) == preset(name)
 
 
 def test_dictionaries_hold_plain_values_only() -> None:
@@ -107,14 +108,26 @@ def test_dictionaries_hold_plain_values_only() -> None:
             for item in value:
                 check(item)
         else:
-            assert type(value) in (int, float, str, bool)
+            assert type(value) in (int, float, str, bool, type(None))
 
     check(to_dict(Config()))
 
 
 def test_missing_fields_keep_their_defaults() -> None:
-    config = from_dict(Config, {"noise": {"levels": 64}})
-    assert config == replace(Config(), noise=NoiseConfig(levels=64))
+    config = from_dict(Config, {"noise": {"num_sigmas": 64}})
+    assert config == replace(Config(), noise=NoiseConfig(num_sigmas=64))
+
+
+def test_merged_replaces_what_is_given_and_leaves_its_arguments_alone() -> None:
+    values = {"noise": {"sigma_min": 0.1, "sigma_max": 2.0}, "stages": [1, 2], "seed": 3}
+    changes = {"noise": {"sigma_max": 5.0}, "stages": [4], "extra": {"a": 1}}
+    assert merged(values, changes) == {
+        "noise": {"sigma_min": 0.1, "sigma_max": 5.0},
+        "stages": [4],
+        "seed": 3,
+        "extra": {"a": 1},
+    }
+    assert values["noise"] == {"sigma_min": 0.1, "sigma_max": 2.0}
 
 
 def test_whole_numbers_serve_as_floats() -> None:
@@ -135,8 +148,8 @@ def test_floats_as_people_write_them_in_yaml(text: str, value: float) -> None:
     [
         ({"nois": {}}, r"^run\.yaml: unknown field 'nois' \(known: network, noise"),
         ({"noise": {"sigma_mx": 1.0}}, r"^run\.yaml: noise: unknown field 'sigma_mx'"),
-        ({"noise": {"levels": 3.5}}, r"^run\.yaml: noise: levels: expected int, got 3\.5$"),
-        ({"noise": {"levels": True}}, r"^run\.yaml: noise: levels: expected int, got True$"),
+        ({"noise": {"num_sigmas": 3.5}}, r"^run\.yaml: noise: num_sigmas: expected int, got 3\.5$"),
+        ({"noise": {"num_sigmas": True}}, r"^run\.yaml: noise: num_sigmas: expected int, got True$"),
         ({"noise": {"sigma_max": "1"}}, r"^run\.yaml: noise: sigma_max: expected float, got '1'$"),
         ({"noise": {"sigma_max": True}}, r"^run\.yaml: noise: sigma_max: expected float, got True$"),
         ({"noise": {"sigma_max": None}}, r"^run\.yaml: noise: sigma_max: expected float, got None$"),
@@ -146,8 +159,8 @@ def test_floats_as_people_write_them_in_yaml(text: str, value: float) -> None:
         ({"network": {"widths": [32, "64"]}}, r"^run\.yaml: network: widths: expected int, got '64'$"),
         ({"training": {"betas": [0.9]}}, r"^run\.yaml: training: betas: expected 2 values, got 1$"),
         ({"training": {"flip": 1}}, r"^run\.yaml: training: flip: expected bool, got 1$"),
-        ({"stages": {"objective": "score"}}, r"^run\.yaml: recipe: expected a list"),
-        ({"stages": [{"objective": "sliced"}]}, r"^run\.yaml: recipe: objective: expected one of denoising,"),
+        ({"stages": {"objective": "score"}}, r"^run\.yaml: stages: expected a list"),
+        ({"stages": [{"objective": "sliced"}]}, r"^run\.yaml: stages: objective: expected one of denoising,"),
     ],
 )
 def test_wrong_files(values: dict[str, Any], message: str) -> None:
@@ -178,22 +191,24 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (NoiseConfig, {"sigma_min": 0.0}, "noise.sigma_min"),
     (NoiseConfig, {"sigma_min": float("nan")}, "noise.sigma_min"),
     (NoiseConfig, {"sigma_max": 0.01}, "noise.sigma_max"),
-    (NoiseConfig, {"levels": 1}, "noise.levels"),
+    (NoiseConfig, {"num_sigmas": 1}, "noise.num_sigmas"),
     (NoiseConfig, {"p_std": 0.0}, "noise.p_std"),
-    (SamplingConfig, {"semantic_steps": -1}, "sampling.semantic_steps"),
-    (SamplingConfig, {"texture_steps": -1}, "sampling.texture_steps"),
-    (SamplingConfig, {"semantic_step_size": 0.0}, "sampling.semantic_step_size"),
-    (SamplingConfig, {"texture_step_size": -0.1}, "sampling.texture_step_size"),
-    (SamplingConfig, {"texture_order": 2}, "sampling.texture_order"),
-    (SamplingConfig, {"texture_order": 3, "texture_step_size": 0.0, "consistent": True}, "sampling.texture_order"),
-    (SamplingConfig, {"semantic_sigma_min": 0.0}, "sampling.semantic_sigma_min"),
-    (SamplingConfig, {"texture_sigma_min": 0.0}, "sampling.texture_sigma_min"),
-    (SamplingConfig, {"semantic_sigma_max": 0.05}, "sampling.semantic_sigma_max"),
-    (SamplingConfig, {"texture_sigma_max": 0.001}, "sampling.texture_sigma_max"),
-    (SamplingConfig, {"temperature": -1.0}, "sampling.temperature"),
-    (SamplingConfig, {"low_temperature": -1.0}, "sampling.cold_temperature"),
-    (SamplingConfig, {"low_temperature_sigma": -1.0}, "sampling.cold_sigma"),
-    (SamplingConfig, {"semantic_prior": -1.0}, "sampling.semantic_prior"),
+    (SemanticChain, {"steps": -1}, "sampling.semantic.steps"),
+    (SemanticChain, {"step_size": 0.0}, "sampling.semantic.step_size"),
+    (SemanticChain, {"sigma_min": 0.0}, "sampling.semantic.sigma_min"),
+    (SemanticChain, {"sigma_max": 0.05}, "sampling.semantic.sigma_max"),
+    (SemanticChain, {"prior": -1.0}, "sampling.semantic.prior"),
+    (SemanticChain, {"temperature": -1.0}, "sampling.semantic.temperature"),
+    (PixelSampler, {"steps": -1}, "sampling.pixel.steps"),
+    (PixelSampler, {"step_size": -0.1}, "sampling.pixel.step_size"),
+    (PixelSampler, {"step_size": 0.0}, "sampling.pixel.step_size"),
+    (PixelSampler, {"method": "dpmpp-2m-sde", "step_size": 0.1}, "sampling.pixel.step_size"),
+    (PixelSampler, {"method": "mala", "drift": "denoiser"}, "sampling.pixel.drift"),
+    (PixelSampler, {"sigma_min": 0.0}, "sampling.pixel.sigma_min"),
+    (PixelSampler, {"sigma_max": 0.001}, "sampling.pixel.sigma_max"),
+    (PixelSampler, {"temperature": -1.0}, "sampling.pixel.temperature"),
+    (PixelSampler, {"low_temperature": -1.0}, "sampling.pixel.low_temperature"),
+    (PixelSampler, {"low_temperature_sigma": -1.0}, "sampling.pixel.low_temperature_sigma"),
     (ContrastiveConfig, {"reconstruction_steps": -1}, "contrastive.reconstruction_steps"),
     (ContrastiveConfig, {"semantic_steps": -1}, "contrastive.semantic_steps"),
     (ContrastiveConfig, {"texture_steps": -1}, "contrastive.texture_steps"),
@@ -203,7 +218,7 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (ContrastiveConfig, {"buffer_size": 0}, "contrastive.buffer_size"),
     (ContrastiveConfig, {"restart_rate": 1.5}, "contrastive.restart_rate"),
     (ContrastiveConfig, {"gap_bound": 0.0}, "contrastive.gap_bound"),
-    (TrainingStage, {"share": 0.0}, "recipe.share"),
+    (TrainingStage, {"fraction": 0.0}, "stages.fraction"),
     (TrainingConfig, {"batch_size": 0}, "training.batch_size"),
     (TrainingConfig, {"learning_rate": 0.0}, "training.learning_rate"),
     (TrainingConfig, {"ema_decay": 1.0}, "training.ema_decay"),
@@ -249,42 +264,17 @@ def test_every_numeric_field_is_checked() -> None:
     sections = {
         "network": NetworkConfig,
         "noise": NoiseConfig,
-        "sampling": SamplingConfig,
+        "sampling.semantic": SemanticChain,
+        "sampling.pixel": PixelSampler,
         "contrastive": ContrastiveConfig,
         "training": TrainingConfig,
     }
     for name, kind in sections.items():
         for field in dataclasses.fields(kind):
-            if str(field.type) in ("int", "float"):
+            if str(field.type) in ("int", "float", "float | None"):
                 assert f"{name}.{field.name}" in covered
 
 
 def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().noise.levels = 3  # type: ignore[misc]
-
-
-# -- the paper's numbers --------------------------------------------------------------------------------------------
-
-
-def test_papers_numbers() -> None:
-    """Section 5 of the paper."""
-    for name in ("cifar10-paper", "svhn-paper", "celeba64-paper"):
-        config = preset(name)
-        assert (config.noise.levels, config.noise.sigma_max, config.noise.sigma_min) == (128, 1.0, 0.01)
-        assert (config.noise.draw, config.noise.weighting, config.energy.inner_noise) == ("grid", "uniform", True)
-        assert (config.sampling.semantic_step_size, config.sampling.texture_step_size) == (0.1, 0.01)
-        assert config.training.learning_rate == 5e-5
-        assert config.contrastive.reconstruction_steps == 3
-        assert config.contrastive.positives == "clean"
-    steps = {n: (preset(n).contrastive.semantic_steps, preset(n).contrastive.texture_steps) for n in PRESETS}
-    assert steps["cifar10-paper"] == steps["svhn-paper"] == (20, 90)
-    assert steps["celeba64-paper"] == (40, 100)
-    assert preset("cifar10-paper").sampling.semantic_steps == 35
-    assert preset("cifar10-paper").sampling.texture_steps == 100
-    assert preset("celeba64-paper").network.image_size == 64
-
-
-def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match=r"unknown preset 'cifar': use one of fashion-mnist,"):
-        preset("cifar")
+        Config().noise.num_sigmas = 3  # type: ignore[misc]

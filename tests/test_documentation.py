@@ -169,16 +169,15 @@ def test_debm_lines_are_understood(
         result = debm(*few)
     else:
         ran: list[str] = []
-        for name, module in cli.COMMANDS.items():
-            monkeypatch.setattr(module, "run", lambda args, name=name: ran.append(name) or 0)
+        names = {command: name for name, command in cli.COMMANDS.items()}
+        monkeypatch.setattr(cli, "call", lambda command, given: ran.append(names[command]) or 0)
         result = debm(*arguments)
         assert ran == [arguments[0]], result.err
     assert result.status == 0, f"{path}:{line}: debm {shlex.join(arguments)}\n{result.err}"
 
 
 def test_wrong_lines_are_not_understood(debm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in cli.COMMANDS.values():
-        monkeypatch.setattr(module, "run", lambda args: 0)
+    monkeypatch.setattr(cli, "call", lambda command, given: 0)
     assert "unknown" in debm("sample", "fashion-mnist", "--unknown", "4").error
     assert debm("train", "IMAGES", "--out", "x", "--training.batch_sizes", "4").status == 2
 

@@ -1,6 +1,6 @@
 """What a run is, as frozen dataclasses: checked on construction, read from and written to YAML and JSON.
 
-The defaults of every field are the paper's numbers where it gives one; the presets (`presets.py`) say where they differ.
+The defaults of every field are the paper's numbers where it gives one; the files in `presets/` say where they differ.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,8 @@ ChainKind = Literal["short", "persistent"]
 Schedule = Literal["geometric", "karras"]
 Drift = Literal["energy", "denoiser"]
 PixelMethod = Literal["annealed-langevin", "consistent-annealed", "ancestral", "dpmpp-2m-sde", "heun", "mala"]
+#: The model's own two-stage sampler, or a method from noise.
+SamplerName = Literal["two-stage", PixelMethod]
 
 T = TypeVar("T")
 
@@ -185,8 +188,8 @@ class PixelSampler:
         sigma_max: First noise level.
         sigma_min: Last noise level.
         schedule: Between them: a geometric sequence (paper), or EDM's (Karras et al., 2022, eq. 5).
-        step_size: eta_2 of annealed-langevin, consistent-annealed and mala, dimensionless: a step is eta_2 sigma^2; null
-            for the method's own. The other methods take the steps that the noise levels say.
+        step_size: eta_2 of annealed-langevin, consistent-annealed and mala, dimensionless: a step is eta_2 sigma^2. Where
+            it is not given it is the method's own. The other methods take the steps that the noise levels say.
         drift: energy: the exact gradient of the energy (eq. 21), three network evaluations; denoiser: (x - D) / sigma^2,
             the score of a denoiser, one evaluation and no gradient of any function.
         temperature: Factor on the noise variance; in diffusion samplers the square of `s_noise`.
@@ -360,7 +363,18 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a model and its training."""
+    """Everything that defines a model and its training.
+
+    Attributes:
+        network: Sizes of the networks.
+        noise: Noise levels and their draw in training.
+        energy: Which function is the energy.
+        sampling: The model's own two-stage sampler.
+        contrastive: Settings of contrastive stages.
+        training: The optimisation.
+        stages: Training stages in order, each with an objective (denoising, contrastive, score) and its fraction of the
+            budget.
+    """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -402,6 +416,15 @@ def to_dict(config: Any) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
     result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain config values with some of them replaced; inner mappings are merged, everything else is exchanged."""
+    result = dict(values)
+    for name, change in changes.items():
+        old = result.get(name)
+        result[name] = merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
     return result
 
 

@@ -106,12 +106,13 @@ def read_model_folder(folder: Path) -> tuple[Config, dict[str, Any], dict[str, t
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file}: missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    config, metadata = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     try:
         tensors = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    return *_read_config(folder / CONFIG_FILE), migrate_tensors(tensors)
+    return config, metadata, migrate_tensors(tensors)
 
 
 def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:

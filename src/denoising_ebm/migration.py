@@ -10,9 +10,10 @@ A run folder (`config.yaml`, `state.pt`) holds the same config without a number;
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL_FORMAT = 2
 

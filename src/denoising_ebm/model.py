@@ -23,6 +23,7 @@ from denoising_ebm.hub import (
     read_model_folder,
     write_model_folder,
 )
+from denoising_ebm.literals import Precision
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import append_dims, expand_sigma
@@ -35,7 +36,7 @@ from denoising_ebm.samplers import (
     two_stage,
     two_stage_nfe,
 )
-from denoising_ebm.utils.device import Precision, choose_device, choose_precision
+from denoising_ebm.utils.device import choose_device, choose_precision
 
 #: A sampler by name or by its settings; see `DenoisingEBM.configure_sampler`.
 Sampler = Literal["two-stage"] | PixelMethod | SamplingConfig | PixelSampler

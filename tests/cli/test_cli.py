@@ -24,7 +24,7 @@ from command import TRAIN, rows_of
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.cli import COMMANDS, main
 from denoising_ebm.config import Config, from_dict
-from denoising_ebm.presets import PRESETS
+from denoising_ebm.presets import preset
 from denoising_ebm.training.logging import read_metrics
 
 
@@ -77,24 +77,25 @@ def test_lazy_names_of_the_package() -> None:
     ("arguments", "message"),
     [
         (["paint"], "invalid choice: 'paint'"),
-        (["sample"], "required: sample.model"),
+        (["sample"], "required: MODEL"),
         (
             ["sample", "m", "--sampler", "euler"],
-            "--sampler: expected one of 'two-stage', 'annealed', 'mala', 'heun', got euler",
+            "--sampler: expected one of 'two-stage', 'annealed-langevin', 'consistent-annealed', 'ancestral', "
+            "'dpmpp-2m-sde', 'heun', 'mala', got euler",
         ),
         (["sample", "m", "--n", "many"], "--n: expected int, got many"),
-        (["sample", "m", "--stages", "s.png", "--sampler", "heun"], "--stages needs --sampler two-stage"),
+        (["sample", "m", "--semantic", "s.png", "--sampler", "heun"], "--semantic needs --sampler two-stage"),
         (["sample", "m", "--out", "grid.jpg"], "grid.jpg: expected a file name that ends in .png"),
         (["sample", "m", "--out", ""], "nothing to write"),
         (["train", "d", "--out", "x"], "--preset is needed: one of fashion-mnist, cifar10-small"),
         (["train", "d", "--out", "x", "--preset", "imagenet"], "unknown preset 'imagenet'"),
-        (["train", "d", "--preset", "cifar10"], "required: train.out"),
+        (["train", "d", "--preset", "cifar10"], "required: --out"),
         (["train", "d", "--out", "x", "--preset"], "argument --preset: expected one argument"),
         (["train", "d", "--out", "x", "--preset", "cifar10", "--network.depth", "3"], "--network.depth"),
         (["train", "d", "--out", "x", "--preset", "cifar10", "--network.latent_dim", "x"], "network.latent_dim"),
         (["train", "d", "--out", "x", "--preset", "cifar10", "--network.latent_dim", "0"], "network.latent_dim must"),
         (["train", "d", "--out", "x", "--preset", "cifar10", "--noise.sigma_min", "-1"], "noise.sigma_min must be > 0"),
-        (["train", "d", "--out", "x", "--preset", "cifar10", "--recipe", "[{objective: magic}]"], "got 'magic'"),
+        (["train", "d", "--out", "x", "--preset", "cifar10", "--stages", "[{objective: magic}]"], "got 'magic'"),
         (["score", "m", "d", "--sigma", "-0.1"], "--sigma must be > 0, got -0.1"),
         (["score", "m", "d", "--sigma", "0"], "--sigma must be > 0, got 0"),
         (["score", "m", "d", "--fpr", "1.5"], "--fpr must be in (0, 1), got 1.5"),
@@ -103,7 +104,10 @@ def test_lazy_names_of_the_package() -> None:
         (["score", "m", "d", "--tiles"], "--tiles needs --maps"),
         (["score", "m", "d", "--report", "page.pdf"], "page.pdf: expected a file name that ends in .html"),
         (["fit-detector", "m", "d", "--images", "5"], "--images must be >= 20, got 5"),
-        (["fit-detector", "fashion-mnist", "d"], "fashion-mnist: is part of the package; say with --out"),
+        (
+            ["fit-detector", "fashion-mnist", "d"],
+            "fashion-mnist: is part of the package; choose a folder for the detector with --out",
+        ),
         (["evaluate", "m", "--in", "d", "--ood", "x", "--sigma", "0"], "--sigma must be > 0, got 0"),
         (["score", "m", "d", "--out", "scores.xls"], "scores.xls: unknown suffix '.xls'; use one of .csv"),
         (["info", "nowhere"], "nowhere: no such model folder"),
@@ -119,11 +123,11 @@ def test_usage_errors_are_one_line(debm: Any, arguments: list[str], message: str
 
 def test_print_config_round_trip(debm: Any, tmp_path: Path) -> None:
     arguments = ["train", "--preset", "celeba64-paper", "--training.betas", "[0.5,0.9]", "--seed", "4"]
-    arguments += ["--recipe", "[{objective: denoising, share: 3}, {objective: contrastive}]"]
+    arguments += ["--stages", "[{objective: denoising, fraction: 3}, {objective: contrastive}]"]
     printed = debm(*arguments, "--print_config")
     assert printed.status == 0
     config = from_dict(Config, yaml.safe_load(printed.out))
-    assert config.network == PRESETS["celeba64-paper"].network
+    assert config.network == preset("celeba64-paper").network
     assert config.training.betas == (0.5, 0.9) and config.training.seed == 4
     assert [(stage.objective, stage.fraction) for stage in config.stages] == [("denoising", 3.0), ("contrastive", 1.0)]
     path = tmp_path / "all.yaml"
@@ -165,7 +169,7 @@ def test_bad_config_file(debm: Any, tmp_path: Path, text: str, message: str) -> 
 def test_train_writes_a_run_of_the_settings_asked_for(run: Path) -> None:
     config = from_dict(Config, yaml.safe_load((run / "config.yaml").read_text()))
     assert config.network.latent_dim == 8 and config.training.max_images == 640 and config.training.seed == 3
-    assert config.noise == PRESETS["fashion-mnist"].noise
+    assert config.noise == preset("fashion-mnist").noise
     records = read_metrics(run)
     assert records[-1]["images_seen"] == 640
     assert records[-1]["loss_denoising"] < 0.7 * records[0]["loss_denoising"]
@@ -275,11 +279,11 @@ def test_sample_writes_the_models_images(debm: Any, run: Path, tmp_path: Path) -
     images = np.load(npz)["arr_0"]
     assert images.dtype == np.uint8 and images.shape == (6, 32, 32, 1)
     np.testing.assert_array_equal(grid_cells(png, 3, 6), images[..., 0])
-    expected = DenoisingEBM.from_pretrained(run).sample(6, seed=5)
+    expected = DenoisingEBM.from_pretrained(run).sample(6, seed=5).images
     assert np.abs(images[:, :, :, 0] - (expected[:, 0].clamp(-1, 1).numpy() + 1) * 127.5).max() <= 0.51
 
 
-@pytest.mark.parametrize("sampler", ["two-stage", "annealed", "mala", "heun"])
+@pytest.mark.parametrize("sampler", ["two-stage", "annealed-langevin", "mala", "heun"])
 def test_seed_decides_the_images(debm: Any, run: Path, tmp_path: Path, sampler: str) -> None:
     def draw(*options: object) -> np.ndarray[Any, Any]:
         path = tmp_path / "samples.npz"
@@ -296,19 +300,21 @@ def test_seed_decides_the_images(debm: Any, run: Path, tmp_path: Path, sampler: 
     np.testing.assert_array_equal(batches[2:], draw("--seed", 2, "--batch-size", 2)[:2])
 
 
-def test_stages_and_trajectory_show_the_same_chains(debm: Any, run: Path, tmp_path: Path) -> None:
-    npz, stages, chains = tmp_path / "samples.npz", tmp_path / "stages.png", tmp_path / "chains.png"
+def test_semantic_and_trajectory_show_the_same_chains(debm: Any, run: Path, tmp_path: Path) -> None:
+    npz, semantic, chains = tmp_path / "samples.npz", tmp_path / "semantic.png", tmp_path / "chains.png"
     options = ["--n", 3, "--columns", 2, "--precision", "fp32"]
     assert (
-        debm("sample", run, *options, "--out", "", "--npz", npz, "--stages", stages, "--trajectory", chains).status == 0
+        debm("sample", run, *options, "--out", "", "--npz", npz, "--semantic", semantic, "--trajectory", chains).status
+        == 0
     )
     images = np.load(npz)["arr_0"][..., 0]
     model = DenoisingEBM.from_pretrained(run)
-    sample = model.two_stage(3, seed=0)
-    pairs = grid_cells(stages, 4, 6)
+    drawn = model.sample(3, seed=0)
+    pairs = grid_cells(semantic, 4, 6)
     np.testing.assert_array_equal(pairs[1::2], images)
-    semantic = (sample.semantic[:, 0].clamp(-1, 1).numpy() + 1) * 127.5
-    assert np.abs(pairs[::2] - semantic).max() <= 0.51
+    assert drawn.semantic is not None
+    expected = (drawn.semantic[:, 0].clamp(-1, 1).numpy() + 1) * 127.5
+    assert np.abs(pairs[::2] - expected).max() <= 0.51
     # z 1, 5, 6; x 1, ..., 6; end: ten columns under a band of labels.
     sheet = np.asarray(Image.open(chains))[20:][::2, ::2]
     assert sheet.shape == (1 + 3 * 33, 1 + 10 * 33)
@@ -322,7 +328,7 @@ def test_trajectory_of_a_small_batch(debm: Any, run: Path, tmp_path: Path) -> No
     assert debm("sample", run, *options, "--trajectory", chains).status == 0
     sheet = np.asarray(Image.open(chains))[20:][::2, ::2]
     assert sheet.shape[0] == 1 + 4 * 33
-    images = DenoisingEBM.from_pretrained(run).sample(4, seed=0)
+    images = DenoisingEBM.from_pretrained(run).sample(4, seed=0).images
     end = (images[0, 0].clamp(-1, 1).numpy() + 1) * 127.5
     assert np.abs(sheet[1:33, -33:-1] - end).max() <= 0.51
 
@@ -414,7 +420,19 @@ def test_score_with_inner_noise_averages_the_models_draws(debm: Any, folder: Pat
     values["config"]["energy"]["inner_noise"] = True
     (noisy / "config.json").write_text(json.dumps(values))
     done = debm(
-        "score", noisy, folder, "--limit", 4, "--draws", 3, "--seed", 9, "--batch-size", 3, "--precision", "fp32"
+        "score",
+        noisy,
+        folder,
+        "--limit",
+        4,
+        "--noise-samples",
+        3,
+        "--seed",
+        9,
+        "--batch-size",
+        3,
+        "--precision",
+        "fp32",
     )
     model = DenoisingEBM.from_pretrained(noisy)
     pixels = to_float(load_images(folder, limit=4).pixels)
@@ -569,6 +587,6 @@ def test_info_counts_parameters(debm: Any, run: Path) -> None:
     assert from_dict(Config, values["config"]) == model.config and values["metadata"] == model.metadata
     text = debm("info", run).out
     assert f"{counts['dae']:,}" in text and "0.01 to 10" in text and "images seen" in text
-    assert "steps of the reverse diffusion (order 2), sigma 4 to 0.01, karras levels, first-term" in " ".join(
+    assert "SDE-DPM-Solver++(2M), 6 steps, sigma 4 to 0.01, karras schedule, drift of the denoiser" in " ".join(
         text.split()
     )

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from jsonargparse import Namespace
 from PIL import Image
 
 from command import rows_of
-from denoising_ebm import DenoisingEBM, decoding, load_images
+from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.cli import main
-from denoising_ebm.cli.common import read_detector
+from denoising_ebm.cli.common import load_detector
+from denoising_ebm.datasets import decode as decoding
 from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.conformal import benjamini_hochberg
 from denoising_ebm.ood.detector import Detector
@@ -44,7 +44,7 @@ def fitted(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
                 "200",
                 "--limit",
                 "201",
-                "--altered-images",
+                "--corrupted-images",
                 "20",
                 *FAST,
             ]
@@ -57,17 +57,17 @@ def fitted(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
     debm: Any, run: Path, folder: Path, tmp_path: Path
 ) -> None:
-    done = debm("fit-detector", run, folder, "--images", 100, "--altered-images", 5, "--out", tmp_path / "a", *FAST)
+    done = debm("fit-detector", run, folder, "--images", 100, "--corrupted-images", 5, "--out", tmp_path / "a", *FAST)
     assert done.status == 0 and "detector fitted on 72 images, calibrated on 20 images" in done.err
     assert "false-alarm rates down to 0.048 can be promised" in done.err
     options = ["--images", 50, "--calibration", "fashion-mnist", "--calibration-split", "test"]
-    few = ["--calibration-images", 60, "--altered-images", 5]
+    few = ["--calibration-images", 60, "--corrupted-images", 5]
     done = debm("fit-detector", run, folder, *options, *few, "--out", tmp_path / "b", *FAST)
     assert "detector fitted on 45 images, calibrated on 60 images" in done.err
     done = debm("fit-detector", run, folder, *options, "--calibration-images", 0, "--out", tmp_path / "b", *FAST)
     assert "--calibration-images must be >= 1, got 0" in done.error
-    done = debm("fit-detector", run, folder, *options, "--altered-images", 0, "--out", tmp_path / "b", *FAST)
-    assert "--altered-images must be >= 1, got 0" in done.error
+    done = debm("fit-detector", run, folder, *options, "--corrupted-images", 0, "--out", tmp_path / "b", *FAST)
+    assert "--corrupted-images must be >= 1, got 0" in done.error
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["detector.json", "detector.safetensors"]
 
 
@@ -76,7 +76,7 @@ def test_fit_detector_and_tune_decode_no_more_than_they_use(
 ) -> None:
     count, decode = [], decoding.decode
     monkeypatch.setattr(decoding, "decode", lambda raw: count.append(1) or decode(raw))
-    options = ["--images", 30, "--altered-images", 5, "--calibration", "fashion-mnist", "--calibration-images", 20]
+    options = ["--images", 30, "--corrupted-images", 5, "--calibration", "fashion-mnist", "--calibration-images", 20]
     assert debm("fit-detector", run, "fashion-mnist", *options, "--out", tmp_path / "a", *FAST).status == 0
     assert len(count) == 30 + (30 + 20)
     count.clear()
@@ -86,7 +86,7 @@ def test_fit_detector_and_tune_decode_no_more_than_they_use(
 
 
 def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:
-    out = ["--altered-images", 5, "--out", tmp_path / "out", *FAST]
+    out = ["--corrupted-images", 5, "--out", tmp_path / "out", *FAST]
     error = debm("fit-detector", run, folder, "--calibration", folder, *out).error
     assert error == f"{folder}: its images are all among those of {folder} that are fitted to"
     assert not (tmp_path / "out").exists()
@@ -98,7 +98,7 @@ def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, t
     new = ["--in", "fashion-mnist", "--limit", 20, "--ood", "constant"]
     assert "fitted to" not in debm("evaluate", run, *new, "--detector", tmp_path / "out", *FAST).err
     alone = debm("fit-detector", run, folder, "--images", 40, *out)
-    assert f"a fifth of the images drawn from {folder} stands for the normal images to come" in alone.err
+    assert f"a fifth of the images drawn from {folder} is held out for calibration" in alone.err
 
 
 def test_images_are_prepared_as_those_of_fitting(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:
@@ -106,13 +106,16 @@ def test_images_are_prepared_as_those_of_fitting(debm: Any, run: Path, folder: P
     large.mkdir()
     for i in range(40):
         Image.open(folder / f"{i:03d}.png").resize((48, 64), Image.Resampling.BICUBIC).save(large / f"{i:02d}.png")
-    options = ["--resize", "lanczos", "--center-crop", 44, "--altered-images", 5, "--out", tmp_path / "out"]
+    options = ["--resize", "lanczos", "--center-crop", 44, "--corrupted-images", 5, "--out", tmp_path / "out"]
     assert debm("fit-detector", run, large, *options, *FAST).status == 0
     score = ["score", run, large, "--detector", tmp_path / "out", *FAST]
     plain, said, other = debm(*score), debm(*score, *options[:4]), debm(*score, "--resize", "box")
     assert plain.status == 0 and plain.out == said.out and rows_of(plain.out)[0]["resize"] == "lanczos"
     assert "--resize" not in plain.err + said.err
-    assert "--resize box: the detector was fitted to images with --resize lanczos; images made otherwise" in other.err
+    assert (
+        "--resize box: the detector was fitted to images with --resize lanczos; images prepared in another way"
+        in other.err
+    )
 
 
 def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
@@ -219,7 +222,10 @@ def test_a_bundled_name_that_stands_here_too_is_asked_about(
 ) -> None:
     shutil.copytree(folder, tmp_path / "digits")
     monkeypatch.chdir(tmp_path)
-    assert "./digits means the latter" in debm("score", fitted, "digits", "--limit", 2, *FAST).error
+    assert (
+        "digits is both a bundled dataset and a local path; use ./digits for the path"
+        in debm("score", fitted, "digits", "--limit", 2, *FAST).error
+    )
     rows = rows_of(debm("score", fitted, "./digits", "--limit", 2, *FAST).out)
     assert [row["name"] for row in rows] == ["000.png", "001.png"]
 
@@ -340,5 +346,5 @@ def test_a_detector_in_a_precision_that_is_slow_here_says_so(
     path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
     for folder, fast, told in ((path.parent, "fp32", True), (path.parent, "bf16", False), (fitted, "fp32", False)):
         auto_is(fast)
-        read_detector(Namespace(model=str(folder), detector=None), DenoisingEBM.from_pretrained(folder))
-        assert ("was fitted in bf16, which this device is slow at" in capsys.readouterr().err) == told
+        load_detector(str(folder), None, DenoisingEBM.from_pretrained(folder))
+        assert ("was fitted in bf16, which is slow on this device" in capsys.readouterr().err) == told

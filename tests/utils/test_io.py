@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from denoising_ebm.utils.io import check_marker, read_json
+from denoising_ebm.utils.io import check_marker, read_json, write_atomically, write_npz
 
 
 def test_markers_tell_whose_a_folder_is(tmp_path: Path) -> None:
@@ -36,3 +39,27 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match=rf"^{path}: not valid JSON \(.*\)$"):
         read_json(path)
+
+
+def test_archives_keep_their_name_and_array(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    # numpy would call this one `samples.data.npz`.
+    path = tmp_path / "new" / "samples.data"
+    write_npz(path, array)
+    with np.load(path) as archive:
+        np.testing.assert_array_equal(archive["arr_0"], array)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,37 +1,35 @@
-"""The command `debm`: the only part of the package that reads argv. Each command is a file with `add` and `run`."""
+"""The command `debm`, the only part of the package that reads argv. Each command is a typed function."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
+from denoising_ebm import __version__
 from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train, tune
-from denoising_ebm.cli.common import HelpFormatter
-from denoising_ebm.utils.memory import keep_freed_memory
+from denoising_ebm.cli.arguments import Command, HelpFormatter, call, command_parser, error_line
 
-COMMANDS = {
-    "demo": demo,
-    "train": train,
-    "tune": tune,
-    "sample": sample,
-    "fit-detector": fit_detector,
-    "score": score,
-    "evaluate": evaluate,
-    "restore": restore,
-    "reproduce": reproduce,
-    "info": info,
+COMMANDS: dict[str, Command] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "tune": tune.tune,
+    "sample": sample.sample,
+    "fit-detector": fit_detector.fit_detector,
+    "score": score.score,
+    "evaluate": evaluate.evaluate,
+    "restore": restore.restore,
+    "reproduce": reproduce.reproduce,
+    "info": info.info,
 }
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Denoising-EBM: one energy-based model of images, trained without labels.
-It generates images, scores how normal an image is, shows where it is odd, and restores it."""
-EPILOG = """\
+It generates images, scores how normal an image is, shows where it is anomalous, and restores it."""
+_EPILOG = """\
 Examples:
   debm demo                                       train, sample and score in ten minutes; ends with a report
   debm train fashion-mnist --out runs/fashion     train on the bundled images
@@ -62,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ArgumentError, ValueError, OSError) as error:
-        print(f"debm: error: {_one_line(error)}", file=sys.stderr)
+        print(f"debm: error: {error_line(error, COMMANDS.get(''.join(arguments[:1])))}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         # By name: torch is not imported for this.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"debm: error: out of GPU memory: {_one_line(error)}; take smaller batches", file=sys.stderr)
+        print(f"debm: error: out of GPU memory: {error_line(error)}; use a smaller --batch-size", file=sys.stderr)
         return 2
 
 
@@ -76,48 +74,23 @@ def _run(arguments: list[str]) -> int:
     parser = ArgumentParser(
         prog="debm",
         usage="debm COMMAND ... [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=HelpFormatter,
         exit_on_error=False,
-        version=_version() if "--version" in arguments[:1] else None,
+        allow_abbrev=False,
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command", required=False, title="commands")
-    for name, module in COMMANDS.items():
-        command = ArgumentParser(
-            usage=module.USAGE,
-            description=module.DESCRIPTION,
-            epilog=module.EPILOG,
-            formatter_class=HelpFormatter,
-            exit_on_error=False,
-            print_config=None,  # `debm train` has its own
-        )
-        module.add(command, arguments)
-        commands.add_subcommand(name, command, help=module.HELP)
+    for name, command in COMMANDS.items():
+        help_defaults = train.help_defaults if name == "train" else None
+        summary = (command.__doc__ or "").partition("\n")[0].rstrip(".")
+        commands.add_subcommand(name, command_parser(name, command, help_defaults), help=summary)
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
-    args = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments, defaults=False)
+    from denoising_ebm.utils.device import keep_freed_memory
+
     keep_freed_memory()
-    status: int = COMMANDS[args.command].run(args[args.command])
-    return status
-
-
-def _version() -> str:
-    from denoising_ebm import __version__
-
-    return __version__
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        # The platform's own words are capitalised, ours are not.
-        reason = error.strerror[0].lower() + error.strerror[1:]
-        if error.errno == errno.ENOSPC:
-            reason = "no space left on device"
-        return f"{error.filename}: {reason}" if error.filename else reason
-    text = " ".join(str(error).split()) or type(error).__name__
-    # jsonargparse's words for a value of the wrong type, in ours.
-    text = re.sub(r"^Parser key \"([\w.]+)\": ", r"--\1: ", text)
-    text = re.sub(r"Expected an? (?:typing\.)?Literal\[(.*?)\]\. Got value: ", r"expected one of \1, got ", text)
-    return re.sub(r"Expected an? <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
+    return call(COMMANDS[parsed.command], parsed[parsed.command].as_dict())

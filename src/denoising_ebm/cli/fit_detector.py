@@ -1,118 +1,102 @@
-"""`debm fit-detector`: what is normal, from a folder of normal images."""
+"""`debm fit-detector`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-
-from denoising_ebm.cli.common import (
-    DATA_HELP,
-    MODEL_HELP,
-    add_device_options,
-    add_source_options,
-    check_at_least,
-    folder_to_write,
-    note,
-    progress_bar,
-    read_images,
-    read_model,
-)
-
-HELP = "learn from normal images which ones are odd"
-USAGE = "debm fit-detector MODEL DATA [--calibration DATA] [--out DIR] [options]"
-DESCRIPTION = """\
-Fit a detector to normal images: how what the model computes for them spreads, and what slight alterations of some of them
-(noise, blur, a turn, ...) do to it; statistics of the energy per pixel; and scores of calibration images, which `debm score`
-needs for p-values and a false-alarm rate that is kept. More images see more: thousands are best, and a few hundred work.
-
-Writes detector.json and detector.safetensors into the model's folder (or --out); `debm score MODEL IMAGES` then uses them.
-
-Calibration images stand for the normal images to come. They should be new to the model: images it was trained on look more
-normal to it than others, and the promised rate would be exceeded. Without --calibration a fifth
-of the images drawn from DATA is kept for it."""
-EPILOG = """\
-Examples:
-  debm fit-detector runs/mine normal-images/
-  debm fit-detector runs/mine train-images/ --calibration new-normal-images/
-  debm fit-detector runs/cifar CIFAR10 --split train --calibration CIFAR10 --calibration-split test
-  debm fit-detector fashion-mnist fashion-mnist --out my-detector"""
+from denoising_ebm.cli.common import check_at_least, note, output_folder
+from denoising_ebm.cli.options import HARDWARE, TRAIN_IMAGES, HardwareOptions, ImageOptions
 
 
-def add(parser: ArgumentParser, argv: list[str]) -> None:
-    """Add the options."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("data", metavar="DATA", help=f"normal images: {DATA_HELP}")
-    parser.add_argument("--out", metavar="DIR", help="where to write the detector; by default the model's folder")
-    group = parser.add_argument_group("fitting")
-    group.add_argument("--calibration", metavar="DATA", help="normal images that the model was not trained on")
-    group.add_argument("--calibration-split", default="test", metavar="NAME", help="part of --calibration to use")
-    group.add_argument(
-        "--images", type=int, default=5000, metavar="N", help="fit on so many of the images, drawn at random"
-    )
-    group.add_argument(
-        "--altered-images",
-        type=int,
-        default=100,
-        metavar="N",
-        help="alter so many of them in every way, to learn in which directions images become odd",
-    )
-    group.add_argument(
-        "--calibration-images",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="use so many of --calibration, drawn at random; a false-alarm rate down to 1 / (N + 1) can then be promised",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of these draws")
-    group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images in a forward pass")
-    add_source_options(parser, "train")
-    add_device_options(parser)
+def fit_detector(
+    model: str,
+    data: str,
+    *,
+    out: Path | None = None,
+    calibration: str | None = None,
+    calibration_split: str = "test",
+    images: int = 5000,
+    corrupted_images: int = 100,
+    calibration_images: int = 2000,
+    seed: int = 0,
+    batch_size: int = 256,
+    options: ImageOptions = TRAIN_IMAGES,
+    hardware: HardwareOptions = HARDWARE,
+) -> None:
+    """Fit an anomaly detector to normal images.
 
+    It learns the distribution of the model's features on normal images, how slight corruptions of some of them (noise,
+    blur, rotation, ...) change these features, and statistics of the energy of each pixel. Scores of calibration
+    images then give `debm score` its p-values and its false-alarm rate. Thousands of images are best, and a few
+    hundred work.
 
-def run(args: Namespace) -> int:
-    """Fit and write."""
-    check_at_least(args, 20, "images")
-    check_at_least(args, 1, "calibration_images", "altered_images", "batch_size")
-    check_at_least(args, 0, "seed")
+    Writes detector.json and detector.safetensors into the model's folder, or into --out.
+
+    Calibration images should be new to the model. Images that it was trained on look more normal to it than others,
+    and the false-alarm rate would be exceeded. Without --calibration a fifth of the images drawn from DATA is held out
+    for it.
+
+    Examples:
+        debm fit-detector runs/mine normal-images/
+        debm fit-detector runs/mine train-images/ --calibration new-normal-images/
+        debm fit-detector runs/cifar CIFAR10 --split train --calibration CIFAR10 --calibration-split test
+        debm fit-detector fashion-mnist fashion-mnist --out my-detector
+
+    Args:
+        model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
+        data: Normal images: folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits),
+            or Hub id owner/name.
+        out: Folder to write the detector to. By default the model's.
+        calibration: Normal images that the model was not trained on.
+        calibration_split: Part of --calibration to use.
+        images: Images to fit to, drawn at random.
+        corrupted_images: Images to apply every corruption to.
+        calibration_images: Images of --calibration to use, drawn at random. N of them allow false-alarm rates down to
+            1 / (N + 1).
+        seed: Seed of these draws.
+        batch_size: Images in a forward pass.
+        options: How to read DATA and --calibration.
+        hardware: Where to compute.
+    """
+    check_at_least(20, images=images)
+    check_at_least(1, calibration_images=calibration_images, corrupted_images=corrupted_images, batch_size=batch_size)
+    check_at_least(0, seed=seed)
     import torch
 
     from denoising_ebm.datasets.images import image_hashes
     from denoising_ebm.ood.detector import MAP_IMAGES, Detector, DetectorConfig
+    from denoising_ebm.utils.progress import progress_bar
 
-    folder = folder_to_write(args, "the detector")
-    model = read_model(args)
-    network = model.config.network
-    sizes = network.image_size, network.channels
-    draws = torch.Generator().manual_seed(args.seed)
-    pixels = read_images(args.data, args, *sizes, sample=args.images, generator=draws).pixels
-    held = None
-    if args.calibration is not None:
-        options = args.clone()
-        options.split, options.limit = args.calibration_split, None
-        # As many more as may be among those that are fitted to.
-        most = args.calibration_images + len(pixels)
-        held = read_images(args.calibration, options, *sizes, sample=most, generator=draws).pixels
-        known = torch.isin(image_hashes(held), image_hashes(pixels))
-        if bool(known.all()):
-            raise ValueError(f"{args.calibration}: its images are all among those of {args.data} that are fitted to")
-        if bool(known.any()):
-            note(f"{args.calibration}: {int(known.sum()):,} images that are fitted to as well are left out")
-        held = held[~known][: args.calibration_images]
-    else:
+    folder = output_folder(model, out, "the detector")
+    net = hardware.load_model(model)
+    draws = torch.Generator().manual_seed(seed)
+    pixels = options.load(data, net.image_shape, sample=images, generator=draws).pixels
+    held_out = None
+    if calibration is None:
         note(
-            f"a fifth of the images drawn from {args.data} stands for the normal images to come; if the model was trained "
-            "on them, more than the promised share of new ones is flagged: give new ones with --calibration"
+            f"a fifth of the images drawn from {data} is held out for calibration; if the model was trained on them, new "
+            "normal images are flagged more often than promised: give new ones with --calibration"
         )
-    detector = Detector(model, replace(DetectorConfig(), altered=args.altered_images))
-    num = len(pixels) if held is not None else len(pixels) - len(pixels) // 5
-    altered = detector.config.num_altered(num, network.channels)
-    total = len(pixels) + altered + min(MAP_IMAGES, num) + (0 if held is None else len(held))
-    with progress_bar("fitting", total) as advance:
-        detector.fit(pixels, calibration=held, seed=args.seed, batch_size=args.batch_size, progress=advance)
-    detector.preprocessing = {name: args[name] for name in ("resize", "center_crop", "convert")}
+    else:
+        others = replace(options, split=calibration_split, limit=None)
+        # As many more as may be among those that are fitted to.
+        most = calibration_images + len(pixels)
+        held_out = others.load(calibration, net.image_shape, sample=most, generator=draws).pixels
+        known = torch.isin(image_hashes(held_out), image_hashes(pixels))
+        if bool(known.all()):
+            raise ValueError(f"{calibration}: its images are all among those of {data} that are fitted to")
+        if bool(known.any()):
+            note(f"{calibration}: {int(known.sum()):,} images that are fitted to as well are left out")
+        held_out = held_out[~known][:calibration_images]
+    detector = Detector(net, replace(DetectorConfig(), altered=corrupted_images))
+    num = len(pixels) if held_out is not None else len(pixels) - len(pixels) // 5
+    corrupted = detector.config.num_altered(num, net.image_shape[0])
+    total = len(pixels) + corrupted + min(MAP_IMAGES, num) + (0 if held_out is None else len(held_out))
+    with progress_bar("fitting", total) as progress:
+        detector.fit(pixels, calibration=held_out, seed=seed, batch_size=batch_size, progress=progress)
+    detector.preprocessing = {name: getattr(options, name) for name in ("resize", "center_crop", "convert")}
     detector.save(folder)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.metadata.items())
     lowest = 1 / (len(detector.calibration) + 1)
     note(f"{folder}: detector {counts}; false-alarm rates down to {lowest:.2g} can be promised")
-    return 0

@@ -1,71 +1,97 @@
-"""`debm info`: what a model is."""
+"""`debm info`."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import json as json_format
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
-
-from denoising_ebm.cli.common import MODEL_HELP
-
 if TYPE_CHECKING:
-    from denoising_ebm.config import PixelSampler
-
-HELP = "show what a model is and how it was trained"
-USAGE = "debm info MODEL [--json]"
-DESCRIPTION = "Show a model's sizes, noise levels, training, figures and sampling settings."
-EPILOG = """\
-Examples:
-  debm info runs/fashion
-  debm info runs/fashion --json"""
+    from denoising_ebm.config import SamplingConfig
+    from denoising_ebm.model import DenoisingEBM
 
 
-def add(parser: ArgumentParser, argv: list[str]) -> None:
-    """Add the options."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--json", action="store_true", help="print JSON, with every setting")
+def info(model: str, *, json: bool = False) -> None:
+    """Show what a model is and how it was trained.
 
+    Its sizes, noise levels, training, measured figures, and the sampler with its network evaluations (NFE) per image.
 
-def run(args: Namespace) -> int:
-    """Print."""
+    Examples:
+        debm info runs/fashion
+        debm info runs/fashion --json
+
+    Args:
+        model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
+        json: Print JSON, with every setting.
+    """
     from denoising_ebm.config import to_dict
     from denoising_ebm.hub import DETECTOR_FILES, find_model_folder
     from denoising_ebm.model import REFERENCE_SIGMAS, DenoisingEBM
 
-    model = DenoisingEBM.from_pretrained(args.model)
-    levels = [level for level, row in zip(REFERENCE_SIGMAS, model.reference, strict=True) if bool(row.isfinite().all())]
-    modules = {"total": model, "phi": model.dae, "gamma": model.decoder}
-    parts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    folder = str(find_model_folder(args.model).resolve())
-    fitted = (Path(folder) / DETECTOR_FILES[0]).is_file()
-    if args.json:
-        values = {"folder": folder, "parameters": parts, "percentiles at sigma": levels, "detector": fitted}
-        print(json.dumps({**values, "metadata": model.metadata, "config": to_dict(model.config)}, indent=2))
-        return 0
-    network, noise, sampling = model.config.network, model.config.noise, model.config.sampling
-    chain, pixel = sampling.semantic, sampling.pixel
-    rows: dict[str, Any] = {
+    net = DenoisingEBM.from_pretrained(model)
+    folder = find_model_folder(model).resolve()
+    rows = zip(REFERENCE_SIGMAS, net.reference, strict=True)
+    reference = [sigma for sigma, energies in rows if bool(energies.isfinite().all())]
+    modules = {"total": net, "phi": net.dae, "gamma": net.decoder}
+    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    has_detector = (folder / DETECTOR_FILES[0]).is_file()
+    if not json:
+        _print_table(_described(net, str(folder), parameters, reference, has_detector))
+        return
+    values = {
+        "folder": str(folder),
+        "parameters": parameters,
+        "percentiles at sigma": reference,
+        "detector": has_detector,
+        "NFE": net.sampler_nfe(net.config.sampling),
+        "metadata": net.metadata,
+        "config": to_dict(net.config),
+    }
+    print(json_format.dumps(values, indent=2))
+
+
+def _described(
+    model: DenoisingEBM, folder: str, parameters: dict[str, int], reference: list[float], has_detector: bool
+) -> dict[str, Any]:
+    config = model.config
+    network, noise, energy = config.network, config.noise, config.energy
+    return {
         "folder": folder,
         "images": f"{network.image_size} x {network.image_size}, {network.channels} channel(s)",
         "latent dimension": network.latent_dim,
-        "parameters": f"{parts['total']:,}",
-        "  phi (autoencoder)": f"{parts['phi']:,}",
-        "  gamma (decoder)": f"{parts['gamma']:,}",
+        "parameters": f"{parameters['total']:,}",
+        "  phi (autoencoder)": f"{parameters['phi']:,}",
+        "  gamma (decoder)": f"{parameters['gamma']:,}",
         "noise levels": f"{noise.sigma_min:g} to {noise.sigma_max:g}, drawn {noise.draw}",
-        "energy": f"{'with' if model.config.energy.inner_noise else 'without'} inner noise, "
-        f"denoiser: {model.config.energy.denoiser}",
-        "percentiles at sigma": ", ".join(f"{level:g}" for level in levels) or "none",
-        "detector": "yes" if fitted else "none; `debm fit-detector` makes one",
-        "stages": ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in model.config.stages),
-        "sampling in z": f"{chain.steps} Langevin steps of {chain.step_size:g}, sigma {chain.sigma_max:g} to "
-        f"{chain.sigma_min:g}, prior {chain.prior:g}",
-        "sampling in x": f"{pixel.method}, {pixel.steps} noise levels{_step_size(pixel)}, sigma {pixel.sigma_max:g} to "
-        f"{pixel.sigma_min:g}, {pixel.schedule}, drift of the {pixel.drift}{_low_temperature(pixel)}",
-        "NFE": model.sampler_nfe(sampling),
+        "energy": f"{'with' if energy.inner_noise else 'without'} inner noise, denoiser: {energy.denoiser}",
+        "percentiles at sigma": ", ".join(f"{sigma:g}" for sigma in reference) or "none",
+        "detector": "yes" if has_detector else "none; `debm fit-detector` makes one",
+        "training stages": ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in config.stages),
+        **_sampler(config.sampling),
+        "NFE per image": model.sampler_nfe(config.sampling),
         **model.metadata,
     }
+
+
+def _sampler(sampling: SamplingConfig) -> dict[str, str]:
+    """Describe both stages of sampling."""
+    from denoising_ebm.samplers import METHODS
+
+    chain, pixel = sampling.semantic, sampling.pixel
+    step_size = f" of {pixel.step_size:g}" if pixel.step_size else ""
+    temperature = (
+        ""
+        if pixel.low_temperature == 1
+        else f", temperature {pixel.low_temperature:g} below {pixel.low_temperature_sigma:g}"
+    )
+    return {
+        "sampling in z": f"annealed Langevin, {chain.steps} steps of {chain.step_size:g}, sigma {chain.sigma_max:g} to "
+        f"{chain.sigma_min:g}, prior {chain.prior:g}",
+        "sampling in x": f"{METHODS[pixel.method].title}, {pixel.steps} steps{step_size}, sigma {pixel.sigma_max:g} to "
+        f"{pixel.sigma_min:g}, {pixel.schedule} schedule, drift of the {pixel.drift}{temperature}",
+    }
+
+
+def _print_table(rows: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -76,14 +102,3 @@ def run(args: Namespace) -> int:
     for name, value in rows.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     Console().print(table, highlight=False, markup=False)
-    return 0
-
-
-def _low_temperature(pixel: PixelSampler) -> str:
-    if pixel.low_temperature == 1:
-        return ""
-    return f", temperature {pixel.low_temperature:g} below sigma {pixel.low_temperature_sigma:g}"
-
-
-def _step_size(pixel: PixelSampler) -> str:
-    return f" of {pixel.step_size:g}" if pixel.step_size else ""

@@ -1,141 +1,92 @@
-"""`debm sample`: draw images from a model."""
+"""`debm sample`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-
-from denoising_ebm.cli.common import (
-    MODEL_HELP,
-    add_device_options,
-    check_suffix,
-    check_writable,
-    note,
-    progress_bar,
-    read_model,
-)
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
-HELP = "draw images from a model"
-USAGE = "debm sample MODEL [--out grid.png] [options]"
-DESCRIPTION = """\
-Draw images: first a layout in the latent space, then the image in pixels (two-stage), or by another sampler.
-
-The images depend on the seed, the batch size (batch i is drawn with seed + i) and nothing else: sets that are to be
-independent need seeds further apart than they have batches."""
-EPILOG = """\
-Examples:
-  debm sample runs/fashion --out grid.png
-  debm sample runs/fashion --n 16 --stages stages.png --trajectory chains.png
-  debm sample runs/fashion --sampler heun --steps 18 --seed 1 --out heun.png
-  debm sample runs/fashion --n 10000 --batch-size 500 --npz samples.npz --out ''"""
-
-Sampler = Literal["two-stage", "dpmpp-2m-sde", "ancestral", "consistent-annealed", "annealed-langevin", "heun", "mala"]
+from denoising_ebm.cli.common import check_at_least, check_output, note
+from denoising_ebm.cli.options import HARDWARE, HardwareOptions
+from denoising_ebm.config import SamplerName
 
 
-def add(parser: ArgumentParser, argv: list[str]) -> None:
-    """Add the options."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--n", type=int, default=64, metavar="N", help="number of images")
-    parser.add_argument("--out", default="samples.png", metavar="FILE", help="PNG with all images; '' for none")
-    parser.add_argument("--columns", type=int, default=8, metavar="N", help="images in a row of the PNG")
-    parser.add_argument(
-        "--npz",
-        metavar="FILE",
-        help="NumPy file with `arr_0`, uint8 (n, h, w, channels), as FID tools read it",
-    )
-    parser.add_argument(
-        "--stages", metavar="FILE", help="PNG with each semantic image h(z) left of the image it became (two-stage)"
-    )
-    parser.add_argument(
-        "--trajectory", metavar="FILE", help="PNG with the first 8 chains on their way, a row each (paper, figure 5)"
-    )
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--sampler",
-        type=Sampler,
-        default="two-stage",
-        help="two-stage: the model's own (eq. 15, 16); the others from noise: SDE-DPM-Solver++(2M), ancestral sampling, consistent annealed sampling, annealed Langevin, Heun's method on the probability-flow ODE, Metropolis-adjusted Langevin",
-    )
-    group.add_argument(
-        "--steps",
-        type=int | None,
-        metavar="N",
-        help="noise levels in pixels; by default the model's own, or those of the method",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="S", help="of the first batch; batch i has seed + i")
-    group.add_argument("--batch-size", type=int, default=64, metavar="N", help="images drawn at once")
-    add_device_options(parser)
+def sample(
+    model: str,
+    *,
+    n: int = 64,
+    out: Path | None = Path("samples.png"),
+    columns: int = 8,
+    npz: Path | None = None,
+    semantic: Path | None = None,
+    trajectory: Path | None = None,
+    sampler: SamplerName = "two-stage",
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    hardware: HardwareOptions = HARDWARE,
+) -> None:
+    """Draw images from a model.
 
+    By default they are drawn in two stages: a Langevin chain in the latent space gives a semantic image, from which
+    the sampler in pixels starts (eq. 15, 16). The other samplers start from noise.
 
-def run(args: Namespace) -> int:
-    """Draw and write."""
-    paths = {name: check_suffix(args[name] or None, ".png") for name in ("out", "stages", "trajectory")}
-    npz = check_suffix(args.npz, ".npz")
-    if not any((npz, *paths.values())):
-        raise ValueError("nothing to write: give --out, --npz, --stages or --trajectory")
-    if args.stages and args.sampler != "two-stage":
-        raise ValueError(f"--stages needs --sampler two-stage, got {args.sampler}")
-    if args.columns < 1:
-        raise ValueError(f"--columns must be >= 1, got {args.columns}")
-    for path in (npz, *paths.values()):
-        check_writable(path)
+    The images depend on the seed, the batch size (batch i has the seed S + i) and nothing else. Sets that must be
+    independent need seeds further apart than they have batches.
+
+    Examples:
+        debm sample runs/fashion --out grid.png
+        debm sample runs/fashion --n 16 --semantic semantic.png --trajectory chains.png
+        debm sample runs/fashion --sampler heun --steps 18 --seed 1 --out heun.png
+        debm sample runs/fashion --n 10000 --batch-size 500 --npz samples.npz --out ''
+
+    Args:
+        model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
+        n: Number of images.
+        out: PNG with all images; '' for none.
+        columns: Images in a row of the PNG.
+        npz: NumPy file with `arr_0`, uint8 (n, height, width, channels), as tools for FID read it.
+        semantic: PNG with each semantic image h(z) left of the image that it became (two-stage).
+        trajectory: PNG with states of the first 8 chains, a row each (figure 5 of the paper).
+        sampler: two-stage is the model's own. From noise: annealed Langevin dynamics, consistent annealed sampling,
+            ancestral sampling, SDE-DPM-Solver++(2M), Heun's method on the probability-flow ODE, or the Metropolis-adjusted
+            Langevin algorithm.
+        steps: Noise levels in pixels. By default those of the model, or of the sampler.
+        seed: Seed S of the first batch.
+        batch_size: Images that are drawn at once.
+        hardware: Where to compute.
+    """
+    pictures = {"--out": out, "--semantic": semantic, "--trajectory": trajectory}
+    for path in pictures.values():
+        check_output(path, ".png")
+    check_output(npz, ".npz")
+    if npz is None and not any(pictures.values()):
+        raise ValueError("nothing to write: give --out, --npz, --semantic or --trajectory")
+    if semantic is not None and sampler != "two-stage":
+        raise ValueError(f"--semantic needs --sampler two-stage, got {sampler}")
+    check_at_least(1, columns=columns)
 
     import torch
 
     from denoising_ebm.config import SamplingConfig
-    from denoising_ebm.samplers import Trajectory, num_chain_steps, two_stage_steps
-    from denoising_ebm.viz.grids import image_grid, trajectory_grid
-
-    model = read_model(args)
-    sampler = model.configure_sampler(args.sampler, steps=args.steps)
-    count = two_stage_steps(sampler) if isinstance(sampler, SamplingConfig) else num_chain_steps(sampler)
-    trajectory = Trajectory(model.decode) if paths["trajectory"] else None
-    with progress_bar(f"{args.sampler} sampling", max(args.n, 0) * count) as advance:
-        drawn = model.sample(
-            args.n,
-            sampler=sampler,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            callback=trajectory,
-            progress=advance,
-        )
-    if paths["out"]:
-        _write_png(image_grid(drawn.images, columns=args.columns), paths["out"])
-    if npz:
-        _write_npz(drawn.images, npz)
-    if paths["stages"] and drawn.semantic is not None:
-        pairs = torch.stack([drawn.semantic, drawn.images], dim=1).flatten(0, 1)
-        _write_png(image_grid(pairs, columns=2 * args.columns), paths["stages"])
-    if trajectory is not None and paths["trajectory"]:
-        trajectory.add(drawn.images, "end")
-        _write_png(trajectory_grid(trajectory.states, trajectory.labels), paths["trajectory"])
-    note(f"{args.n} images: {', '.join(str(path) for path in (*paths.values(), npz) if path)}")
-    return 0
-
-
-def _write_png(picture: Image.Image, path: Path) -> None:
-    from denoising_ebm.utils.io import write_atomically
-
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
-
-
-def _write_npz(images: Tensor, path: Path) -> None:
-    import numpy as np
-
     from denoising_ebm.datasets.images import to_uint8
-    from denoising_ebm.utils.io import write_atomically
+    from denoising_ebm.samplers import Trajectory, num_chain_steps, two_stage_steps
+    from denoising_ebm.utils.io import write_npz
+    from denoising_ebm.utils.progress import progress_bar
+    from denoising_ebm.viz.grids import save_grid, save_picture, trajectory_grid
 
-    array = to_uint8(images).permute(0, 2, 3, 1).contiguous().numpy()
-
-    def write(temporary: Path) -> None:
-        # Through an open file, since numpy adds a suffix to names.
-        with open(temporary, "wb") as file:
-            np.savez(file, array)
-
-    write_atomically(path, write)
+    net = hardware.load_model(model)
+    chosen = net.configure_sampler(sampler, steps=steps)
+    chain_steps = two_stage_steps(chosen) if isinstance(chosen, SamplingConfig) else num_chain_steps(chosen)
+    chains = None if trajectory is None else Trajectory(net.decode)
+    with progress_bar(f"{sampler} sampling", max(n, 0) * chain_steps) as progress:
+        drawn = net.sample(n, sampler=chosen, seed=seed, batch_size=batch_size, callback=chains, progress=progress)
+    if out is not None:
+        save_grid(drawn.images, out, columns=columns)
+    if npz is not None:
+        write_npz(npz, to_uint8(drawn.images).permute(0, 2, 3, 1).contiguous().numpy())
+    if semantic is not None and drawn.semantic is not None:
+        pairs = torch.stack([drawn.semantic, drawn.images], dim=1).flatten(0, 1)
+        save_grid(pairs, semantic, columns=2 * columns)
+    if trajectory is not None and chains is not None:
+        chains.add(drawn.images, "end")
+        save_picture(trajectory_grid(chains.states, chains.labels), trajectory)
+    note(f"{n} images: {', '.join(str(path) for path in (*pictures.values(), npz) if path)}")

@@ -1,107 +1,92 @@
-"""`debm tune`: fit the sampler to a trained model."""
+"""`debm tune`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
-from denoising_ebm.cli.common import (
-    DATA_HELP,
-    MODEL_HELP,
-    add_device_options,
-    add_source_options,
-    check_at_least,
-    folder_to_write,
-    note,
-    progress_bar,
-    read_images,
-    read_model,
-)
-
-HELP = "fit the sampler to a trained model"
-USAGE = "debm tune MODEL DATA [--out DIR] [options]"
-DESCRIPTION = """\
-Choose how cold the last steps of the pixel chain run, those below noise of sampling.cold_sigma. Models that were trained for
-minutes get fine detail wrong, and their samples come nearer to real images with less of it; models of hours do not need it.
-Samples at each temperature are compared with images of DATA by the Fréchet distance of EfficientNet-lite0 features. Take
-images that the model was trained on, and keep test images for figures that you report.
-
-Writes the choice into config.json of the model's folder (or of --out, a copy). Going on with training undoes it."""
-EPILOG = """\
-Examples:
-  debm tune runs/mine my-images/
-  debm tune runs/cifar CIFAR10 --samples 1000
-  debm tune fashion-mnist fashion-mnist --out my-fashion"""
+from denoising_ebm.cli.common import check_at_least, note, output_folder
+from denoising_ebm.cli.options import HARDWARE, TRAIN_IMAGES, HardwareOptions, ImageOptions
 
 
-def add(parser: ArgumentParser, argv: list[str]) -> None:
-    """Add the options."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("data", metavar="DATA", help=f"images to come near to: {DATA_HELP}")
-    parser.add_argument("--out", metavar="DIR", help="where to write the model; by default its own folder")
-    group = parser.add_argument_group("tuning")
-    group.add_argument(
-        "--temperatures",
-        type=list[float] | None,
-        metavar="[T, ...]",
-        help="to choose from, each >= 0; by default [1, 0.7, 0.5, 0.35, 0.25]",
-    )
-    group.add_argument("--samples", type=int, default=500, metavar="N", help="samples at each temperature")
-    group.add_argument("--images", type=int, default=2000, metavar="N", help="compare with so many, drawn at random")
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of these draws; batch i of the samples has seed + i"
-    )
-    group.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples drawn at once")
-    add_source_options(parser, "train")
-    add_device_options(parser)
+def tune(
+    model: str,
+    data: str,
+    *,
+    out: Path | None = None,
+    temperatures: list[float] | None = None,
+    samples: int = 500,
+    images: int = 2000,
+    seed: int = 0,
+    batch_size: int = 64,
+    options: ImageOptions = TRAIN_IMAGES,
+    hardware: HardwareOptions = HARDWARE,
+) -> None:
+    """Fit the sampler to a trained model.
 
+    Chooses sampling.pixel.low_temperature: the factor on the noise variance of the last steps in pixels, those below
+    sampling.pixel.low_temperature_sigma. A model that was trained for minutes gets fine detail wrong, and less noise
+    there brings its samples nearer to real images; a model that was trained for hours does not need it.
 
-def run(args: Namespace) -> int:
-    """Measure, choose, write."""
-    check_at_least(args, 2, "samples", "images")
-    check_at_least(args, 1, "batch_size")
-    check_at_least(args, 0, "seed")
+    Samples at each temperature are compared with images of DATA by the Fréchet distance of EfficientNet-lite0
+    features. Take images that the model was trained on, and keep test images for results that you report.
+
+    Writes the choice into config.json of the model's folder, or of a copy with --out. Further training undoes it.
+
+    Examples:
+        debm tune runs/mine my-images/
+        debm tune runs/cifar CIFAR10 --samples 1000
+        debm tune fashion-mnist fashion-mnist --out my-fashion
+
+    Args:
+        model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
+        data: Images to compare with: folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist,
+            digits), or Hub id owner/name.
+        out: Folder to write the model to. By default its own.
+        temperatures: Candidates, each >= 0, as a list such as [1,0.5]. By default [1, 0.7, 0.5, 0.35, 0.25].
+        samples: Samples at each temperature.
+        images: Images of DATA to compare with, drawn at random.
+        seed: Seed S of these draws; batch i of the samples has S + i.
+        batch_size: Samples that are drawn at once.
+        options: How to read DATA.
+        hardware: Where to compute.
+    """
+    check_at_least(2, samples=samples, images=images)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, seed=seed)
     import torch
 
     from denoising_ebm.hub import copy_model_folder, find_model_folder, rewrite_config
     from denoising_ebm.quality.evaluator import FidelityEvaluator
     from denoising_ebm.quality.tuning import TEMPERATURES, tune_low_temperature
     from denoising_ebm.samplers import two_stage_steps
+    from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.report import Table, markdown
 
-    temperatures = TEMPERATURES if args.temperatures is None else tuple(dict.fromkeys(args.temperatures))
-    if not temperatures or not all(math.isfinite(t) and t >= 0 for t in temperatures):
-        raise ValueError(f"--temperatures must be one or more numbers >= 0, got {list(temperatures)}")
-    source, folder = find_model_folder(args.model), folder_to_write(args, "the tuned model")
-    model = read_model(args)
-    network = model.config.network
-    draws = torch.Generator().manual_seed(args.seed)
-    sizes = network.image_size, network.channels
-    pixels = read_images(args.data, args, *sizes, sample=args.images, generator=draws).pixels
-    evaluator = FidelityEvaluator(pixels, device=model.device)
-    sampling = model.config.sampling
-    before = sampling.pixel.low_temperature
-    with progress_bar("sampling", len(temperatures) * args.samples * two_stage_steps(sampling)) as advance:
-        options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size, "progress": advance}
+    candidates = TEMPERATURES if temperatures is None else tuple(dict.fromkeys(temperatures))
+    if not candidates or not all(math.isfinite(t) and t >= 0 for t in candidates):
+        raise ValueError(f"--temperatures must be one or more numbers >= 0, got {list(candidates)}")
+    source, folder = find_model_folder(model), output_folder(model, out, "the tuned model")
+    net = hardware.load_model(model)
+    draws = torch.Generator().manual_seed(seed)
+    pixels = options.load(data, net.image_shape, sample=images, generator=draws).pixels
+    evaluator = FidelityEvaluator(pixels, device=net.device)
+    sampling = net.config.sampling
+    with progress_bar("sampling", len(candidates) * samples * two_stage_steps(sampling)) as progress:
+        how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
         tuned, distances = tune_low_temperature(
-            sampling,
-            lambda choice: model.sample(args.samples, sampler=choice, **options).images,
-            evaluator,
-            temperatures,
+            sampling, lambda choice: net.sample(samples, sampler=choice, **how).images, evaluator, candidates
         )
-    best = tuned.pixel.low_temperature
-    caption = (
-        f"Fréchet distance of {args.samples:,} samples to {len(pixels):,} images ({evaluator.extractor.name}; no FID)."
-    )
-    columns = [f"temperature below sigma {sampling.pixel.low_temperature_sigma:g}", "distance"]
+    before, best = sampling.pixel.low_temperature, tuned.pixel.low_temperature
+    caption = f"Fréchet distance (FD) of {samples:,} samples to {len(pixels):,} images ({evaluator.extractor.name})."
+    columns = [f"temperature below sigma {sampling.pixel.low_temperature_sigma:g}", "FD"]
     rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
     print(f"{caption}\n\n{markdown(Table(columns, rows))}", end="")
     if folder.resolve() != source.resolve():
         copy_model_folder(source, folder)
-    rewrite_config(folder, replace(model.config, sampling=tuned))
-    change = f"stays {best:g}" if best == before else f"{before:g} -> {best:g}"
-    note(f"{folder}: sampling.pixel.low_temperature {change}")
-    return 0
+    rewrite_config(folder, replace(net.config, sampling=tuned))
+    note(
+        f"{folder}: sampling.pixel.low_temperature {f'stays {best:g}' if best == before else f'{before:g} -> {best:g}'}"
+    )

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from denoising_ebm.datasets.sources import Entry, read_bytes
+from denoising_ebm.literals import Resize
 
-RESIZE = {
+RESIZE: dict[Resize, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -85,7 +86,9 @@ def to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def fit_shape(image: Image.Image, image_size: int | None, resize: str | None, center_crop: int | None) -> Image.Image:
+def fit_shape(
+    image: Image.Image, image_size: int | None, resize: Resize | None, center_crop: int | None
+) -> Image.Image:
     """Crop and resize to a square of `image_size`, or refuse."""
     size = f"{image.width}x{image.height}"
     if center_crop is not None:

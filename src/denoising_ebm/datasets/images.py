@@ -18,6 +18,7 @@ from torch import Tensor
 
 from denoising_ebm.datasets.decode import RESIZE, decode_each, fit_shape, to_array, with_channels
 from denoising_ebm.datasets.sources import Entry, open_source
+from denoising_ebm.literals import Resize
 
 
 class Unreadable(NamedTuple):
@@ -113,7 +114,7 @@ def load_images(
     split: str = "train",
     image_size: int | None = None,
     channels: int | None = None,
-    resize: str | None = None,
+    resize: Resize | None = None,
     center_crop: int | None = None,
     limit: int | None = None,
     sample: int | None = None,
@@ -298,7 +299,7 @@ def _draw(
 def _check_arguments(
     image_size: int | None,
     channels: int | None,
-    resize: str | None,
+    resize: Resize | None,
     center_crop: int | None,
     limit: int | None,
     sample: int | None,

@@ -14,12 +14,12 @@ trained by `score` has neither: its D is a gradient itself, whose Jacobian would
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from denoising_ebm.energies import TextureEnergy, draw_noise
+from denoising_ebm.literals import Estimate
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims, expand_sigma, karras_sigmas
 from denoising_ebm.restoration.operators import Degradation
@@ -27,7 +27,6 @@ from denoising_ebm.restoration.prior import natural_variances
 from denoising_ebm.samplers import ChainState, ancestral, consistent_annealed_sampling
 from denoising_ebm.utils.seeds import distant_generator
 
-Estimate = Literal["mean", "sample"]
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 #: Bound on sigma^2 / r^2 in the data term's gradient, where one r^2 stands for all directions.

@@ -41,6 +41,7 @@ class Method:
 
     Attributes:
         name: In configs and commands.
+        title: As it was published.
         run: The function.
         gradients: Evaluations of the energy's gradient, or of the denoiser, for so many noise levels.
         default_steps: Noise levels when the user names none.
@@ -52,6 +53,7 @@ class Method:
     """
 
     name: PixelMethod
+    title: str
     run: Callable[..., Tensor]
     gradients: Callable[[int], int]
     default_steps: int

@@ -68,6 +68,7 @@ def consistent_annealed_sampling(
 
 CONSISTENT_ANNEALED = Method(
     "consistent-annealed",
+    "consistent annealed sampling",
     consistent_annealed_sampling,
     gradients=lambda steps: steps,
     default_steps=100,

@@ -123,6 +123,7 @@ def _solve(
 
 ANCESTRAL = Method(
     "ancestral",
+    "ancestral sampling",
     ancestral,
     gradients=lambda steps: steps,
     default_steps=40,
@@ -131,6 +132,7 @@ ANCESTRAL = Method(
 )
 DPMPP_2M_SDE = Method(
     "dpmpp-2m-sde",
+    "SDE-DPM-Solver++(2M)",
     dpmpp_2m_sde,
     gradients=lambda steps: steps,
     default_steps=16,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config
+from denoising_ebm.literals import Precision
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.checkpoint import STATE_FILE
 from denoising_ebm.training.logging import METRICS_FILE
-from denoising_ebm.utils.device import Precision, choose_device, choose_precision
+from denoising_ebm.utils.device import choose_device, choose_precision
 
 CONFIG_FILE = "config.yaml"
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash, to_float
 from denoising_ebm.hub import check_tensors
+from denoising_ebm.literals import Precision
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.calibration import calibrate
@@ -30,7 +31,7 @@ from denoising_ebm.training.lr import learning_rate
 from denoising_ebm.training.objectives import Batch, Objective, make_objective, validation_loss
 from denoising_ebm.training.sample_images import save_sample_images
 from denoising_ebm.training.setup import CONFIG_FILE, check_run, choose_hardware, new_model, place_images
-from denoising_ebm.utils.device import Precision, describe
+from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import write_text_atomically
 from denoising_ebm.utils.seeds import hashed_generator
 

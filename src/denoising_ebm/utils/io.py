@@ -6,7 +6,10 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -31,6 +34,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write text as UTF-8 in the way of `write_atomically`; `errors` as for `str.encode`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=errors))
+
+
+def write_npz(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as `arr_0` of a NumPy archive in the way of `write_atomically`."""
+    import numpy as np
+
+    def write(temporary: Path) -> None:
+        # Through an open file, since numpy adds a suffix to names.
+        with open(temporary, "wb") as file:
+            np.savez(file, array)
+
+    write_atomically(path, write)
 
 
 def read_json(path: Path, hint: str = "") -> dict[str, Any]:

@@ -1,0 +1,12 @@
+"""Choices by name that several folders share, without imports that take time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: Arithmetic of the networks; auto is bf16 where that is fast.
+Precision = Literal["auto", "fp32", "bf16"]
+#: Antialiasing filters.
+Resize = Literal["bilinear", "bicubic", "lanczos", "box"]
+#: What `restore` estimates: the mean of the posterior, or one sample of it.
+Estimate = Literal["mean", "sample"]
