@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from denoising_ebm.samplers import METHODS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -23,6 +25,7 @@ def test_all_examples_are_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"toy_2d.py", "own_denoiser.py"}
 
 
+@pytest.mark.slow
 def test_toy_2d() -> None:
     """Points of all samplers lie near the data: those of N(0, I) are .37 from it in the mean."""
     lines = output("toy_2d.py", "--steps", "1000").splitlines()[2:]
@@ -30,6 +33,7 @@ def test_toy_2d() -> None:
     assert all(float(line.split()[-1]) < 0.2 for line in lines), lines
 
 
+@pytest.mark.slow
 def test_own_denoiser() -> None:
     """Digits have less to see than clothes: the energy alone takes them for more normal, pixel by pixel."""
     clothes, digits, left, right, data, samples = map(

@@ -51,6 +51,7 @@ def test_chains_that_diverge_and_no_temperatures_are_refused() -> None:
         tune_low_temperature(SAMPLING, draw, Brightness(), ())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(run / "model", model)
