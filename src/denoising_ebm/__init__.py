@@ -1,4 +1,4 @@
-"""Denoising-EBM: one energy-based model of images that generates, scores, shows where an image is odd, and restores."""
+"""Denoising-EBM: one energy-based model of images that generates, scores, localises and restores."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,9 @@ __all__ = [
     "Detector",
     "Energy",
     "ImageSet",
+    "PixelSampler",
+    "SamplingConfig",
+    "SemanticChain",
     "SemanticEnergy",
     "TextureEnergy",
     "__version__",
@@ -22,7 +25,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from denoising_ebm.config import Config
+    from denoising_ebm.config import Config, PixelSampler, SamplingConfig, SemanticChain
     from denoising_ebm.datasets.images import ImageSet, load_images, to_float, to_uint8
     from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy
     from denoising_ebm.model import DenoisingEBM
@@ -36,6 +39,9 @@ else:
         "DenoisingEBM": "model",
         "Energy": "energies",
         "ImageSet": "datasets.images",
+        "PixelSampler": "config",
+        "SamplingConfig": "config",
+        "SemanticChain": "config",
         "Detector": "ood.detector",
         "SemanticEnergy": "energies",
         "TextureEnergy": "energies",

@@ -48,7 +48,7 @@ def write_model_folder(
 
 
 def rewrite_config(folder: Path, config: Config) -> None:
-    """Give a model folder another config, for the same weights and facts."""
+    """Give a model folder another config, for the same weights and metadata."""
     _write_config(folder, config, _read_config(folder / CONFIG_FILE)[1])
 
 
@@ -97,7 +97,7 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
 
 
 def read_model_folder(folder: Path) -> tuple[Config, dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the config, the facts and the tensors of a model folder.
+    """Return the config, the metadata and the tensors of a model folder.
 
     Raises:
         FileNotFoundError: If a file is missing.
