@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,9 @@ from denoising_ebm.config import (
     TrainingConfig,
     TrainingStage,
 )
+from denoising_ebm.datasets.images import to_float
+from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.training.once import train_once
 
 TINY_NETWORK = NetworkConfig(
     image_size=16,
@@ -78,12 +82,21 @@ def random_pixels(num: int, seed: int = 0, size: int = 16, channels: int = 1) ->
     return (127.5 * (1 + torch.sin(waves + stage))).round().clamp(0, 255).to(torch.uint8)
 
 
-class PixelMoments:
-    """A feature extractor that costs nothing: mean, deviation, mean of the left half and maximum of an image."""
+class Projections:
+    """A feature extractor that costs nothing: random projections of pixels, by default more than images at tiny scale."""
 
-    name = "moments of pixels"
-    num_features = 4
+    name = "random projections"
+
+    def __init__(self, num_features: int = 80) -> None:
+        self.num_features = num_features
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255
-        return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), x[..., :16].mean((1, 2, 3)), x.amax((1, 2, 3))], 1)
+        flat = to_float(images).flatten(1)
+        directions = torch.randn(flat.shape[1], self.num_features, generator=torch.Generator().manual_seed(1))
+        return flat @ directions / flat.shape[1] ** 0.5
+
+
+def train_shortly(pixels: torch.Tensor, config: Config, *arguments: Any, **options: Any) -> DenoisingEBM:
+    """Train as `train_once` does, with a fraction of the images."""
+    short = replace(config.training, max_images=128, warmup_images=32)
+    return train_once(pixels, replace(config, training=short), *arguments, **options)

@@ -5,7 +5,7 @@ import pytest
 from denoising_ebm.datasets.images import load_images
 from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
-from support import PixelMoments
+from support import Projections
 
 
 def test_evaluator_agrees_with_its_parts() -> None:
@@ -19,4 +19,4 @@ def test_evaluator_agrees_with_its_parts() -> None:
     assert quality.fid is None and 0 < quality.precision <= 1
     assert evaluator(test).coverage == 1.0 and evaluator.frechet_distance(test) == pytest.approx(0.0, abs=1e-3)
     assert "WARNING: 40 images are fewer than the 1,280 features" in evaluator.protocol(40, "test")
-    assert "WARNING" not in FidelityEvaluator(test, extractor=PixelMoments()).protocol(40, "test")
+    assert "WARNING" not in FidelityEvaluator(test, extractor=Projections(4)).protocol(40, "test")

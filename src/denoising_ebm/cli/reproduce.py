@@ -87,7 +87,8 @@ def reproduce(
     if minutes < 0:
         raise ValueError(f"--minutes must be >= 0, got {minutes:g}")
     from denoising_ebm.experiments import run
-    from denoising_ebm.experiments.settings import SIZES
+    from denoising_ebm.experiments.experiment import Experiment, Images
+    from denoising_ebm.experiments.settings import sizes_of
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.quality.extractors import EfficientNetLite0Features
     from denoising_ebm.quality.inception import InceptionFeatures, find_weights
@@ -100,34 +101,26 @@ def reproduce(
     if inception:
         InceptionFeatures.package()
         weights = str(find_weights(None if inception == "auto" else inception))
-    limit = SIZES[scale].train_images
+    limit = sizes_of(scale).train_images
     train, test = _read(data, limit, size, center_crop, convert=convert, known_to=model)
     ood_sets: dict[str, Tensor] = {}
     if "table4" in targets:
         read = load_ood_sets(ood or ["interpolation"], test.pixels, ImageOptions(resize=resize, convert=convert), seed)
         ood_sets = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
-    images = run.Images(data, train.pixels, test.pixels, ood_sets, (train.labels, test.labels))
-    second_images = None
-    if second and "table2" in targets:
-        second_train, second_test = _read(second, limit, second_size, second_center_crop, convert=convert)
-        second_images = run.Images(second, second_train.pixels, second_test.pixels)
+    images = Images(data, train.pixels, test.pixels, ood_sets, (train.labels, test.labels))
     trained = DenoisingEBM.from_pretrained(model, device=device).set_precision("auto") if model else None
-    try:
-        page, failed = run.reproduce(
-            targets,
-            scale,
-            out,
-            images,
-            second=second_images,
-            minutes=minutes,
-            seed=seed,
-            device=device,
-            trained=trained,
-            trained_name=model or "",
-            inception=weights,
-            command=shlex.join(["debm", *sys.argv[1:]]),
-            log=note,
+    options: dict[str, Any] = {"minutes": minutes, "seed": seed, "inception": weights, "device": device}
+    experiment = Experiment(out, scale, images, trained=trained, trained_name=model or "", log=note, **options)
+    second_experiment = None
+    if second and "table2" in targets:
+        train, test = _read(second, limit, second_size, second_center_crop, convert=convert)
+        images = Images(second, train.pixels, test.pixels)
+        second_experiment = Experiment(
+            out / "second", scale, images, log=lambda row: note(f"second set: {row}"), **options
         )
+    command = shlex.join(["debm", *sys.argv[1:]])
+    try:
+        page, failed = run.reproduce(targets, experiment, second=second_experiment, command=command, log=note)
     except KeyboardInterrupt:
         note(f"stopped; the same command continues in {out}")
         return 130

@@ -1,1 +1,1 @@
-"""The paper's tables and figures from one command, row by row, beside the paper's own figures."""
+"""The paper's tables and figures from one command, row by row, beside the paper's own figures; and the demo."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,62 +15,51 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.datasets.images import load_images, to_float
-from denoising_ebm.experiments.demo_page import Evidence, auroc_table, report_metadata, report_sections, summary
+from denoising_ebm.experiments.cache import Log
+from denoising_ebm.experiments.demo_page import NORMAL, Evidence, auroc_table, page_metadata, page_sections, summary
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import MAP_IMAGES, Detector, DetectorConfig
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.ood.outliers import SYNTHETIC_OOD
 from denoising_ebm.presets import preset
-from denoising_ebm.samplers import Trajectory
+from denoising_ebm.samplers import Trajectory, two_stage_steps
 from denoising_ebm.training.checkpoint import STATE_FILE
 from denoising_ebm.training.logging import read_metrics
-from denoising_ebm.training.trainer import train
-from denoising_ebm.utils.device import choose_device
-from denoising_ebm.utils.io import read_json, write_text_atomically
+from denoising_ebm.training.once import is_finished, train_once
+from denoising_ebm.utils.device import choose_device, torch_threads
+from denoising_ebm.utils.io import check_marker, write_text_atomically
+from denoising_ebm.utils.progress import Bar, no_bar
 from denoising_ebm.viz.report import Table, write_report
 
 MARKER = "demo.json"
 REPORT = "report.html"
 #: Noise levels at which single energies are compared; those within the model's range are used.
-LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: Side of the foreign square in pixels.
 SQUARE = 8
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How many images the demo looks at.
+class DemoSizes:
+    """How many images the demo looks at."""
 
-    Attributes:
-        train: Training images; None for all.
-        fit: Training images that the detector is fitted on.
-        scored: Images of each set that are scored; as many others calibrate the detector.
-        samples: Images drawn.
-    """
-
-    train: int | None
-    fit: int
-    scored: int
-    samples: int
+    train: int | None  #: Training images; None for all.
+    fit: int  #: Training images that the detector is fitted on.
+    scored: int  #: Images of each set that are scored; as many others calibrate the detector.
+    samples: int  #: Images drawn.
 
 
-FULL = Sizes(train=None, fit=1000, scored=1000, samples=64)
-FAST = Sizes(train=1000, fit=200, scored=100, samples=16)
+FULL = DemoSizes(train=None, fit=1000, scored=1000, samples=64)
+FAST = DemoSizes(train=1000, fit=200, scored=100, samples=16)
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """What the demo found."""
 
-    Attributes:
-        report: The page.
-        table: AUROC of each odd set.
-        evidence: What the page shows.
-    """
-
-    report: Path
-    table: Table
-    evidence: Evidence
+    report: Path  #: The page.
+    table: Table  #: AUROC of each OOD set.
+    evidence: Evidence  #: What the page shows.
 
 
 def run_demo(
@@ -78,11 +68,13 @@ def run_demo(
     minutes: float = 7.0,
     seed: int = 0,
     device: str = "auto",
-    sizes: Sizes = FULL,
+    sizes: DemoSizes = FULL,
+    threads: int | None = None,
     overwrite: bool = False,
     config: Config | None = None,
-    log: Callable[[str], object] = lambda message: None,
-) -> DemoResult | None:
+    log: Log = lambda message: None,
+    bar: Bar = no_bar,
+) -> DemoResult:
     """Run the demo, or continue it; of a finished one only rebuild the report.
 
     Args:
@@ -91,61 +83,60 @@ def run_demo(
         seed: Of weights, training, samples and pairs.
         device: `auto`, `cpu` or `cuda`.
         sizes: How many images to look at.
+        threads: Of torch on the CPU; as many as are free if None, measured before training and after it.
         overwrite: Delete what an earlier demo wrote into `folder`.
         config: Train this instead of the preset `fashion-mnist`.
         log: Told what happens, in short lines.
-
-    Returns:
-        The result, or None if the user interrupted training, which the next call continues.
+        bar: Shows how far each part after training is.
 
     Raises:
-        ValueError: If `folder` holds something else, or a finished demo with other settings.
+        ValueError: If `folder` holds something else, or a demo with other settings.
+        KeyboardInterrupt: If the user interrupted; the next call continues.
     """
     settings = {"minutes": round(minutes, 3), "seed": seed, "fast": sizes == FAST}
-    finished = _prepare(folder, settings, overwrite)
-    config = config or preset("fashion-mnist")
+    run = folder / "run"
+    _prepare(folder, settings, overwrite)
     images = load_images("fashion-mnist", split="train", limit=sizes.train, progress=False).pixels
-    if finished:
+    place = choose_device(device)
+
+    def computing() -> AbstractContextManager[int]:
+        return torch_threads(threads if place.type == "cpu" else torch.get_num_threads())
+
+    if is_finished(run):
         log(f"{folder}: training is finished; rebuilding its report (--overwrite starts anew)")
-        model = DenoisingEBM.from_pretrained(folder / "run", device=device).set_precision("auto")
-    else:
-        resume = (folder / "run" / STATE_FILE).is_file()
-        log(f"{'continuing' if resume else 'training'} on {len(images):,} images for {minutes:.2g} min in all")
+    with computing() as count:
+        if not is_finished(run):
+            what = "continuing" if (run / STATE_FILE).is_file() else "training"
+            on = f" with {count} thread{'s' * (count != 1)}" if place.type == "cpu" else ""
+            log(f"{what} on {len(images):,} images for {minutes:.2g} min in all{on}")
+        config = config or preset("fashion-mnist")
         training = replace(config.training, max_minutes=minutes, seed=seed, sample_minutes=min(2.0, minutes))
-        result = train(
-            images,
-            replace(config, training=training),
-            folder / "run",
-            data_name="Fashion-MNIST, the bundled sample",
-            resume=resume,
-            device=device,
+        config = replace(config, training=training)
+        model = train_once(images, config, run, data_name="Fashion-MNIST, the bundled sample", device=device)
+    with computing():
+        evidence = gather(model, images, sizes, seed, read_metrics(run), log, bar)
+        evidence.detector.save(run / "model")
+        report = folder / REPORT
+        write_report(
+            report,
+            title="Denoising-EBM on Fashion-MNIST",
+            sections=page_sections(evidence),
+            metadata=page_metadata(evidence, folder, settings, place),
+            summary=summary(evidence),
         )
-        if not result.finished:
-            return None
-        model = result.model
-        _write_marker(folder, {**settings, "trained": True})
-    evidence = gather(model, images, sizes, seed, read_metrics(folder / "run"), log)
-    evidence.detector.save(folder / "run" / "model")
-    report = folder / REPORT
-    write_report(
-        report,
-        title="Denoising-EBM on Fashion-MNIST",
-        sections=report_sections(evidence),
-        metadata=report_metadata(evidence, folder, settings, choose_device(device)),
-        summary=summary(evidence),
-    )
     return DemoResult(report, auroc_table(evidence), evidence)
 
 
 def gather(
     model: DenoisingEBM,
     training_images: Tensor,
-    sizes: Sizes,
+    sizes: DemoSizes,
     seed: int,
     metrics: list[dict[str, Any]],
-    log: Callable[[str], object] = lambda message: None,
+    log: Log = lambda message: None,
+    bar: Bar = no_bar,
 ) -> Evidence:
-    """Sample and score: everything that the report shows.
+    """Sample, fit a detector, score and map: everything that the report shows.
 
     Args:
         model: The trained model.
@@ -154,44 +145,67 @@ def gather(
         seed: Of samples and pairs.
         metrics: Records of the run.
         log: Told what happens.
+        bar: Shows how far each part is.
     """
-    log(f"drawing {sizes.samples} samples in two stages")
+
+    def part(number: int, what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+        log(f"{number} of 4: {what}")
+        return bar(f"{number} of 4", total)
+
     trajectory = Trajectory(model.decode)
-    drawn = model.sample(sizes.samples, seed=seed, callback=trajectory)
+    steps = two_stage_steps(model.config.sampling)
+    with part(1, f"drawing {sizes.samples} samples", sizes.samples * steps) as advance:
+        drawn = model.sample(sizes.samples, seed=seed, callback=trajectory, progress=advance)
     trajectory.add(drawn.images, "end")
 
     new = load_images("fashion-mnist", split="test", limit=2 * sizes.scored, progress=False).pixels
     # At random, since exchangeable images are what the promise on false alarms needs.
     new = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(seed))]
     normal, calibration = new[: sizes.scored], new[sizes.scored :]
-    log(f"fitting a detector to {min(sizes.fit, len(training_images)):,} training images")
-    # As many altered images as keep the demo short.
+    fitted = training_images[: sizes.fit]
+    # As many corrupted images as keep the demo short.
     detector = Detector(model, DetectorConfig(altered=max(1, sizes.fit // 10)))
-    detector.fit(training_images[: sizes.fit], calibration=calibration, seed=seed)
-    odd = {
-        "interpolations": SYNTHETIC_OOD["interpolation"](normal, torch.Generator().manual_seed(seed)),
-        "upside down": SYNTHETIC_OOD["upside-down"](normal, torch.Generator().manual_seed(seed)),
+    work = len(fitted) + detector.config.num_altered(len(fitted), fitted.shape[1]) + len(calibration)
+    with part(
+        2, f"fitting a detector to {len(fitted):,} training images", work + min(MAP_IMAGES, len(fitted))
+    ) as advance:
+        detector.fit(fitted, calibration=calibration, seed=seed, progress=advance)
+
+    generator = torch.Generator()
+    sets = {
+        NORMAL: normal,
+        "interpolations": SYNTHETIC_OOD["interpolation"](normal, generator.manual_seed(seed)),
+        "upside down": SYNTHETIC_OOD["upside-down"](normal, generator.manual_seed(seed)),
         "digits": load_images("digits", split="test", limit=sizes.scored, progress=False).pixels,
     }
-    sets = {"test images": normal, **odd}
     noise = model.config.noise
-    levels = [level for level in LEVELS if noise.sigma_min <= level <= noise.sigma_max]
-    log(f"scoring {len(normal):,} test images and {len(odd)} odd sets")
+    sigmas = [sigma for sigma in SIGMAS if noise.sigma_min <= sigma <= noise.sigma_max]
     inner = model.scoring_noise(seed=seed) if model.config.energy.inner_noise else None
+    total = sum(len(pixels) for pixels in sets.values())
+    with part(
+        3, f"scoring {len(normal):,} test images and {len(sets) - 1} OOD sets", (1 + len(sigmas)) * total
+    ) as advance:
+        energies = {
+            name: log_energies(model, pixels, sigmas, noise=inner, progress=advance) for name, pixels in sets.items()
+        }
+        scores = {name: detector.score(pixels, progress=advance) for name, pixels in sets.items()}
+
     originals = normal[:8]
     shown = torch.cat([originals, paste_squares(originals, normal[8:16])])
+    with part(4, "mapping anomalies, and writing the report", len(shown)) as advance:
+        maps = detector.maps(shown, progress=advance)
     return Evidence(
         model=model,
         metrics=metrics,
         samples=drawn,
         trajectory=trajectory,
         real=to_float(normal[: sizes.samples]),
-        levels=levels,
-        log_energies={name: log_energies(model, pixels, levels, noise=inner) for name, pixels in sets.items()},
+        sigmas=sigmas,
+        log_energies=energies,
         detector=detector,
-        scores={name: detector.score(pixels) for name, pixels in sets.items()},
+        scores=scores,
         shown=to_float(shown),
-        maps=detector.maps(shown),
+        maps=maps,
         square=_square(originals),
     )
 
@@ -209,32 +223,15 @@ def _square(images: Tensor) -> tuple[slice, slice]:
     return slice(top, top + SQUARE), slice(left, left + SQUARE)
 
 
-def _prepare(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Make the folder ready; True if it holds a finished demo with these settings."""
+def _prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder one of a demo with these settings."""
     marker = folder / MARKER
-    if not marker.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder}: exists and is no demo; choose another --out")
-        _write_marker(folder, {**settings, "trained": False})
-        return False
-    if overwrite:
-        _write_marker(folder, {**settings, "trained": False})
+    if overwrite and marker.is_file():
         shutil.rmtree(folder / "run", ignore_errors=True)
         (folder / REPORT).unlink(missing_ok=True)
-        return False
-    found = read_json(marker, "--overwrite starts anew")
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{folder}: holds a demo with {name} {found.get(name)}, not {value}; "
-                "give the same, another --out, or --overwrite to start anew"
-            )
-    if not found.get("trained") and not (folder / "run" / STATE_FILE).is_file():
-        # Ended before its first save: nothing to continue.
-        shutil.rmtree(folder / "run", ignore_errors=True)
-    return bool(found.get("trained"))
-
-
-def _write_marker(folder: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values) + "\n"
-    write_text_atomically(folder / MARKER, text)
+        marker.unlink()
+    elif check_marker(
+        marker, settings, what="a demo", hint="give the same, another --out, or --overwrite to start anew"
+    ):
+        return
+    write_text_atomically(marker, json.dumps(settings) + "\n")

@@ -3,106 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
 from typing import Literal
 
-from denoising_ebm.config import Config, Drift, EnergyConfig, NetworkConfig, SamplingConfig, TrainingStage
+import yaml
+
+from denoising_ebm.config import (
+    Config,
+    Drift,
+    EnergyConfig,
+    NetworkConfig,
+    PixelMethod,
+    SamplingConfig,
+    TrainingStage,
+    from_dict,
+)
 from denoising_ebm.presets import preset
 
 Scale = Literal["tiny", "small", "full"]
 Variant = Literal["denoising", "contrastive", "score"]
+SamplerName = Literal["two-stage"] | PixelMethod
+
+METHOD_TITLES: dict[PixelMethod, str] = {
+    "dpmpp-2m-sde": "SDE-DPM-Solver++(2M)",
+    "ancestral": "ancestral sampling",
+    "consistent-annealed": "consistent annealed sampling",
+    "annealed-langevin": "annealed Langevin",
+    "heun": "Heun's method",
+    "mala": "MALA",
+}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts and budgets of a scale.
+    """Counts and budgets of a scale."""
 
-    Attributes:
-        samples: Images drawn for a row of tables 1 and 2.
-        ablation_samples: For a row of table 3 (1,000 in the paper).
-        chain_samples: For a point of figure 5's curves.
-        speed_samples: For a row of the speed table, one of which takes a thousand network evaluations an image.
-        reference: Test images they are measured against, at most.
-        seeds: Trainings of a row of table 3.
-        ablation_budget: Share of the scale's budget that each of them gets.
-        fit: Training images that the detector of table 4 is fitted on.
-        scored: Images of each set of table 4.
-        labelled: Labelled training images that the classifier of samples learns from.
-        mala_steps: Steps of the Metropolis-adjusted sampler.
-        chain_lengths: Langevin steps T of figure 5's curves.
-        heun_levels: Noise levels of the probability-flow ODE in the speed curve.
-        ncsn_steps: Steps at each of the ten levels of NCSN's schedule (100 as published).
-        train_images: Training images used, at most; None for all.
-    """
-
-    samples: int
-    ablation_samples: int
-    chain_samples: int
-    speed_samples: int
-    reference: int
-    seeds: int
-    ablation_budget: float
-    fit: int
-    scored: int
-    labelled: int
-    mala_steps: int
-    chain_lengths: tuple[int, ...]
-    heun_levels: tuple[int, ...]
-    ncsn_steps: int
-    train_images: int | None = None
+    samples: int  #: Images drawn for a row of tables 1 and 2.
+    ablation_samples: int  #: For a row of table 3 (1,000 in the paper).
+    chain_samples: int  #: For a point of figure 5's curves.
+    speed_samples: int  #: For a row of the speed table, one of which takes a thousand network evaluations an image.
+    reference: int  #: Test images they are measured against, at most.
+    seeds: int  #: Trainings of a row of table 3.
+    ablation_budget: float  #: Share of the scale's budget that each of them gets.
+    fit: int  #: Training images that the detector of table 4 is fitted on.
+    scored: int  #: Images of each set of table 4.
+    labelled: int  #: Labelled training images that the classifier of samples learns from.
+    mala_steps: int  #: Noise levels of the Metropolis-adjusted sampler.
+    chain_lengths: tuple[int, ...]  #: Noise levels T of figure 5's curves.
+    heun_steps: tuple[int, ...]  #: Noise levels of Heun's method in the speed curve.
+    ncsn_steps: int  #: Steps at each of the ten levels of NCSN's schedule (100 as published).
+    train_images: int | None = None  #: Training images used, at most; None for all.
 
 
-SIZES: dict[Scale, Sizes] = {
-    "tiny": Sizes(
-        samples=64,
-        ablation_samples=64,
-        chain_samples=64,
-        speed_samples=64,
-        reference=64,
-        seeds=1,
-        ablation_budget=0.7,
-        fit=60,
-        scored=40,
-        labelled=500,
-        mala_steps=10,
-        chain_lengths=(2, 5, 10),
-        heun_levels=(3, 6),
-        ncsn_steps=10,
-        train_images=1000,
-    ),
-    # Hours on two cores, not days. More samples than the distance has features (1,280), but for table 3, as in the paper.
-    "small": Sizes(
-        samples=2000,
-        ablation_samples=1000,
-        chain_samples=1300,
-        speed_samples=1300,
-        reference=2000,
-        seeds=3,
-        ablation_budget=0.4,
-        fit=2000,
-        scored=1000,
-        labelled=10_000,
-        mala_steps=20,
-        chain_lengths=(5, 10, 20, 40, 80),
-        heun_levels=(5, 10, 20, 40),
-        ncsn_steps=100,
-    ),
-    "full": Sizes(
-        samples=50_000,
-        ablation_samples=1000,
-        chain_samples=50_000,
-        speed_samples=10_000,
-        reference=10_000,
-        seeds=3,
-        ablation_budget=0.7,
-        fit=20_000,
-        scored=10_000,
-        labelled=50_000,
-        mala_steps=200,
-        chain_lengths=(5, 10, 20, 40, 80, 160, 320),
-        heun_levels=(5, 10, 18, 35),
-        ncsn_steps=100,
-    ),
-}
+@cache
+def sizes_of(scale: Scale) -> Sizes:
+    """Return the counts and budgets of a scale, from `scales.yaml`."""
+    source = resources.files("denoising_ebm").joinpath("experiments/scales.yaml").read_text(encoding="utf-8")
+    return from_dict(Sizes, yaml.safe_load(source)[scale])
+
+
 #: Noise ranges and numbers of levels of table 3, the paper's order.
 ABLATIONS: dict[str, tuple[float, int]] = {
     "sigma from 3, S = 128": (3.0, 128),
@@ -162,10 +122,17 @@ def with_drift(sampling: SamplingConfig, drift: Drift) -> SamplingConfig:
     return replace(sampling, pixel=replace(sampling.pixel, drift=drift))
 
 
+def sampler_title(sampler: SamplerName, sampling: SamplingConfig) -> str:
+    """Return what a sampler is called in tables and captions; `two-stage` is that of `sampling`."""
+    if sampler == "two-stage":
+        return f"{METHOD_TITLES[sampling.pixel.method]} from h(z)"
+    return f"{METHOD_TITLES[sampler]} from noise"
+
+
 def variant_config(base: Config, variant: Variant) -> Config:
     """Return the configuration of a training objective, at the budget of `base`."""
     if variant == "contrastive":
-        # Maximum likelihood needs chains of the energy itself in training, not of its gradient's first term.
+        # Maximum likelihood needs chains of the energy itself in training: the denoiser's drift is no gradient of it.
         stages = (TrainingStage("denoising", 0.6), TrainingStage("contrastive", 0.4))
         return replace(base, stages=stages, sampling=with_drift(base.sampling, "energy"))
     if variant == "score":
@@ -180,20 +147,20 @@ def variant_config(base: Config, variant: Variant) -> Config:
     return base
 
 
-def ablation_config(base: Config, sigma_max: float, levels: int, seed: int, budget: float) -> Config:
+def ablation_config(base: Config, sigma_max: float, num_sigmas: int, seed: int, budget: float) -> Config:
     """Return the configuration of a row of table 3: the paper's grid of noise levels, from `sigma_max` down to 0.01.
 
     Args:
         base: The scale's configuration.
         sigma_max: Largest noise level.
-        levels: Number of levels.
+        num_sigmas: Number of levels.
         seed: Of this training.
         budget: Share of the base's budget.
     """
     training, semantic, pixel = base.training, base.sampling.semantic, base.sampling.pixel
     return replace(
         base,
-        noise=replace(base.noise, sigma_min=0.01, sigma_max=sigma_max, num_sigmas=levels, draw="grid"),
+        noise=replace(base.noise, sigma_min=0.01, sigma_max=sigma_max, num_sigmas=num_sigmas, draw="grid"),
         sampling=replace(
             base.sampling,
             pixel=replace(pixel, sigma_max=min(sigma_max, pixel.sigma_max)),

@@ -1,238 +1,272 @@
-"""Tables 1 to 4: each takes the workshop and returns the section of the page that shows it."""
+"""Tables 1 to 4, and samples by class: each study takes the experiment and returns its section of the page."""
 
 from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import Drift, PixelMethod
+from denoising_ebm.config import Drift
+from denoising_ebm.datasets.images import content_hash, to_uint8
 from denoising_ebm.experiments import paper
+from denoising_ebm.experiments.drawing import draw
 from denoising_ebm.experiments.experiment import Experiment
-from denoising_ebm.experiments.samplers import draw
-from denoising_ebm.experiments.settings import ABLATIONS, Variant, ablation_config, with_drift
+from denoising_ebm.experiments.prose import prose
+from denoising_ebm.experiments.settings import (
+    ABLATIONS,
+    SamplerName,
+    Variant,
+    ablation_config,
+    sampler_title,
+    with_drift,
+)
 from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.evaluation import evaluate
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.quality.classes import ClassEvaluator
-from denoising_ebm.viz.report import Cell, Section, Table
+from denoising_ebm.viz.report import Section, Table
 
-SamplerName = Literal["two-stage"] | PixelMethod
-Row = tuple[Variant, SamplerName, Drift | None]
-#: The row whose samples the other studies look at too.
-DEFAULT: Row = ("denoising", "two-stage", None)
-#: Rows of tables 1 and 2: what was trained, how it is drawn from, and the gradient of its chains (None: the model's own).
-#: Chains of either gradient stand for both kinds of training, which would else differ in two ways.
-ROWS: tuple[Row, ...] = (
-    DEFAULT,
-    ("denoising", "dpmpp-2m-sde", None),
-    ("denoising", "heun", None),
-    ("denoising", "mala", None),
-    ("denoising", "two-stage", "energy"),
-    ("contrastive", "two-stage", "denoiser"),
-    ("contrastive", "two-stage", "energy"),
-    ("score", "two-stage", None),
-    ("score", "dpmpp-2m-sde", None),
+
+@dataclass(frozen=True)
+class Case:
+    """A row of tables 1 and 2.
+
+    Attributes:
+        variant: What was trained.
+        sampler: How it is drawn from.
+        drift: Of its chains; None for the model's own.
+    """
+
+    variant: Variant
+    sampler: SamplerName
+    drift: Drift | None = None
+
+
+#: Both drifts stand for both kinds of training, which would else differ in two ways. The first is the one whose samples the
+#: other studies look at too.
+CASES = (
+    Case("denoising", "two-stage"),
+    Case("denoising", "dpmpp-2m-sde"),
+    Case("denoising", "heun"),
+    Case("denoising", "mala"),
+    Case("denoising", "two-stage", "energy"),
+    Case("contrastive", "two-stage", "denoiser"),
+    Case("contrastive", "two-stage", "energy"),
+    Case("score", "two-stage"),
+    Case("score", "dpmpp-2m-sde"),
 )
-_QUALITY = ("frechet_distance", "precision", "recall", "density", "coverage", "fid", "inception_score")
-_HEADINGS = ("FD", "precision", "recall", "density", "coverage", "FID", "IS")
+QUALITY = {
+    "FD": "frechet_distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "FID": "fid",
+    "IS": "inception_score",
+}
+COST = {"NFE": "nfe", "s per 64": "s_per_64", "images seen": "images_seen"}
 #: The paper's sigma for table 4.
 PAPER_SIGMA = 0.05
 
 
-def table1(experiment: Experiment) -> Section:
+# -- tables 1 and 2 -----------------------------------------------------------------------------------------------------
+
+
+def table1(experiment: Experiment, cases: Sequence[Case] = CASES) -> Section:
     """Table 1: quality of samples by objective and sampler."""
-    return _generation(experiment, "Table 1: samples", paper.TABLE1)
+    return _generation(experiment, cases, "Table 1: samples", paper.TABLE1)
 
 
-def table2(experiment: Experiment) -> Section:
+def table2(experiment: Experiment, cases: Sequence[Case] = CASES) -> Section:
     """Table 2: the same on the second set."""
-    return _generation(experiment, "Table 2: samples of the second set", paper.TABLE2)
+    return _generation(experiment, cases, "Table 2: samples of the second set", paper.TABLE2)
 
 
-def row_name(variant: Variant, sampler: SamplerName, drift: Drift | None) -> str:
+def case_title(experiment: Experiment, case: Case) -> str:
     """Return the name of a row of tables 1 and 2."""
-    gradient = {"energy": ", exact gradient", "denoiser": ", first term"}
-    return f"{variant}, {sampler}{gradient[drift] if drift else ''}"
+    drift = {"energy": ", exact gradient", "denoiser": ", denoiser drift"}[case.drift] if case.drift else ""
+    return f"{case.variant}: {sampler_title(case.sampler, experiment.sampling(case.variant))}{drift}"
 
 
-def _generation(experiment: Experiment, title: str, printed: Mapping[str, tuple[float, float | None]]) -> Section:
-    samples = experiment.sizes.samples
-    rows: list[list[Cell]] = []
-    shown: set[Variant] = set()
-
-    def add(name: str, row: Mapping[str, Any]) -> None:
-        if "missing" in row:
-            rows.append([f"{name}: {row['missing']}", *[None] * (len(_QUALITY) + 3)])
-        else:
-            cost = (row.get("nfe"), row.get("s_per_64"), row.get("images seen"))
-            diverged = " (a phase of its training diverged)" if row.get("diverged") else ""
-            rows.append([name + diverged, *(row[key] for key in _QUALITY), *cost])
-
-    floor = experiment.train[:samples]
-    few = "" if len(floor) == samples else f": {len(floor):,} only, so too high"
-    add(f"training images (floor{few})", experiment.quality_row("floor", lambda: asdict(experiment.evaluator(floor))))
-    for variant, sampler, drift in ROWS:
-
-        def make(
-            variant: Variant = variant, sampler: SamplerName = sampler, drift: Drift | None = drift
-        ) -> dict[str, Any]:
-            metadata = experiment.model(variant).metadata
-            seen = {
-                "images seen": metadata.get("images seen"),
-                "diverged": metadata.get("stages ended by divergence", 0),
-            }
-            if (variant, sampler, drift) == DEFAULT:
-                return experiment.measured(lambda: experiment.samples) | seen
-            steps = experiment.sizes.mala_steps if sampler == "mala" else None
-            model = experiment.model(variant)
-            chosen = with_drift(model.config.sampling, drift) if drift else sampler
-            return experiment.measured(partial(draw, model, samples, chosen, steps=steps, seed=experiment.seed)) | seen
-
-        name = row_name(variant, sampler, drift)
-        row = experiment.quality_row(name, make)
-        add(name, row)
-        # They depend on the training and the latent chain alone: once for each variant.
-        if "semantic_distance" in row and variant not in shown:
-            shown.add(variant)
-            rows.append([f"{variant}, h(z^K)", row["semantic_distance"], *[None] * (len(_QUALITY) + 2)])
-    for name, (fid, score) in printed.items():
-        rows.append([f"paper: {name}", None, None, None, None, None, fid, score, None, None, None])
-    caption = (
-        f"{experiment.evaluator.protocol(samples, 'test')}; seed {experiment.seed}. Evaluations of the network and seconds on this machine "
-        "for 64 images; images that the model has seen in training, on which rows must agree to compare objectives. "
-        "Rows `paper` are printed figures for CIFAR-10 or CelebA 64 and 50,000 samples."
+def _generation(
+    experiment: Experiment, cases: Sequence[Case], title: str, printed: Mapping[str, tuple[float, float | None]]
+) -> Section:
+    records = _floor(experiment) | _measured(experiment, cases)
+    records |= {f"paper: {name}": {"fid": fid, "inception_score": score} for name, (fid, score) in printed.items()}
+    caption = experiment.prose("generation_caption", experiment.sizes.samples)
+    return Section(
+        title, prose("generation"), Table.from_records(records, QUALITY | COST, first="samples", caption=caption)
     )
-    table = Table(["samples", *_HEADINGS, "nfe", "s per 64", "images seen"], rows, caption)
-    return Section(title, paper.REASONS["generation"], table)
+
+
+def _floor(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return what as many training images reach."""
+    images = experiment.train[: experiment.sizes.samples]
+    few = "" if len(images) == experiment.sizes.samples else f": {len(images):,} only, so too high"
+    row = experiment.quality_row("floor", lambda: asdict(experiment.evaluator(images)))
+    return {f"training images (floor{few})": row}
+
+
+def _measured(experiment: Experiment, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+    """Return the rows of all cases, and of the semantic images of each variant, by name."""
+    records: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        title = case_title(experiment, case)
+        row = experiment.quality_row(title, partial(_measure, experiment, case))
+        if "missing" in row:
+            records[f"{title}: {row['missing']}"] = {}
+            continue
+        records[title + (" (a stage of its training diverged)" if row["diverged"] else "")] = row
+        semantic = f"{case.variant}: h(z), the semantic images"
+        # They depend on the training and the latent chain alone: once for each variant.
+        if "semantic_frechet_distance" in row and semantic not in records:
+            records[semantic] = {"frechet_distance": row["semantic_frechet_distance"]}
+    return records
+
+
+def _measure(experiment: Experiment, case: Case) -> dict[str, Any]:
+    model, sizes = experiment.model(case.variant), experiment.sizes
+    if case == CASES[0]:
+        drawn = experiment.samples
+    else:
+        sampler = with_drift(model.config.sampling, case.drift) if case.drift else case.sampler
+        steps = sizes.mala_steps if case.sampler == "mala" else None
+        drawn = draw(model, sizes.samples, sampler, steps=steps, seed=experiment.seed)
+    metadata = model.metadata
+    seen, diverged = metadata.get("images seen"), metadata.get("stages ended by divergence", 0)
+    return experiment.measure(drawn) | {"images_seen": seen, "diverged": diverged}
+
+
+# -- table 3 ------------------------------------------------------------------------------------------------------------
 
 
 def table3(experiment: Experiment) -> Section:
     """Table 3: noise range and number of levels, several seeds each."""
-    rows: list[list[Cell]] = []
-    for name, (sigma_max, levels) in ABLATIONS.items():
-        distances: list[float] = []
-        for seed in range(experiment.seed, experiment.seed + experiment.sizes.seeds):
+    records: dict[str, dict[str, Any]] = {}
+    for name, (sigma_max, num_sigmas) in ABLATIONS.items():
+        distances = _ablation(experiment, name, sigma_max, num_sigmas)
+        records[name] = {
+            "FD": statistics.mean(distances) if distances else None,
+            "sd over seeds": statistics.stdev(distances) if len(distances) > 1 else None,
+            "seeds": len(distances),
+            "paper (FID)": paper.TABLE3[name],
+        }
+    caption = experiment.prose("ablation_caption", experiment.sizes.ablation_samples)
+    text = prose("ablation") + experiment.left_out("table3, ")
+    return Section("Table 3: noise levels", text, Table.from_records(records, first="noise levels", caption=caption))
 
-            def make(sigma_max: float = sigma_max, levels: int = levels, seed: int = seed) -> dict[str, Any]:
-                config = ablation_config(experiment.base, sigma_max, levels, seed, experiment.sizes.ablation_budget)
-                model = experiment.train_model(f"ablation-{sigma_max:g}-{levels}-{seed}", config)
-                drawn = draw(model, experiment.sizes.ablation_samples, "two-stage", seed=1000 * seed)
-                if "stages ended by divergence" in model.metadata:
-                    raise ValueError("its training diverged")
-                return {
-                    "frechet_distance": experiment.evaluator.frechet_distance(drawn.images),
-                    "images seen": model.metadata["images seen"],
-                }
 
-            row = experiment.row(f"table3, {name}, seed {seed}", make)
-            if "frechet_distance" in row:
-                distances.append(row["frechet_distance"])
-        spread = statistics.stdev(distances) if len(distances) > 1 else None
-        mean = statistics.mean(distances) if distances else None
-        rows.append([name, mean, spread, len(distances), paper.TABLE3[name]])
-    caption = (
-        f"Distance of {experiment.sizes.ablation_samples:,} two-stage samples to {experiment.evaluator.count:,} test images, mean and "
-        "standard deviation over seeds (weights, batches and samples all drawn anew). The paper's column is FID."
-    )
-    table = Table(["noise levels", "frechet_distance", "sd over seeds", "seeds", "paper (FID)"], rows, caption)
-    return Section("Table 3: noise levels", paper.REASONS["ablation"] + experiment.left_out("table3, "), table)
+def _ablation(experiment: Experiment, name: str, sigma_max: float, num_sigmas: int) -> list[float]:
+    """Return the distances of the seeds that could be trained."""
+    sizes = experiment.sizes
+
+    def make(seed: int) -> dict[str, Any]:
+        config = ablation_config(experiment.base, sigma_max, num_sigmas, seed, sizes.ablation_budget)
+        model = experiment.train_model(f"ablation-{sigma_max:g}-{num_sigmas}-{seed}", config)
+        samples, _ = draw(model, sizes.ablation_samples, seed=1000 * seed)
+        if model.metadata.get("stages ended by divergence"):
+            raise ValueError("its training diverged")
+        distance = experiment.evaluator.frechet_distance(to_uint8(samples.images.cpu()))
+        return {"frechet_distance": distance, "images_seen": model.metadata["images seen"]}
+
+    seeds = range(experiment.seed, experiment.seed + sizes.seeds)
+    rows = [experiment.row(f"table3, {name}, seed {seed}", partial(make, seed)) for seed in seeds]
+    return [row["frechet_distance"] for row in rows if "frechet_distance" in row]
+
+
+# -- samples by class ---------------------------------------------------------------------------------------------------
 
 
 def classes(experiment: Experiment) -> Section:
     """Samples class by class; the paper has no such table."""
-    title, (train_labels, test_labels) = "Samples by class", experiment.labels
-    evaluator, sizes = experiment.evaluator, experiment.sizes
+    title, sizes = "Samples by class", experiment.sizes
     num = min(sizes.samples, sizes.reference, len(experiment.test), len(experiment.train) // 2)
-
-    def make() -> dict[str, Any]:
-        # The images of the floor are not among them: the classifier must know them no better than samples.
-        fit = experiment.train[: min(sizes.labelled, len(experiment.train) - num)]
-        by_class = ClassEvaluator(evaluator.features(fit), train_labels[: len(fit)])
-        real = evaluator.features(experiment.test[: sizes.reference])
-        figures = {"accuracy": by_class.accuracy(real, test_labels[: len(real)]), "labelled": len(fit)}
-        sets = {"samples": experiment.samples.images[:num], "floor": experiment.train[-num:]}
-        return figures | {
-            name: [asdict(item) for item in by_class(evaluator.features(images), real)] for name, images in sets.items()
-        }
-
-    row = experiment.row("classes", make, labels=hashlib.sha256(repr(experiment.labels).encode()).hexdigest()[:32])
+    labels = hashlib.sha256(repr(experiment.images.labels).encode()).hexdigest()[:32]
+    row = experiment.row("classes", partial(_classes, experiment, num), labels=labels)
     if "missing" in row:
         return Section(title, row["missing"])
-    rows: list[list[Cell]] = [
-        [
-            ours["name"],
-            f"{100 * ours['share']:.1f} %",
-            f"{100 * ours['real_share']:.1f} %",
-            ours["kernel_distance"],
-            floor["kernel_distance"],
-        ]
+    records = {
+        ours["name"]: {
+            "share of samples": f"{100 * ours['share']:.1f} %",
+            "share of test images": f"{100 * ours['real_share']:.1f} %",
+            "kernel distance": ours["kernel_distance"],
+            "floor": floor["kernel_distance"],
+        }
         for ours, floor in zip(row["samples"], row["floor"], strict=True)
-    ]
-    text = (
-        "The model knows no classes, so a linear discriminant on the features names its samples, and the real images they "
-        f"are compared with: fitted on {row['labelled']:,} labelled training images, right for "
-        f"{100 * row['accuracy']:.1f} % of test images. Distances are unbiased kernel distances (that of KID, on other "
-        "features), which do not depend on the number of images: the floor is about 0."
-    )
-    caption = (
-        f"{evaluator.extractor.name}; {num:,} two-stage samples, and as many training images as the floor, against "
-        f"{evaluator.count:,} test images; seed {experiment.seed}."
-    )
-    columns = ["class", "share of samples", "share of test images", "kernel distance", "floor"]
-    return Section(title, text, Table(columns, rows, caption))
+    }
+    caption = experiment.prose("classes_caption", num)
+    text = prose("classes", labelled=row["labelled"], accuracy=100 * row["accuracy"])
+    return Section(title, text, Table.from_records(records, first="class", caption=caption))
+
+
+def _classes(experiment: Experiment, num: int) -> dict[str, Any]:
+    """Return the figures of each class, of samples and of as many training images."""
+    evaluator, sizes, (train_labels, test_labels) = experiment.evaluator, experiment.sizes, experiment.images.labels
+    # The images of the floor are not among them: the classifier must know them no better than samples.
+    fit = experiment.train[: min(sizes.labelled, len(experiment.train) - num)]
+    by_class = ClassEvaluator(evaluator.features(fit), train_labels[: len(fit)])
+    real = evaluator.features(experiment.test[: sizes.reference])
+    sets = {"samples": experiment.sample_pixels[:num], "floor": experiment.train[-num:]}
+    return {
+        "accuracy": by_class.accuracy(real, test_labels[: len(real)]),
+        "labelled": len(fit),
+        **{name: [asdict(item) for item in by_class(evaluator.features(each), real)] for name, each in sets.items()},
+    }
+
+
+# -- table 4 ------------------------------------------------------------------------------------------------------------
 
 
 def table4(experiment: Experiment) -> Section:
-    """Table 4: odd images told from normal ones."""
-    if not experiment.odd:
-        return Section("Table 4: odd images", "No odd sets were given: add --ood NAME=DATA.")
-    # Half of the test images calibrate the detector.
-    scored = min(experiment.sizes.scored, len(experiment.test) // 2)
-
+    """Table 4: OOD detection."""
+    title, sets = "Table 4: OOD detection", experiment.images.ood
+    if not sets:
+        return Section(title, "No OOD sets were given: add --ood NAME=DATA.")
     config = DetectorConfig(altered=max(4, experiment.sizes.fit // 50))
-
-    def make() -> dict[str, Any]:
-        model = experiment.model("denoising")
-        normal, calibration = experiment.test[:scored], experiment.test[scored : 2 * scored]
-        detector = Detector(model, config)
-        detector.fit(experiment.train[: experiment.sizes.fit], calibration=calibration, seed=experiment.seed)
-        noise = model.scoring_noise(seed=experiment.seed)
-
-        def energies(pixels: Tensor) -> Tensor:
-            with torch.no_grad():
-                return log_energies(model, pixels, [PAPER_SIGMA], noise=noise)[:, 0]
-
-        odd = {name: pixels[:scored] for name, pixels in experiment.odd.items()}
-        result: dict[str, Any] = {"normal": len(normal)}
-        for score, measure in (("detector", detector.score), ("energy", energies)):
-            values = evaluate(
-                measure(normal), {name: measure(pixels) for name, pixels in odd.items()}, seed=experiment.seed
-            )
-            result[score] = {item.name: [item.auroc.value, item.auroc.low, item.auroc.high] for item in values}
-        return result
-
-    row = experiment.row("table4", make, odd=experiment.ood_hash, detector=str(config))
+    hashes = " ".join(f"{name}:{content_hash(pixels)}" for name, pixels in sets.items())
+    row = experiment.row("table4", partial(_detection, experiment, config), ood=hashes, detector=str(config))
     if "missing" in row:
-        return Section("Table 4: odd images", row["missing"])
+        return Section(title, row["missing"])
+    records = {
+        name: {
+            "detector": _interval(row["detector"][name]),
+            "energy (the paper's score)": _interval(row["energy"][name]),
+            "paper (CIFAR-10)": f"{printed:g}" if (printed := paper.TABLE4.get(name)) else None,
+        }
+        for name in row["detector"]
+    }
+    fit = min(experiment.sizes.fit, len(experiment.train))
+    caption = prose("detection_caption", normal=row["normal"], seed=experiment.seed, fit=fit, sigma=PAPER_SIGMA)
+    return Section(title, prose("detection"), Table.from_records(records, first="OOD set", caption=caption))
 
-    def cell(score: str, name: str) -> str:
-        value, low, high = row[score][name]
-        return f"{value:.3f} ({low:.3f}-{high:.3f})"
 
-    rows: list[list[Cell]] = [
-        [name, cell("detector", name), cell("energy", name), paper.TABLE4.get(name)] for name in row["detector"]
-    ]
-    caption = (
-        f"AUROC against {row['normal']:,} test images, with 95 % bootstrap intervals; seed {experiment.seed}. The detector is "
-        f"fitted on {min(experiment.sizes.fit, len(experiment.train)):,} training images; the energy is the paper's score, eq. 7 at "
-        f"sigma {PAPER_SIGMA}."
-    )
-    table = Table(["odd set", "detector", "energy (the paper's score)", "paper (CIFAR-10)"], rows, caption)
-    return Section("Table 4: odd images", paper.REASONS["detection"], table)
+def _detection(experiment: Experiment, config: DetectorConfig) -> dict[str, Any]:
+    """Return the AUROC of each OOD set, by the detector and by the paper's score."""
+    model, sizes, test, seed = experiment.model("denoising"), experiment.sizes, experiment.test, experiment.seed
+    # Half of the test images calibrate the detector.
+    scored = min(sizes.scored, len(test) // 2)
+    detector = Detector(model, config)
+    detector.fit(experiment.train[: sizes.fit], calibration=test[scored : 2 * scored], seed=seed)
+    noise = model.scoring_noise(seed=seed)
+
+    @torch.no_grad()
+    def energy(pixels: Tensor) -> Tensor:
+        return log_energies(model, pixels, [PAPER_SIGMA], noise=noise)[:, 0]
+
+    result: dict[str, Any] = {"normal": scored}
+    for name, score in (("detector", detector.score), ("energy", energy)):
+        ood = {key: score(pixels[:scored]) for key, pixels in experiment.images.ood.items()}
+        found = evaluate(score(test[:scored]), ood, seed=seed)
+        result[name] = {item.name: [item.auroc.value, item.auroc.low, item.auroc.high] for item in found}
+    return result
+
+
+def _interval(numbers: Sequence[float]) -> str:
+    value, low, high = numbers
+    return f"{value:.3f} ({low:.3f}-{high:.3f})"

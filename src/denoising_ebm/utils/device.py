@@ -88,7 +88,9 @@ def free_threads(seconds: float = 0.6) -> int:
     import torch
 
     most: int = torch.get_num_threads()
-    counts: list[int] = sorted({1, *(2**i for i in range(1, most.bit_length()) if 2**i < most), most})
+    counts = sorted({1, *(1 << i for i in range(most.bit_length()) if 1 << i < most), most})
+    if len(counts) == 1:
+        return 1
     x, weight = torch.randn(16, 32, 32, 32), torch.randn(32, 32, 3, 3)
     done: dict[int, int] = dict.fromkeys(counts, 0)
     # In turns, so that what else runs disturbs all of them alike.
@@ -109,7 +111,8 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_cpu_name()} ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        name = f"{_cpu_name()} ({threads} thread{'s' * (threads != 1)})"
     return f"{name}, torch {torch.__version__}"
 
 

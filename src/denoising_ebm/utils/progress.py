@@ -8,8 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+#: Shows how far work is, by its description and its total count; yields the function that takes what was done since.
+Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
+
 #: Seconds between lines where there is no terminal.
 EVERY = 20.0
+
+
+@contextlib.contextmanager
+def no_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show nothing, in the place of `progress_bar`."""
+    yield lambda count: None
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def chain_energies(energies: Mapping[str, Sequence[Tensor]]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain_numbers(axis.yaxis)
         _tidy(axis)
-    axes[0].set_ylabel("energy")
+    axes[0].set_ylabel("energy, dimensionless")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from denoising_ebm.utils.io import write_text_atomically
+from denoising_ebm.utils.io import write_atomically, write_text_atomically
 
 Cell: TypeAlias = str | int | float | None
 
@@ -121,6 +122,25 @@ def write_report(
     html = render_report(title=title, sections=sections, metadata=metadata, summary=summary)
     # Names of files need not be valid Unicode.
     write_text_atomically(Path(path), html, errors="backslashreplace")
+
+
+def write_pages(
+    folder: Path, *, title: str, sections: Sequence[Section], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a page into a folder twice: as `index.html`, and as `results.md` with its pictures in `pictures/`.
+
+    Args:
+        folder: Created if missing.
+        title: As for `write_report`.
+        sections: As for `write_report`.
+        metadata: As for `write_report`.
+    """
+    write_report(folder / "index.html", title=title, sections=sections, metadata=metadata)
+    text = markdown_page(sections, title=title, metadata=metadata or {}, pictures="pictures/")
+    write_text_atomically(folder / "results.md", text, errors="backslashreplace")
+    pictures = [picture for section in sections for picture in section.pictures]
+    for number, picture in enumerate(pictures, 1):
+        write_atomically(folder / "pictures" / f"{number}.png", partial(Path.write_bytes, data=picture.png))
 
 
 def render_report(
