@@ -188,8 +188,8 @@ class PixelSampler:
         sigma_max: First noise level.
         sigma_min: Last noise level.
         schedule: Between them: a geometric sequence (paper), or EDM's (Karras et al., 2022, eq. 5).
-        step_size: eta_2 of annealed-langevin, consistent-annealed and mala, dimensionless: a step is eta_2 sigma^2. Where
-            it is not given it is the method's own. The other methods take the steps that the noise levels say.
+        step_size: eta_2 of annealed-langevin, consistent-annealed and mala, dimensionless: a step is eta_2 sigma^2; None
+            for the method's own. The other methods take the steps that the noise levels say.
         drift: energy: the exact gradient of the energy (eq. 21), three network evaluations; denoiser: (x - D) / sigma^2,
             the score of a denoiser, one evaluation and no gradient of any function.
         temperature: Factor on the noise variance; in diffusion samplers the square of `s_noise`.

@@ -8,13 +8,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from denoising_ebm import energies
-from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, SamplingConfig
+from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, SamplerName, SamplingConfig
 from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
 from denoising_ebm.hub import (
     WEIGHTS_FILE,
@@ -39,7 +39,7 @@ from denoising_ebm.samplers import (
 from denoising_ebm.utils.device import choose_device, choose_precision
 
 #: A sampler by name or by its settings; see `DenoisingEBM.configure_sampler`.
-Sampler = Literal["two-stage"] | PixelMethod | SamplingConfig | PixelSampler
+Sampler = SamplerName | SamplingConfig | PixelSampler
 
 
 @dataclasses.dataclass(frozen=True)

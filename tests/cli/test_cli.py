@@ -148,6 +148,38 @@ def test_config_file_replaces_only_what_it_names(debm: Any, tmp_path: Path) -> N
     assert values["training"]["batch_size"] == 7 and values["training"]["learning_rate"] == 1e-3
 
 
+def test_config_file_of_an_older_version(debm: Any, tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "noise: {levels: 64}\n"
+        "sampling: {semantic_steps: 7, texture_steps: 9, texture_step_size: 0.02, consistent: true, renoise: false}\n"
+        "recipe: [{objective: denoising, share: 3}, {objective: contrastive, share: 1}]\n"
+    )
+    values = yaml.safe_load(debm("train", "--preset", "cifar10-small", "--config", path, "--print_config").out)
+    assert values["noise"]["num_sigmas"] == 64 and values["noise"]["sigma_max"] == 10
+    assert values["sampling"]["semantic"]["steps"] == 7 and values["sampling"]["noise_init"] is False
+    pixel = values["sampling"]["pixel"]
+    assert (pixel["method"], pixel["steps"], pixel["step_size"]) == ("consistent-annealed", 9, 0.02)
+    assert [stage["fraction"] for stage in values["stages"]] == [3, 1]
+
+
+def test_help_of_train_shows_what_was_named_before(debm: Any, run: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "part.yaml"
+    path.write_text("training: {batch_size: 77}\n")
+
+    def shown(*arguments: object) -> str:
+        with pytest.raises(SystemExit):
+            debm("train", *arguments, "--help")
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "Images per optimizer step over all ranks. (type: int, default: 128)" in shown()
+    assert "Images per optimizer step over all ranks. (type: int, default: 16)" in shown("fashion-mnist")
+    text = shown("--preset", "cifar10", "--config", path)
+    assert "over all ranks. (type: int, default: 77)" in text and "[80, 160, 160, 160]" in text
+    assert "over all ranks. (type: int, default: 32)" in shown("--out", run, "--resume")
+    assert "unknown preset 'x'" in debm("train", "--preset", "x", "--help").error
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

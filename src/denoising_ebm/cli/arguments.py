@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 Command = Callable[..., int | None]
-HelpDefaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+HelpDefaults = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
 
@@ -54,6 +54,7 @@ def command_parser(name: str, command: Command, help_defaults: HelpDefaults | No
         formatter_class=HelpFormatter,
         exit_on_error=False,
         print_config=None,  # `debm train` has its own
+        allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action=_help_action(help_defaults), help="show this help message and exit")
@@ -194,7 +195,7 @@ def _help_action(help_defaults: HelpDefaults | None) -> type[argparse.Action]:
     class Help(argparse._HelpAction):
         def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
             if help_defaults is not None:
-                parser.set_defaults(dict(help_defaults(namespace.as_dict())))
+                parser.set_defaults(help_defaults(namespace.as_dict()))
             super().__call__(parser, namespace, values, option_string)
 
     return Help

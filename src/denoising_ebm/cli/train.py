@@ -123,7 +123,7 @@ def help_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that `debm train --help` shows: those of what was named before it, or else the paper's."""
     out, config = (Path(given[name]) if given.get(name) else None for name in ("out", "config"))
     base = _base_settings(given.get("data"), out, given.get("preset"), config, bool(given.get("resume")))
-    return _flat(to_dict(Config()) if base is None else base)
+    return to_dict(Config()) if base is None else base
 
 
 def _base_settings(
@@ -167,10 +167,3 @@ def _given(images: ImageOptions) -> list[str]:
         if (value := getattr(images, name)) != getattr(TRAIN_IMAGES, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words + ["--convert"] * images.convert
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

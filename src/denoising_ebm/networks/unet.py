@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoising_ebm.config import NetworkConfig
-from denoising_ebm.networks.whitening import Whitening
 from denoising_ebm.networks.layers import (
     NoiseEmbedding,
     ResidualBlock,
@@ -17,6 +16,7 @@ from denoising_ebm.networks.layers import (
     upsample,
     zero_init,
 )
+from denoising_ebm.networks.whitening import Whitening
 
 
 class Level(nn.Module):
