@@ -317,7 +317,7 @@ class TrainingConfig:
         clip_norm: Largest gradient norm; 0 turns clipping off.
         flip: Horizontal flips with p = 0.5.
         decoder_weight: Factor on L_Dec (eq. 13).
-        encoder_learns_decoding: Let L_Dec train f_alpha too (Algorithm 1 trains h_gamma alone by it).
+        decoder_loss_trains_encoder: Let L_Dec train f_alpha too (Algorithm 1 trains h_gamma alone by it).
         decoder_sigma_max: L_Dec and the code statistics use images of at most this noise level.
         max_images: Budget in training images.
         max_minutes: Budget in minutes of training; 0 means no limit. The first budget used up ends the run.

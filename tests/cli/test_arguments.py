@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 
 from denoising_ebm.cli import COMMANDS
 from denoising_ebm.cli.arguments import call, command_parser, error_line
+from denoising_ebm.config import Config
 
 
 @dataclass(frozen=True)
@@ -200,3 +203,13 @@ def test_every_option_of_a_command_is_documented(name: str) -> None:
     # A parameter without a line in the docstring stops the parser from being made, and so every command.
     parser = command_parser(name, COMMANDS[name])
     assert str(parser.usage).startswith(f"debm {name}") and "Examples:\n  debm" in str(parser.epilog)
+
+
+def test_every_setting_is_documented() -> None:
+    def check(kind: Any) -> int:
+        names = [field.name for field in dataclasses.fields(kind)]
+        assert re.findall(r"^        (\w+): ", str(kind.__doc__), re.M) == names, kind
+        inner = [hint for hint in get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+        return len(names) + sum(check(hint) for hint in inner)
+
+    assert check(Config) > 60

@@ -83,21 +83,22 @@ def call(command: Command, given: Mapping[str, Any]) -> int:
     """
     hints = typing.get_type_hints(command, include_extras=True)
     arguments: dict[str, Any] = {}
+
+    def fields_of(kind: Any) -> dict[str, Any]:
+        return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
+
     for name, parameter in inspect.signature(command).parameters.items():
         hint = hints[name]
         if typing.get_origin(hint) is Annotated:
-            fields = {field.name for field in dataclasses.fields(hint.__metadata__[0])}
-            arguments[name] = {key: value for key, value in given.items() if key in fields}
+            arguments[name] = fields_of(hint.__metadata__[0])
         elif dataclasses.is_dataclass(hint):
-            fields = {field.name for field in dataclasses.fields(hint)}
-            changes = {key: value for key, value in given.items() if key in fields}
-            arguments[name] = dataclasses.replace(parameter.default, **changes)
+            arguments[name] = dataclasses.replace(parameter.default, **fields_of(hint))
+        elif name in given and _without_none(hint) is Path:
+            if not given[name] and hint is Path:
+                raise ValueError(f"{_spelled(parameter)} must not be empty")
+            arguments[name] = Path(given[name]) if given[name] else None
         elif name in given:
             arguments[name] = given[name]
-            if _without_none(hint) is Path:
-                if not given[name] and hint is Path:
-                    raise ValueError(f"{_spelled(parameter)} must not be empty")
-                arguments[name] = Path(given[name]) if given[name] else None
     return command(**arguments) or 0
 
 
