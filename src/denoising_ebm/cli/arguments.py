@@ -35,6 +35,7 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
     def _expand_help(self, action: argparse.Action) -> str:
         text = super()._expand_help(action)
+        # What ends as "(required, type: str)", "(type: int, default: null)" or "(default: False)" says nothing by it.
         text = re.sub(r"\((?:required, )?type: (?:Literal\[[^()]*?\]|str)(?:, )?", "(", text)
         return re.sub(r"\s*\((?:type: [^()]*, )?(?:default: (?:null|False)|required)?\)$", "", text)
 
@@ -159,16 +160,22 @@ def _add(container: Any, name: str, hint: Any, default: Any, text: str, *, posit
     if kind is bool:
         container.add_argument(f"--{_option(name)}", action="store_true", help=text)
         return ""
-    options: dict[str, Any] = {"help": text, "type": str if kind is Path else kind}
-    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    metavar = "|".join(choices) or _METAVARS.get(kind, _option(name).rpartition("-")[2].upper())
-    if not choices:
-        options["metavar"] = metavar
     required = default is inspect.Parameter.empty
+    options: dict[str, Any] = {"help": text, "type": kind}
     if not required:
-        options["default"] = str(default) if isinstance(default, Path) else default
-    if typing.get_origin(kind) is list and (positional or typing.get_args(kind) == (str,)):
-        options |= {"type": typing.get_args(kind)[0], **({"nargs": "+"} if positional else {"action": "append"})}
+        options["default"] = default
+    if kind is Path:
+        # `call` makes paths of texts.
+        options["type"] = str
+    elif positional and typing.get_origin(kind) is list:
+        options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+    elif kind == list[str]:
+        options |= {"type": str, "action": "append"}
+    metavar = _METAVARS.get(kind, _option(name).rpartition("-")[2].upper())
+    if typing.get_origin(kind) is Literal:
+        metavar = "|".join(typing.get_args(kind))
+    else:
+        options["metavar"] = metavar
     if positional:
         container.add_argument(name, **options, **({} if required else {"nargs": "?"}))
     else:
