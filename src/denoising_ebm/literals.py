@@ -10,3 +10,5 @@ Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["bilinear", "bicubic", "lanczos", "box"]
 #: What `restore` estimates: the mean of the posterior, or one sample of it.
 Estimate = Literal["mean", "sample"]
+#: How large a reproduction of the paper is.
+Scale = Literal["tiny", "small", "full"]

@@ -10,15 +10,15 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from denoising_ebm import load_images
+from denoising_ebm import load_images, to_float, to_uint8
 from denoising_ebm.config import TrainingStage
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.restoration import posterior
 from denoising_ebm.restoration.metrics import psnr, ssim
 from denoising_ebm.restoration.operators import Degradation, blurred, masked, noisy
-from denoising_ebm.restoration.posterior import restore
+from denoising_ebm.restoration.posterior import restore, restore_batches
 from denoising_ebm.restoration.prior import cosine_basis, natural_variances
-from support import tiny_config
+from support import random_pixels, tiny_config
 
 TAU = 0.5
 
@@ -239,3 +239,17 @@ def test_noise_of_one_seed_is_not_met_again(generator: torch.Generator) -> None:
     # The sample and the truth are both drawn from N(c y, c s^2).
     expected = 2 * 0.3**2 * TAU**2 / (TAU**2 + 0.3**2)
     assert float((x - x0).square().mean()) == pytest.approx(expected, rel=0.06)
+
+
+def test_batches_have_seeds_of_their_own() -> None:
+    model, degradation, pixels = exact_model("denoising"), noisy(0.3), random_pixels(5)
+    options: dict[str, Any] = {"estimate": "sample", "steps": 4}
+    batches = list(restore_batches(model, pixels, degradation, degrade=True, batch_size=2, seed=7, **options))
+    assert [len(degraded) for degraded, _ in batches] == [2, 2, 1]
+    for i, (degraded, restored) in enumerate(batches):
+        y = degradation.apply(to_float(pixels[2 * i : 2 * i + 2]), torch.Generator().manual_seed(7 + i))
+        assert torch.equal(degraded, to_uint8(y))
+        assert torch.equal(restored, to_uint8(restore(model, y, degradation, seed=7 + i, **options)))
+    # As they are, without `degrade`.
+    ((degraded, _),) = restore_batches(model, pixels, degradation, batch_size=8, **options)
+    assert torch.equal(degraded, pixels)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from denoising_ebm.cli.common import load_ood_sets, note
 from denoising_ebm.cli.options import ImageOptions, load_and_note
-from denoising_ebm.literals import Resize
+from denoising_ebm.literals import Resize, Scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ Target = Literal["table1", "table2", "table3", "table4", "classes", "figure4", "
 def reproduce(
     target: list[Target],
     *,
-    scale: Literal["tiny", "small", "full"] = "tiny",
+    scale: Scale = "tiny",
     out: Path = Path("runs/reproduce"),
     data: str = "fashion-mnist",
     size: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from denoising_ebm.cli.common import check_apart, check_at_least, check_output, check_output_folder, note
 from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions
@@ -84,9 +84,9 @@ def restore(
     check_output_folder(out)
     import torch
 
-    from denoising_ebm.datasets.images import check_png_names, png_name, to_float, to_uint8
-    from denoising_ebm.restoration import posterior
-    from denoising_ebm.restoration.metrics import ssim_package
+    from denoising_ebm.datasets.images import check_png_names, png_name, to_float
+    from denoising_ebm.restoration.metrics import psnr, ssim, ssim_package
+    from denoising_ebm.restoration.posterior import restore_batches
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.grids import save_grid, save_picture, to_picture
 
@@ -98,40 +98,32 @@ def restore(
     clean = options.load(images, net.image_shape)
     if out is not None:
         check_png_names(clean.names)
-    # Files are written batch by batch; what is kept is for the grid and the measures.
-    num_kept = len(clean) if degrade else 16
-    kept: dict[str, list[Tensor]] = {"degraded": [], "restored": []}
     passes = len(clean) * steps * (1 if estimate == "sample" else samples)
+    parts: list[tuple[Tensor, Tensor]] = []
+    done = 0
     with progress_bar(f"restoring ({task})", passes) as progress:
-        for i, pixels in enumerate(torch.split(clean.pixels, batch_size)):
-            y = to_float(pixels)
-            if degrade:
-                y = degradation.apply(y, torch.Generator().manual_seed(seed + i))
-            result = posterior.restore(
-                net,
-                y,
-                degradation,
-                estimate=estimate,
-                num_samples=samples,
-                steps=steps,
-                seed=seed + i,
-                progress=progress,
-            )
-            restored, first = to_uint8(result.cpu()), i * batch_size
+        how: dict[str, Any] = {"estimate": estimate, "num_samples": samples, "steps": steps, "progress": progress}
+        for degraded, restored in restore_batches(
+            net, clean.pixels, degradation, degrade=degrade, batch_size=batch_size, seed=seed, **how
+        ):
             if out is not None:
-                for name, image in zip(clean.names[first:], restored, strict=False):
+                for name, image in zip(clean.names[done:], restored, strict=False):
                     save_picture(to_picture(image), out / png_name(name))
-            if first < num_kept:
-                kept["degraded"].append(to_uint8(y))
-                kept["restored"].append(restored)
+            # Of large sets no more is kept than is shown.
+            if degrade or done < 16:
+                parts.append((degraded, restored))
+            done += len(restored)
     if out is not None:
-        note(f"{len(clean)} images: {out}")
-    results = {name: torch.cat(batches) for name, batches in kept.items()}
+        note(f"{done} images: {out}")
+    degraded, restored = (torch.cat(batches) for batches in zip(*parts, strict=True))
     if degrade:
-        _print_measures(clean.pixels, results)
+        print(f"{done} images, means over them")
+        for name, result in (("degraded", degraded), ("restored", restored)):
+            quality, similarity = psnr(result, clean.pixels).mean(), ssim(result, clean.pixels).mean()
+            print(f"{name:10} PSNR {float(quality):6.2f} dB   SSIM {float(similarity):.4f}")
     if grid is not None:
-        rows = [result[:16] for result in results.values()] + [clean.pixels[:16]] * degrade
-        save_grid(to_float(torch.cat(rows)), grid, columns=min(16, len(clean)))
+        rows = [degraded[:16], restored[:16]] + [clean.pixels[:16]] * degrade
+        save_grid(to_float(torch.cat(rows)), grid, columns=min(16, done))
         note(f"picture: {grid}")
 
 
@@ -153,12 +145,3 @@ def _degradation(sigma: float, mask: Path | None, blur: float | None, size: int)
         return masked(~white, sigma)
     except ValueError as error:
         raise ValueError(f"{mask}: {error}") from None
-
-
-def _print_measures(clean: Tensor, results: dict[str, Tensor]) -> None:
-    from denoising_ebm.restoration.metrics import psnr, ssim
-
-    print(f"{len(clean)} images, means over them")
-    for name, pixels in results.items():
-        quality, similarity = float(psnr(pixels, clean).mean()), float(ssim(pixels, clean).mean())
-        print(f"{name:10} PSNR {quality:6.2f} dB   SSIM {similarity:.4f}")

@@ -16,7 +16,8 @@ from denoising_ebm.datasets.images import content_hash, to_uint8
 from denoising_ebm.experiments.cache import Log, ResultCache, settings_hash
 from denoising_ebm.experiments.drawing import Drawn, draw
 from denoising_ebm.experiments.prose import prose
-from denoising_ebm.experiments.settings import Scale, Variant, base_config, sampler_title, sizes_of, variant_config
+from denoising_ebm.experiments.settings import Variant, base_config, sampler_title, sizes_of, variant_config
+from denoising_ebm.literals import Scale
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.quality.extractors import FeatureExtractor

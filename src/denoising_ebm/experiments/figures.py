@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from denoising_ebm.config import PixelSampler
+from denoising_ebm.config import PixelSampler, SamplerName
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.experiments import paper
 from denoising_ebm.experiments.drawing import Drawn, draw, draw_ncsn
 from denoising_ebm.experiments.experiment import Experiment, png_text
 from denoising_ebm.experiments.prose import prose
-from denoising_ebm.experiments.settings import METHOD_TITLES, SamplerName, sampler_title, with_steps
+from denoising_ebm.experiments.settings import sampler_title, with_steps
 from denoising_ebm.model import DenoisingEBM, Sampler
 from denoising_ebm.quality.memorization import memorization_test, nearest
-from denoising_ebm.samplers import Trajectory
+from denoising_ebm.samplers import METHODS, Trajectory
 from denoising_ebm.viz.grids import image_grid, trajectory_grid
 from denoising_ebm.viz.plots import chain_energies, cost_curves, png_bytes
 from denoising_ebm.viz.report import Picture, Section, Table
@@ -140,7 +140,7 @@ def figure5(experiment: Experiment) -> Section:
     ]
     caption = experiment.prose("chains_caption", sizes.chain_samples, low=own.sigma_max, high=high)
     columns = ["T", *(f"{figure} from {start}" for start in starts for figure in ("NFE", "FD"))]
-    text = prose("chains", method=METHOD_TITLES[own.method]) + experiment.left_out("chain of")
+    text = prose("chains", method=METHODS[own.method].title) + experiment.left_out("chain of")
     title = "Figure 5: chains, and what the semantic start is worth"
     return Section(title, text, Table(columns, cells, caption), [*_trajectories(experiment, model), picture])
 

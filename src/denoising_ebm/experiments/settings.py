@@ -14,25 +14,16 @@ from denoising_ebm.config import (
     Drift,
     EnergyConfig,
     NetworkConfig,
-    PixelMethod,
+    SamplerName,
     SamplingConfig,
     TrainingStage,
     from_dict,
 )
+from denoising_ebm.literals import Scale
 from denoising_ebm.presets import preset
+from denoising_ebm.samplers import METHODS
 
-Scale = Literal["tiny", "small", "full"]
 Variant = Literal["denoising", "contrastive", "score"]
-SamplerName = Literal["two-stage"] | PixelMethod
-
-METHOD_TITLES: dict[PixelMethod, str] = {
-    "dpmpp-2m-sde": "SDE-DPM-Solver++(2M)",
-    "ancestral": "ancestral sampling",
-    "consistent-annealed": "consistent annealed sampling",
-    "annealed-langevin": "annealed Langevin",
-    "heun": "Heun's method",
-    "mala": "MALA",
-}
 
 
 @dataclass(frozen=True)
@@ -125,8 +116,8 @@ def with_drift(sampling: SamplingConfig, drift: Drift) -> SamplingConfig:
 def sampler_title(sampler: SamplerName, sampling: SamplingConfig) -> str:
     """Return what a sampler is called in tables and captions; `two-stage` is that of `sampling`."""
     if sampler == "two-stage":
-        return f"{METHOD_TITLES[sampling.pixel.method]} from h(z)"
-    return f"{METHOD_TITLES[sampler]} from noise"
+        return f"{METHODS[sampling.pixel.method].title} from h(z)"
+    return f"{METHODS[sampler].title} from noise"
 
 
 def variant_config(base: Config, variant: Variant) -> Config:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import Drift
+from denoising_ebm.config import Drift, SamplerName
 from denoising_ebm.datasets.images import content_hash, to_uint8
 from denoising_ebm.experiments import paper
 from denoising_ebm.experiments.drawing import draw
@@ -20,7 +20,6 @@ from denoising_ebm.experiments.experiment import Experiment
 from denoising_ebm.experiments.prose import prose
 from denoising_ebm.experiments.settings import (
     ABLATIONS,
-    SamplerName,
     Variant,
     ablation_config,
     sampler_title,

@@ -13,11 +13,13 @@ trained by `score` has neither: its D is a gradient itself, whose Jacobian would
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from denoising_ebm.datasets.images import to_float, to_uint8
 from denoising_ebm.energies import TextureEnergy, draw_noise
 from denoising_ebm.literals import Estimate
 from denoising_ebm.model import DenoisingEBM
@@ -95,6 +97,37 @@ class GuidedDenoiser:
             share = (residual * reached).sum((1, 2, 3)) / reached.square().sum((1, 2, 3)).clamp_min(1e-12)
             correction = append_dims((MAX_OVERSHOOT * share).clamp(0, 1), correction) * correction
         return mean + correction
+
+
+def restore_batches(
+    model: DenoisingEBM,
+    pixels: Tensor,
+    degradation: Degradation,
+    *,
+    degrade: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Restore any number of images, batch after batch.
+
+    Args:
+        model: The model of clean images.
+        pixels: The images, uint8, shape `(n, channels, height, width)`.
+        degradation: What made them.
+        degrade: The images are clean: degrade them first.
+        batch_size: Images that are restored at once.
+        seed: Seed of the first batch; batch i has `seed + i`.
+        options: Further ones of `restore`.
+
+    Yields:
+        The degraded and the restored images of each batch, uint8.
+    """
+    for i, batch in enumerate(torch.split(pixels, batch_size)):
+        y = to_float(batch)
+        if degrade:
+            y = degradation.apply(y, torch.Generator().manual_seed(seed + i))
+        yield to_uint8(y), to_uint8(restore(model, y, degradation, seed=seed + i, **options).cpu())
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Method:
 
     Attributes:
         name: In configs and commands.
-        title: As it was published.
+        title: In tables and pages.
         run: The function.
         gradients: Evaluations of the energy's gradient, or of the denoiser, for so many noise levels.
         default_steps: Noise levels when the user names none.

@@ -56,7 +56,7 @@ def heun(
 
 HEUN = Method(
     "heun",
-    "Heun's method on the probability-flow ODE",
+    "Heun's method",
     heun,
     gradients=lambda steps: 2 * (steps - 1),
     default_steps=20,

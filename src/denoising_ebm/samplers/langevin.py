@@ -112,7 +112,7 @@ def annealed_langevin(
 
 ANNEALED_LANGEVIN = Method(
     "annealed-langevin",
-    "annealed Langevin dynamics",
+    "annealed Langevin",
     annealed_langevin,
     gradients=lambda steps: steps,
     default_steps=100,

@@ -74,7 +74,7 @@ def _log_proposal(to: Tensor, start: Tensor, gradient: Tensor, step: Tensor, tem
 
 MALA = Method(
     "mala",
-    "Metropolis-adjusted Langevin algorithm",
+    "MALA",
     mala,
     gradients=lambda steps: 2 * steps,
     default_steps=200,
