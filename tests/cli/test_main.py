@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,21 @@ def test_help_shows_commands_examples_and_defaults(capsys: pytest.CaptureFixture
     # The comment of the field, its type, and the preset's own value.
     assert "--training.batch_size BATCH_SIZE Images per optimizer step over all ranks. (type: int, default: 16)" in text
     assert "--training.learning_rate LEARNING_RATE Adam's. (type: float, default: 0.001)" in text
+
+
+def test_examples_of_the_help_are_understood(debm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    names = {command: name for name, command in COMMANDS.items()}
+    monkeypatch.setattr("denoising_ebm.cli.call", lambda command, given: ran.append(names[command]) or 0)
+    for name, command in COMMANDS.items():
+        section = (command.__doc__ or "").partition("Examples:\n")[2].partition("\n\n")[0]
+        lines = [shlex.split(line) for line in section.replace("\\\n", " ").splitlines()]
+        assert len(lines) >= 2
+        for words in lines:
+            if words[0] == "torchrun":
+                words = words[words.index("denoising_ebm") :]
+            words = words[: words.index(">")] if ">" in words else words
+            assert debm(*words[1:]).status == 0 and ran.pop() == name
 
 
 def test_help_imports_nothing_heavy() -> None:
