@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
-from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps, smoothed
+from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
+from denoising_ebm.ood.blur import gaussian_blur
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.utils.device import describe
 
@@ -55,22 +56,24 @@ def main() -> None:
         print(f"| {label} | {pooled:.3f} | {each:.3f} |", flush=True)
 
     @torch.no_grad()
-    def bare(sigma: float, draws: int, smooth: float) -> Tensor:
-        noise = model.scoring_noise(draws, args.seed) if draws else None
+    def bare(sigma: float, num_noise_samples: int, blur: float) -> Tensor:
+        noise = model.scoring_noise(num_noise_samples, args.seed) if num_noise_samples else None
         parts = [model.energy_map(to_float(part).to(model.device), sigma, noise) for part in torch.split(pasted, 128)]
-        return smoothed(torch.cat(parts)[:, None], smooth)[:, 0].cpu()
+        return gaussian_blur(torch.cat(parts)[:, None], blur)[:, 0].cpu()
 
     cases = {f"energy, sigma {sigma:g}, no inner noise": (lambda s=sigma: bare(s, 0, 1)) for sigma in (0.05, 0.2)}
-    cases |= {f"energy, sigma {sigma:g}, 4 draws": (lambda s=sigma: bare(s, 4, 1)) for sigma in (0.05, 0.2, 0.4)}
+    cases |= {
+        f"energy, sigma {sigma:g}, 4 noise samples": (lambda s=sigma: bare(s, 4, 1)) for sigma in (0.05, 0.2, 0.4)
+    }
     levels: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-        "z .2 .4 .8 noised, .1 .2 .4 clean": ((0.2, 0.4, 0.8), (0.1, 0.2, 0.4)),
-        "z .2 .4 .8 noised": ((0.2, 0.4, 0.8), ()),
+        "z .2 .4 .8 noisy, .1 .2 .4 clean": ((0.2, 0.4, 0.8), (0.1, 0.2, 0.4)),
+        "z .2 .4 .8 noisy": ((0.2, 0.4, 0.8), ()),
         "z .1 .2 .4 clean": ((), (0.1, 0.2, 0.4)),
     }
-    for label, (noised, clean) in levels.items():
-        for smooth in (1.0, 2.0, 3.0, 4.0):
-            config = AnomalyMapConfig(noised, clean, smooth=smooth)
-            named = f"{label}, smoothed {smooth:g}" + (" (default)" if config == AnomalyMapConfig() else "")
+    for label, (noisy, clean) in levels.items():
+        for blur in (1.0, 2.0, 3.0, 4.0):
+            config = AnomalyMapConfig(noisy, clean, blur=blur)
+            named = f"{label}, blurred {blur:g}" + (" (default)" if config == AnomalyMapConfig() else "")
             cases[named] = lambda c=config: AnomalyMaps(model, c).fit(train).maps(pasted)
     for label, compute in cases.items():
         if not args.only or label in args.only:

@@ -1,78 +1,78 @@
-"""AUROC of score x density x odd set, beside pixel-space baselines and the default detector, CIFAR-10 as the normal set.
+"""AUROC of score x density x OOD set, beside pixel-space baselines and the default detector, CIFAR-10 as the normal set.
 
     python benchmarks/ood_grid.py MODEL --data DATA --out runs/ood [--num 1000] [--fit 4000]
 
 DATA holds the folders cifar10, svhn, celeba64 and cifar100 of Parquet files. Features of every set are kept in --out, so an
 interrupted run continues; the tables are printed as Markdown. The last column is what the default detector's settings were
-chosen by: alterations of training images that take no part in fitting, against the same as they are, scored by discriminants
-of the other groups of alterations only; mean AUROC over groups.
-The last table knows the odd images: it says what the features hold, not what a detector can find.
+chosen by: corruptions of training images that take no part in fitting, against the same as they are, scored by discriminants
+of the other groups of corruptions only; mean AUROC over groups.
+The last table knows the OOD images: it says what the features hold, not what a detector can find.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from densities import Conditional, Density, Mahalanobis, Member, Mixture, Neighbours, Principal, TwoSided, table_of
+from ood_features import tried_features
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.datasets.images import content_hash
-from denoising_ebm.ood.alterations import alterations
-from denoising_ebm.ood.densities import Density, Mahalanobis, Mixture, Neighbours, Principal, TwoSided
+from denoising_ebm.literals import Resize
+from denoising_ebm.ood.corruptions import SYNTHETIC_OOD, corruptions
 from denoising_ebm.ood.detector import Detector, DetectorConfig
-from denoising_ebm.ood.features import FAMILIES, Family, FeatureConfig, compute_features
-from denoising_ebm.ood.lda import FisherDiscriminants
-from denoising_ebm.ood.members import Member, Opinion
-from denoising_ebm.ood.members import table_of as table
+from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, FeatureConfig, compute_features
+from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.ood.outliers import SYNTHETIC_OOD
 from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import write_atomically
 
-Table = dict[Family, Tensor]
+Features = dict[str, Tensor]
 
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.4, 1.0)
-ODD = ("svhn", "celeba", "cifar100", "interpolation", "constant", "uniform-noise")
-ENERGIES: tuple[Family, ...] = ("energy", "noised-energy")
+OOD = ("svhn", "celeba", "cifar100", "interpolation", "constant", "uniform-noise")
+ENERGIES = ("energy", "noisy-energy")
+SUMS = tuple(family for family in FAMILIES if family not in NETWORK_FEATURES)
 DENSITIES: dict[str, Callable[[], Density]] = {
     "Mahalanobis": lambda: Principal(Mahalanobis(), 0.999),
     "mixture of 8": lambda: Principal(Mixture(8), 0.99),
     "5th neighbour": lambda: Principal(Neighbours(5), 0.99),
     "two-sided": TwoSided,
 }
-GROUPS: dict[str, tuple[Family, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "energy": ("energy",),
-    "noised energy": ("noised-energy",),
+    "noisy energy": ("noisy-energy",),
     "score norms (MSMA)": ("score",),
     "curvature": ("curvature",),
     "spectrum": ("spectrum",),
     "spatial": ("spatial",),
-    "channels": ("channels",),
+    "colour": ("colour",),
     "semantic": ("semantic",),
     "code z": ("latent",),
-    "pooled features": ("pooled",),
-    "energies, score, curvature": ("energy", "noised-energy", "score", "curvature"),
+    "statistics of inner features": ("feature-statistics",),
+    "energies, score, curvature": ("energy", "noisy-energy", "score", "curvature"),
 }
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Features of the training images, the test images, every odd set, and of altered training images."""
+    """Features of the training images, the test images, every OOD set, and of corrupted training images."""
 
     model: DenoisingEBM
     pixels: dict[str, Tensor]
-    features: dict[str, Table]  #: At all of SIGMAS.
-    altered: Table  #: At the default detector's levels, shape (1 + kinds, images, columns).
-    probe: Table  #: The same of training images that take no part in fitting.
+    features: dict[str, Features]  #: At all of SIGMAS.
+    corrupted: Features  #: At the default detector's levels, shape (1 + kinds, images, features).
+    probe: Features  #: The same of training images that take no part in fitting.
 
 
 def main() -> None:
@@ -82,39 +82,42 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=1000, help="images of each test set")
     parser.add_argument("--fit", type=int, default=4000, help="training images to fit on")
-    parser.add_argument("--altered", type=int, default=100, help="of these, images to alter in every way")
+    parser.add_argument("--corrupted", type=int, default=100, help="of these, images to corrupt in every way")
     parser.add_argument("--only", choices=("energies", "detectors"), help="leave out the rest")
     parser.add_argument("--precision", default="auto")
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device="auto").set_precision(args.precision)
     sets = read_sets(model, args)
     metadata = {name: model.metadata.get(name) for name in ("images seen", "held-out denoising loss")}
-    counts = f"{args.num} images a set, {args.fit} to fit, {args.altered} of them altered"
+    counts = f"{args.num} images a set, {args.fit} to fit, {args.corrupted} of them corrupted"
     print(f"{describe(model.device)}; {metadata}; {counts}; seed 0\n")
-    print("| score | " + " | ".join(ODD) + " | held-out alterations |\n|---|" + "---|" * (len(ODD) + 1))
+    print("| score | " + " | ".join(OOD) + " | held-out corruptions |\n|---|" + "---|" * (len(OOD) + 1))
     if args.only != "detectors":
         energies(sets)
     if args.only is None:
         baselines(sets)
     if args.only != "energies":
         detectors(sets)
-        discriminants_alone(sets)
+        single_directions(sets)
     if args.only is None:
         densities(sets)
-        ceiling(sets)
+        linear_probe(sets)
 
 
 def show(label: str, score: Callable[[str], Tensor], held_out: float | None = None) -> None:
     inside = score("test")
-    found = " | ".join(f"{auroc(inside, score(name)):.3f}" for name in ODD)
+    found = " | ".join(f"{auroc(inside, score(name)):.3f}" for name in OOD)
     print(f"| {label} | {found} | {'-' if held_out is None else f'{held_out:.3f}'} |", flush=True)
 
 
 def energies(sets: Sets) -> None:
-    for family, what in (("energy", "U^c without inner noise"), ("noised-energy", "U^c of eq. 7")):
+    for family, what in (("energy", "without inner noise"), ("noisy-energy", "with inner noise (eq. 7)")):
         for i, sigma in enumerate(SIGMAS):
             show(f"{what}, sigma {sigma:g}", lambda name, i=i, f=family: sets.features[name][f][:, i])  # type: ignore[misc]
-    show("sum over sigma of eq. 7 (a bound on -log p)", lambda n: sets.features[n]["noised-energy"].exp().sum(1))
+    show(
+        "with inner noise, sum over sigma (a bound on -log p)",
+        lambda name: sets.features[name]["noisy-energy"].exp().sum(1),
+    )
 
 
 def baselines(sets: Sets) -> None:
@@ -125,98 +128,98 @@ def baselines(sets: Sets) -> None:
 
 
 def detectors(sets: Sets) -> None:
-    """The default detector, what it is without its parts and with other settings, and others."""
-    default = DetectorConfig().members[0]
-    sums = tuple(family for family in default.families if family not in ("latent", "pooled"))
-    code = Member(("latent",), "conditional", given=ENERGIES)
-    inner = Member(("pooled",), "conditional", given=ENERGIES, share=0.99)
-    cases: dict[str, tuple[Member, ...]] = {
-        "**default: discriminants**": (default,),
-        "in one block": (replace(default, blocks=()),),
-        "in two blocks": (replace(default, blocks=default.blocks[1:]),),
-        "of sums alone": (replace(default, families=sums, blocks=()),),
-        "of sums and code": (replace(default, families=(*sums, "latent"), blocks=()),),
-        "of code and inner features": (replace(default, families=("latent", "pooled"), blocks=()),),
-        "ridge 1": (replace(default, ridge=1.0),),
-        "ridge 20": (replace(default, ridge=20.0),),
-        "shift 0.5": (replace(default, shift=0.5),),
-        "shift 2": (replace(default, shift=2.0),),
-        "discriminants and density of sums: max": (default, Member(sums)),
-        "densities: sums": (Member(sums),),
-        "densities: code given energies": (code,),
-        "densities: inner features given energies": (inner,),
-        "densities: these three, max": (Member(sums), code, inner),
-        "densities: code and inner features, given nothing": (Member(("latent",)), Member(("pooled",))),
+    """The default detector, what it is without its parts and with other settings, and densities in its place."""
+    default = DetectorConfig()
+    tables = at_levels_of(default, sets)
+    cases = {
+        "**default: LDA in three blocks, ridge 5, shift 1**": default,
+        "one block of features": replace(default, blocks=()),
+        "two blocks of features": replace(default, blocks=default.blocks[1:]),
+        "features of sums over pixels only": replace(default, blocks=(SUMS,)),
+        "features of sums and of the code": replace(default, blocks=((*SUMS, "latent"),)),
+        "features of the code and of inner layers": replace(default, blocks=(NETWORK_FEATURES,)),
+        "ridge 1": replace(default, ridge=1.0),
+        "ridge 20": replace(default, ridge=20.0),
+        "shift 0.5": replace(default, shift=0.5),
+        "shift 2": replace(default, shift=2.0),
     }
+    scores: dict[str, Callable[[str], Tensor]] = {}
+    for label, config in cases.items():
+        detector = Detector(sets.model, config).fit_features(tables["train"], sets.corrupted)  # type: ignore[arg-type]
+        scores[label] = lambda name, d=detector: d.score_features(tables[name])  # type: ignore[misc]
+        show(label, scores[label], held_out(detector, sets))
+    members = {
+        "of sums over pixels": Member(SUMS, Principal(Mahalanobis())),
+        "of the code given the energies": Member(("latent",), Conditional(), ENERGIES),
+        "of inner features given the energies": Member(("feature-statistics",), Conditional(0.99), ENERGIES),
+        "of the code": Member(("latent",), Principal(Mahalanobis())),
+        "of inner features": Member(("feature-statistics",), Principal(Mahalanobis())),
+    }
+    for label, member in members.items():
+        member.fit(tables["train"])
+        scores[label] = lambda name, m=member: m.score(tables[name])  # type: ignore[misc]
+
+    def largest(*labels: str) -> Callable[[str], Tensor]:
+        return lambda name: torch.stack([scores[label](name) for label in labels]).amax(0)
+
+    sums, code, inner, *without_covariates = members
+    show("density of sums, and LDA: the larger", largest(next(iter(cases)), sums))
+    for label in (sums, code, inner):
+        show(f"density {label}", scores[label])
+    show("density: the largest of these three", largest(sums, code, inner))
+    show("density of the code and inner features", largest(*without_covariates))
+    # Too typical may be anomalous too: the distance of inner features from its median, to either side.
+    label, train = without_covariates[1], tables["train"]["feature-statistics"]
+    middle = members[label].score({"feature-statistics": train[: len(train) // 10]}).median()
+    show("Mahalanobis distance of inner features", scores[label])
+    show("the same, two-sided: too typical is anomalous too", lambda name: (scores[label](name) - middle).abs())
+
+
+def single_directions(sets: Sets) -> None:
+    """What the discriminant of each corruption sees by itself."""
     config = DetectorConfig()
-    tables = {name: narrowed(each, config.features.sigmas) for name, each in sets.features.items()}
-    for label, members in cases.items():
-        detector = Detector(sets.model, replace(config, members=members)).fit_columns(tables["train"], sets.altered)
-        held = None
-        if len(members) == 1 and members[0].density == "discriminants":
-            held = held_out(members[0], tables, sets)
-        show(label, lambda name, d=detector: d.combine(tables[name]), held)  # type: ignore[misc]
-    # Too usual is odd too: the distance of inner features from its median, to either side.
-    pooled = tables["train"]["pooled"]
-    density = Principal(Mahalanobis(), 0.99).fit(pooled[len(pooled) // 8 :])
-    fresh = density.score(pooled[: len(pooled) // 8]).log()
-    show("distance of inner features", lambda n: density.score(tables[n]["pooled"]).log())
-    show(
-        "the same, two-sided: too usual is odd too",
-        lambda n: (density.score(tables[n]["pooled"]).log() - fresh.median()).abs(),
-    )
+    tables = at_levels_of(config, sets)
+    detector = Detector(sets.model, config).fit_features(tables["train"], sets.corrupted)  # type: ignore[arg-type]
+    found = {name: detector.project_features(tables[name]) for name in ("test", *OOD)}  # type: ignore[arg-type]
+    for i, kind in enumerate(corruptions(sets.model.config.network.channels)):
+        show(f"direction of: {kind}", lambda name, i=i: found[name][:, i])  # type: ignore[misc]
 
 
-def discriminants_alone(sets: Sets) -> None:
-    """What each alteration's discriminant sees by itself."""
-    member, sigmas = DetectorConfig().members[0], DetectorConfig().features.sigmas
-    tables = {name: narrowed(each, sigmas) for name, each in sets.features.items()}
-    density = FisherDiscriminants(ridge=member.ridge, shift=member.shift)
-    Opinion(member, density).fit(tables["train"], sets.altered)
-    heads = {
-        name: density.heads(table(tables[name], member.families), table(tables[name], member.given))
-        for name in ("test", *ODD)
-    }
-    for i, kind in enumerate(alterations(sets.model.config.network.channels)):
-        show(f"discriminant of: {kind}", lambda name, i=i: heads[name][:, i])  # type: ignore[misc]
-
-
-def held_out(member: Member, tables: dict[str, Table], sets: Sets) -> float:
-    """Return the mean AUROC of altered images, each group of alterations judged by discriminants of the others."""
-    density = FisherDiscriminants(ridge=member.ridge, shift=member.shift)
-    Opinion(member, density).fit(tables["train"], sets.altered)
-    probe = zip(table(sets.probe, member.families), table(sets.probe, member.given), strict=True)
-    normal, *heads = (density.heads(features, given) for features, given in probe)
-    kinds = list(alterations(sets.model.config.network.channels).values())
-    means = []
+def held_out(detector: Detector, sets: Sets) -> float:
+    """Return the mean AUROC of corrupted images, each group of corruptions scored by discriminants of the others."""
+    count = len(sets.probe["energy"])
+    probe = [{family: table[i] for family, table in sets.probe.items()} for i in range(count)]
+    clean, *found = (detector.project_features(features) for features in probe)  # type: ignore[arg-type]
+    kinds = list(corruptions(sets.model.config.network.channels).values())
+    shift, means = detector.config.shift, []
     for group in dict.fromkeys(kind.group for kind in kinds):
         others = torch.tensor([kind.group != group for kind in kinds])
-        inside = torch.logsumexp(member.shift * normal[:, others], 1)
-        scores = [
-            auroc(inside, torch.logsumexp(member.shift * odd[:, others], 1))
-            for odd, kind in zip(heads, kinds, strict=True)
+        inside = log_mean_exp(clean[:, others], shift)
+        aurocs = [
+            auroc(inside, log_mean_exp(projections[:, others], shift))
+            for projections, kind in zip(found, kinds, strict=True)
             if kind.group == group
         ]
-        means.append(sum(scores) / len(scores))
+        means.append(sum(aurocs) / len(aurocs))
     return sum(means) / len(means)
 
 
 def densities(sets: Sets) -> None:
     for label, families in GROUPS.items():
         for density, build in DENSITIES.items():
-            fitted = build().fit(table(sets.features["train"], families))
-            show(f"{label}: {density}", lambda name, f=fitted, fs=families: f.score(table(sets.features[name], fs)))  # type: ignore[misc]
+            fitted = build().fit(table_of(sets.features["train"], families))
+            show(f"{label}: {density}", lambda n, d=fitted, f=families: d.score(table_of(sets.features[n], f)))  # type: ignore[misc]
 
 
-def ceiling(sets: Sets) -> None:
-    """A linear classifier of half of the test and half of the odd images, measured on the other halves."""
-    print("\n| features | " + " | ".join(ODD) + " |\n|---|" + "---|" * len(ODD))
+def linear_probe(sets: Sets) -> None:
+    """A linear classifier of half of the test and half of the OOD images, measured on the other halves."""
+    print("\n| features | " + " | ".join(OOD) + " |\n|---|" + "---|" * len(OOD))
     for label, families in {**GROUPS, "all of them": tuple({f for fs in GROUPS.values() for f in fs})}.items():
-        normal, cells = table(sets.features["test"], families), []
-        centre, spread = normal.mean(0), normal.std(0).clamp_min(1e-9)
-        for name in ODD:
-            odd = table(sets.features[name], families)
-            a, b = (((x - centre) / spread).clamp(-6, 6).numpy() for x in (normal, odd))
+        normal, cells = table_of(sets.features["test"], families), []
+        mean, std = normal.mean(0), normal.std(0).clamp_min(1e-9)
+        for name in OOD:
+            tables = normal, table_of(sets.features[name], families)
+            a, b = (((table - mean) / std).clamp(-6, 6).numpy() for table in tables)
             x = np.concatenate([a[::2], b[::2]])
             y = np.repeat([0, 1], [len(a[::2]), len(b[::2])])
             classifier = LogisticRegression(C=0.01, max_iter=300).fit(x, y)
@@ -231,29 +234,37 @@ def ceiling(sets: Sets) -> None:
 def read_sets(model: DenoisingEBM, args: argparse.Namespace) -> Sets:
     args.out.mkdir(parents=True, exist_ok=True)
     pixels = image_sets(args.data, args.num, args.fit)
-    families = ENERGIES if args.only == "energies" else tuple(family for family in FAMILIES if family != "gradient")
-    config = FeatureConfig(SIGMAS, families, inner_sigmas=(0.05,) if "latent" in families else ())
-    detector = Detector(model, replace(DetectorConfig(), altered=args.altered))
-    features = {}
-    for name, images in pixels.items():
-        if name == "more train":
-            continue
-        key = [model.fingerprint(), model.precision, str(config), content_hash(images, "")]
-        compute = partial(compute_features, model, images, config)
-        features[name] = kept(args.out / f"{name}.pt", key, compute)
-    altered: Table = {}
-    probe: Table = {}
-    if args.only != "energies":
-        kinds = [(name, kind.low, kind.high) for name, kind in alterations(model.config.network.channels).items()]
+    only_energies = args.only == "energies"
+    config = FeatureConfig(SIGMAS, feature_sigmas=(0.05,))
+    if only_energies:
+        config = FeatureConfig(SIGMAS, ("energy", "noisy-energy"))
+    detector = Detector(model, replace(DetectorConfig(), num_corrupted=args.corrupted))
+    about_model = [model.fingerprint(), model.precision]
+
+    def compute(images: Tensor) -> Features:
+        found: Features = dict(compute_features(model, images, config))  # type: ignore[arg-type]
+        return found if only_energies else found | tried_features(model, images, SIGMAS)
+
+    features = {
+        name: kept(
+            args.out / f"{name}.pt", [*about_model, str(config), content_hash(images, "")], partial(compute, images)
+        )
+        for name, images in pixels.items()
+        if name != "more train"
+    }
+    corrupted: Features = {}
+    probe: Features = {}
+    if not only_energies:
+        kinds = [(name, kind.low, kind.high) for name, kind in corruptions(model.config.network.channels).items()]
         used = [content_hash(pixels[name], "") for name in ("train", "more train")]
-        key = [model.fingerprint(), model.precision, str(detector.config), str(kinds), *used]
-        altered = kept(args.out / "altered.pt", key, partial(detector.altered_columns, pixels["train"]))
-        probe = kept(args.out / "probe.pt", key, partial(detector.altered_columns, pixels["more train"], seed=1))
-    return Sets(model, pixels, features, altered, probe)
+        key = [*about_model, str(detector.config), str(kinds), *used]
+        corrupted = kept(args.out / "corrupted.pt", key, partial(detector.corrupted_features, pixels["train"]))
+        probe = kept(args.out / "probe.pt", key, partial(detector.corrupted_features, pixels["more train"], seed=1))
+    return Sets(model, pixels, features, corrupted, probe)
 
 
 def image_sets(data: Path, num: int, fit: int) -> dict[str, Tensor]:
-    def read(name: str, split: str, limit: int, resize: str | None = None) -> Tensor:
+    def read(name: str, split: str, limit: int, resize: Resize | None = None) -> Tensor:
         return load_images(data / name, split=split, limit=limit, image_size=32, resize=resize, progress=False).pixels
 
     train, test = read("cifar10", "train", fit + 100), read("cifar10", "test", 2 * num)
@@ -265,26 +276,29 @@ def image_sets(data: Path, num: int, fit: int) -> dict[str, Tensor]:
     return sets
 
 
-def kept(path: Path, key: list[str], compute: Callable[[], Table]) -> Table:
+def kept(path: Path, key: list[str], compute: Callable[[], object]) -> Features:
     """Compute features, or read those of an earlier run with the same model and counts."""
     if path.is_file():
         saved = torch.load(path)
         if saved["key"] == key:
-            found: Table = saved["features"]
+            found: Features = saved["features"]
             return found
     features = compute()
     write_atomically(path, lambda temporary: torch.save({"key": key, "features": features}, temporary))
-    return features
+    return features  # type: ignore[return-value]
 
 
-def narrowed(features: Table, sigmas: Sequence[float]) -> Table:
-    """Return features at some of the levels of SIGMAS; those of inner features have one level anyway."""
-    chosen = torch.tensor([SIGMAS.index(sigma) for sigma in sigmas])
+def at_levels_of(config: DetectorConfig, sets: Sets) -> dict[str, Features]:
+    """Return the features of every set at a detector's levels, of those of SIGMAS; inner features have one level anyway."""
+    chosen = torch.tensor([SIGMAS.index(sigma) for sigma in config.features.sigmas])
     return {
-        family: values
-        if family in ("latent", "pooled")
-        else values.unflatten(1, (len(SIGMAS), -1))[:, chosen].flatten(1)
-        for family, values in features.items()
+        name: {
+            family: values
+            if family in NETWORK_FEATURES
+            else values.unflatten(1, (len(SIGMAS), -1))[:, chosen].flatten(1)
+            for family, values in features.items()
+        }
+        for name, features in sets.features.items()
     }
 
 

@@ -27,9 +27,8 @@ from denoising_ebm.utils.device import describe
 
 def at(config: FeatureConfig, sigma: float, families: tuple[Family, ...]) -> FeatureConfig | None:
     """Return what of some families is computed at one level."""
-    inner: tuple[Family, ...] = ("latent", "pooled")
-    chosen = tuple(f for f in families if f not in inner or sigma in (config.inner_sigmas or config.sigmas))
-    return replace(config, sigmas=(sigma,), families=chosen, inner_sigmas=()) if chosen else None
+    chosen = tuple(family for family in families if sigma in config.sigmas_of(family))
+    return replace(config, sigmas=(sigma,), families=chosen, feature_sigmas=()) if chosen else None
 
 
 def loop(model: DenoisingEBM, pixels: Tensor, config: FeatureConfig, batch: int) -> None:
@@ -74,7 +73,9 @@ def main() -> None:
                 torch.cuda.synchronize()
             seconds[name].append(time.monotonic() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"{describe(model.device)}; {args.num} images, {args.rounds} rounds, {config.forwards} forwards an image")
+    print(
+        f"{describe(model.device)}; {args.num} images, {args.rounds} rounds, {2 * len(config.sigmas)} forwards an image"
+    )
     print("\n| way | images/s | times as long as batched |\n|---|---|---|")
     for name, value in medians.items():
         print(f"| {name} | {args.num / value:.1f} | {value / medians['batched']:.2f} |")

@@ -1,4 +1,4 @@
-"""Files of earlier forms are read as today's: `data/model-format-1.json` is a config.json of form 1."""
+"""Files of earlier forms are read as today's: `data/` holds a config.json of form 1 and a detector.json of form 2."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from denoising_ebm import DenoisingEBM
+from denoising_ebm import DenoisingEBM, Detector, load_images
 from denoising_ebm.config import Config, PixelSampler, SemanticChain, TrainingStage, from_dict, to_dict
-from denoising_ebm.hub import CONFIG_FILE, WEIGHTS_FILE
-from denoising_ebm.migration import MODEL_FORMAT, migrate_config, migrate_model
+from denoising_ebm.hub import CONFIG_FILE, WEIGHTS_FILE, find_model_folder
+from denoising_ebm.migration import DETECTOR_FORMAT, MODEL_FORMAT, migrate_config, migrate_detector, migrate_model
 from denoising_ebm.training.trainer import train
 from support import random_pixels, tiny_config
 
@@ -127,3 +127,57 @@ def test_a_run_of_form_1_goes_on(tmp_path: Path) -> None:
     assert result.finished and set(straight) == set(result.model.state_dict())
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["images_seen"] == 64
+
+
+# -- detectors ----------------------------------------------------------------------------------------------------------
+
+
+def old_detector() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the bundled detector as form 2 had it."""
+    folder = find_model_folder("cifar10-small")
+    tensors = safetensors.torch.load_file(folder / "detector.safetensors")
+    parts = {
+        "lda.adjustment.regression.pca.std": "members.0.expectation.given.spread",
+        "lda.adjustment.regression.pca.": "members.0.expectation.given.",
+        "lda.adjustment.regression.mean_log_variance": "members.0.expectation.centre",
+        "lda.adjustment.regression.": "members.0.expectation.",
+        "lda.adjustment.scaler.std": "members.0.spread",
+        "lda.adjustment.scaler.": "members.0.",
+        "lda.adjustment.residual_scaler.mean": "members.0.centre",
+        "lda.adjustment.residual_scaler.std": "members.0.unit",
+        "lda.": "members.0.",
+        "hashes.": "seen.",
+    }
+    old = {"scale": torch.stack([tensors.pop("score.mean"), tensors.pop("score.std")])[:, None]}
+    for name, tensor in tensors.items():
+        start = next((start for start in parts if name.startswith(start)), "")
+        old[parts.get(start, "") + name.removeprefix(start)] = tensor
+    return json.loads((Path(__file__).parent / "data" / "detector-format-2.json").read_text()), old
+
+
+def test_a_detector_of_form_2_gives_the_same_scores(tmp_path: Path) -> None:
+    values, tensors = old_detector()
+    (tmp_path / "detector.json").write_text(json.dumps(values))
+    safetensors.torch.save_file(tensors, tmp_path / "detector.safetensors")
+    today = Detector.from_pretrained("cifar10-small")
+    loaded = Detector.load(tmp_path, today.model)
+    assert loaded.config == today.config and loaded.preprocessing == today.preprocessing
+    assert loaded.metadata == today.metadata == values["facts"]
+    images = load_images("fashion-mnist", split="test", limit=4).pixels.expand(-1, 3, -1, -1)
+    rows = loaded.predict(images, fpr=0.05)
+    assert rows == today.predict(images, fpr=0.05) and rows[0].nearest_corruption in values["alterations"]
+    assert torch.equal(loaded.maps(images), today.maps(images))
+    assert torch.equal(loaded.calibration, today.calibration)
+    migrated = migrate_detector(values, tensors)
+    assert migrated[0]["format"] == DETECTOR_FORMAT and migrate_detector(*migrated) == migrated
+
+
+@pytest.mark.parametrize("changes", [{"density": "mahalanobis"}, {"families": ["energy"]}])
+def test_a_detector_of_densities_must_be_fitted_again(changes: dict[str, Any], tmp_path: Path) -> None:
+    values, tensors = old_detector()
+    values["config"]["members"][0] |= changes
+    (tmp_path / "detector.json").write_text(json.dumps(values))
+    safetensors.torch.save_file(tensors, tmp_path / "detector.safetensors")
+    message = r"detector\.json: made of several detectors or of densities, .*; fit it again with `debm fit-detector`"
+    with pytest.raises(ValueError, match=message):
+        Detector.load(tmp_path, DenoisingEBM.from_pretrained("cifar10-small"))

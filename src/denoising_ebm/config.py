@@ -467,7 +467,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
-    if isinstance(hint, types.UnionType):
+    if origin in (types.UnionType, typing.Union):  # the latter of a Literal
         # Only `X | None` is used.
         return None if value is None else _coerce(arguments[0], value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -5,6 +5,11 @@ Forms of a model folder (`format` in `config.json`):
 1. Flat `sampling` settings, `recipe` of phases with shares, `facts`, the buffer `sensitivity`.
 2. `sampling.semantic` and `sampling.pixel` with a named method, `stages` with fractions, `metadata`, `jacobian_norm`.
 
+Forms of a detector (`format` in `detector.json`):
+
+2. Several members, each a density or discriminants on some families of features; `facts`, `preparation`, `alterations`.
+3. One detector: a flat config with `covariates` and `blocks`; `metadata`, `preprocessing`, `corruptions`.
+
 A run folder (`config.yaml`, `state.pt`) holds the same config without a number; the functions leave new values as they are.
 """
 
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_FORMAT = 2
+DETECTOR_FORMAT = 3
 
 _RENAMED = {
     "noise": {"levels": "num_sigmas"},
@@ -108,3 +114,66 @@ def migrate_state(saved: dict[str, Any]) -> dict[str, Any]:
     clock = {"phase": "stage", "phase_step": "stage_step"}
     saved["clock"] = {clock.get(name, name): value for name, value in saved["clock"].items()}
     return saved
+
+
+_FAMILIES = {"noised-energy": "noisy-energy", "channels": "colour", "pooled": "feature-statistics"}
+_DETECTOR_TENSORS = {
+    "members.0.expectation.given.mean": "lda.adjustment.regression.pca.mean",
+    "members.0.expectation.given.spread": "lda.adjustment.regression.pca.std",
+    "members.0.expectation.given.components": "lda.adjustment.regression.pca.components",
+    "members.0.expectation.mean": "lda.adjustment.regression.mean",
+    "members.0.expectation.log_variance": "lda.adjustment.regression.log_variance",
+    "members.0.expectation.centre": "lda.adjustment.regression.mean_log_variance",
+    "members.0.mean": "lda.adjustment.scaler.mean",
+    "members.0.spread": "lda.adjustment.scaler.std",
+    "members.0.centre": "lda.adjustment.residual_scaler.mean",
+    "members.0.unit": "lda.adjustment.residual_scaler.std",
+    "members.0.directions": "lda.directions",
+    "members.0.offset": "lda.offset",
+    "seen.fitted": "hashes.fitted",
+    "seen.calibrated": "hashes.calibrated",
+}
+
+
+def migrate_detector(values: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what `detector.json` and `detector.safetensors` hold in today's form.
+
+    Raises:
+        ValueError: If it is made of densities or features that are gone.
+    """
+    if values.get("format") != 2:
+        return values, tensors
+    renamed = {"facts": "metadata", "preparation": "preprocessing", "alterations": "corruptions"}
+    values = {renamed.get(name, name): value for name, value in values.items()} | {"format": DETECTOR_FORMAT}
+    if "config" in values:
+        values["config"] = _migrate_detector_config(values["config"])
+    tensors = {_DETECTOR_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
+    if "scale" in tensors:
+        tensors["score.mean"], tensors["score.std"] = tensors.pop("scale")[:, 0]
+    return values, tensors
+
+
+def _migrate_detector_config(old: dict[str, Any]) -> dict[str, Any]:
+    (member, *others), features, maps = old["members"], old["features"], old["maps"]
+    if others or member["density"] != "discriminants" or member["families"] != features["families"] or features["flip"]:
+        raise ValueError("made of several detectors or of densities, of which there are none now")
+
+    def families(names: list[str]) -> list[str]:
+        return [_FAMILIES.get(name, name) for name in names]
+
+    return {
+        "features": {
+            "sigmas": features["sigmas"],
+            "families": families(features["families"]),
+            "feature_sigmas": features["inner_sigmas"],
+            "seed": features["seed"],
+        },
+        "covariates": families(member["given"]),
+        "blocks": [families(block) for block in member["blocks"]],
+        "ridge": member["ridge"],
+        "shift": member["shift"],
+        "num_corrupted": old["altered"],
+        "maps": {
+            {"draws": "num_noise_samples", "smooth": "blur"}.get(name, name): value for name, value in maps.items()
+        },
+    }

@@ -21,8 +21,8 @@ from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.cli import main
 from denoising_ebm.cli.common import load_detector
 from denoising_ebm.datasets import decode as decoding
-from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.conformal import benjamini_hochberg
+from denoising_ebm.ood.corruptions import corruptions
 from denoising_ebm.ood.detector import Detector
 from denoising_ebm.ood.metrics import auroc
 
@@ -139,7 +139,7 @@ def test_score_with_a_detector(debm: Any, fitted: Path, folder: Path, tmp_path: 
     readable = [row for row in rows if row["status"] == "ok"]
     assert sum(row["flagged"] == "true" for row in readable) == int(re.findall(r"(\d+) flagged", done.err)[0])
     assert all((float(row["p_value"]) <= 0.1) == (row["flagged"] == "true") for row in readable)
-    assert all((row["nearest_corruption"] in alterations(1)) == (row["flagged"] == "true") for row in readable)
+    assert all((row["nearest_corruption"] in corruptions(1)) == (row["flagged"] == "true") for row in readable)
 
     detector = Detector.from_pretrained(fitted)
     images = load_images(mixed)
@@ -186,7 +186,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("work was done first")
 
-    monkeypatch.setattr(Detector, "columns", never)
+    monkeypatch.setattr(Detector, "projections", never)
     monkeypatch.setattr(Detector, "fit", never)
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.csv").mkdir()

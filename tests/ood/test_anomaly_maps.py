@@ -1,4 +1,4 @@
-"""Maps of where images are odd."""
+"""Anomaly maps: statistics, tiles, and what stands out in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
-from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps, smoothed, tile_starts
+from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps, tile_starts
+from denoising_ebm.ood.blur import gaussian_blur
 from denoising_ebm.ood.metrics import auroc
 
 
@@ -21,17 +22,17 @@ def clothes() -> Tensor:
 @pytest.fixture(scope="module")
 def fitted(clothes: Tensor) -> AnomalyMaps:
     model = DenoisingEBM.from_pretrained("fashion-mnist")
-    return AnomalyMaps(model, AnomalyMapConfig(sigmas=(0.2, 0.4), clean_sigmas=(0.2,), draws=2, smooth=1.5)).fit(
-        clothes[:96], batch_size=40
-    )
+    return AnomalyMaps(
+        model, AnomalyMapConfig(sigmas=(0.2, 0.4), clean_sigmas=(0.2,), num_noise_samples=2, blur=1.5)
+    ).fit(clothes[:96], batch_size=40)
 
 
 def test_what_was_fitted_is_standard(fitted: AnomalyMaps, clothes: Tensor) -> None:
     """Over the fitted images each level has mean 0 and, but for what is added to it, variance 1 at every pixel."""
     statistics = fitted.tensors()
-    single = AnomalyMaps(fitted.model, AnomalyMapConfig(sigmas=(0.2,), clean_sigmas=(), draws=2, smooth=1.5)).load(
-        {name: values[:1] for name, values in statistics.items()}
-    )
+    single = AnomalyMaps(
+        fitted.model, AnomalyMapConfig(sigmas=(0.2,), clean_sigmas=(), num_noise_samples=2, blur=1.5)
+    ).load({name: values[:1] for name, values in statistics.items()})
     maps = single.maps(clothes[:96], batch_size=50)
     assert float(maps.mean(0).abs().max()) < 1e-3
     # A tenth of the mean variance is added to each pixel's.
@@ -86,15 +87,15 @@ def test_tiles_cover_and_overlap(length: int) -> None:
     assert all(0 < after - before <= 16 for before, after in itertools.pairwise(starts))
 
 
-def test_smoothing_keeps_the_mean_and_spreads_a_point() -> None:
+def test_blur_keeps_the_mean_and_spreads_a_point() -> None:
     x = torch.zeros(1, 2, 32, 32)
     x[0, 0, 16, 16] = 1.0
     x[0, 1] = 0.3
-    out = smoothed(x, 1.5)
+    out = gaussian_blur(x, 1.5)
     at = torch.arange(32.0) - 16
     assert float((out[0, 0].sum(0) * at**2).sum()) == pytest.approx(1.5**2, rel=0.05)
     torch.testing.assert_close(out[0, 1], x[0, 1])
-    assert torch.equal(smoothed(x, 0.0), x)
+    assert torch.equal(gaussian_blur(x, 0.0), x)
 
 
 def test_kept_statistics_give_the_same_maps(fitted: AnomalyMaps, clothes: Tensor) -> None:
@@ -109,8 +110,8 @@ def test_refusals(fitted: AnomalyMaps, clothes: Tensor) -> None:
         AnomalyMaps(fitted.model).fit(clothes[:1])
     for values, field in (
         ({"sigmas": (), "clean_sigmas": ()}, "sigmas"),
-        ({"draws": 0}, "draws"),
-        ({"smooth": -1.0}, "smooth"),
+        ({"num_noise_samples": 0}, "num_noise_samples"),
+        ({"blur": -1.0}, "blur"),
     ):
         with pytest.raises(ValueError, match=rf"maps\.{field}"):
             AnomalyMapConfig(**values)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ def test_false_alarm_rate_of_random_splits_is_beta_distributed(generator: torch.
 @pytest.mark.parametrize(("fpr", "needed"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.3, 3), (0.5, 1)])
 def test_too_few_calibration_images_are_refused_with_the_number_needed(fpr: float, needed: int) -> None:
     check_rate(fpr, needed)
-    # With exactly as many, an image odder than all of them is flagged.
+    # With exactly as many, an image more anomalous than all of them is flagged.
     assert bool(flagged(p_values(torch.zeros(needed), torch.ones(1)), fpr, needed))
     with pytest.raises(ValueError, match=f"needs at least {needed} calibration images, there are {needed - 1}"):
         check_rate(fpr, needed - 1)
@@ -72,9 +72,9 @@ def test_benjamini_hochberg_against_scipy(generator: torch.Generator) -> None:
 @pytest.mark.parametrize(("fdr", "num", "images"), [(0.1, 199, 10_000), (0.1, 199, 20), (0.2, 40, 100), (0.5, 9, 7)])
 def test_least_number_of_discoveries(fdr: float, num: int, images: int) -> None:
     least = min_bh_rejections(fdr, num, images)
-    for odd in (least - 1, least):
-        scores = torch.cat([torch.ones(odd), torch.full((max(images - odd, 0),), -1.0)])
-        assert bool(benjamini_hochberg(p_values(torch.zeros(num), scores), fdr).any()) == (odd == least <= images)
+    for count in (least - 1, least):
+        scores = torch.cat([torch.ones(count), torch.full((max(images - count, 0),), -1.0)])
+        assert bool(benjamini_hochberg(p_values(torch.zeros(num), scores), fdr).any()) == (count == least <= images)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         ranks = torch.randint(1, max(2, num // 8), (images,), generator=generator)

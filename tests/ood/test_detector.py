@@ -3,46 +3,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.config import from_dict, to_dict
-from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
-from denoising_ebm.ood.conformal import fpr_interval
+from denoising_ebm.ood.conformal import benjamini_hochberg, fpr_interval
+from denoising_ebm.ood.corruptions import SYNTHETIC_OOD, corruptions
 from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig, compute_features
-from denoising_ebm.ood.lda import FisherDiscriminants
-from denoising_ebm.ood.members import Member
+from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.ood.outliers import SYNTHETIC_OOD
+from denoising_ebm.ood.preprocessing import Preprocessing
 from support import randomise, tiny_config
 
 SMALL = DetectorConfig(
-    FeatureConfig(sigmas=(0.1, 0.5), families=("energy", "noised-energy", "latent"), inner_sigmas=(0.1,)),
-    (
-        Member(("energy", "noised-energy")),
-        Member(("latent",), "neighbours"),
-        Member(("latent",), "conditional", given=("energy", "noised-energy")),
-    ),
-    maps=AnomalyMapConfig(sigmas=(0.2,), clean_sigmas=(0.2,), draws=1, smooth=1.0),
-)
-DISCRIMINANTS = replace(
-    SMALL,
-    members=(
-        Member(
-            ("energy", "noised-energy", "latent"),
-            "discriminants",
-            given=("energy",),
-            blocks=(("noised-energy", "energy"), ("latent", "energy")),
-        ),
-    ),
-    altered=20,
+    FeatureConfig(sigmas=(0.1, 0.5), families=("energy", "noisy-energy", "latent"), feature_sigmas=(0.1,)),
+    covariates=("energy",),
+    blocks=(("noisy-energy", "energy"), ("latent", "energy")),
+    num_corrupted=20,
+    maps=AnomalyMapConfig(sigmas=(0.2,), clean_sigmas=(0.2,), num_noise_samples=1, blur=1.0),
 )
 
 
@@ -72,18 +58,22 @@ def folder(detector: Detector, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
-def test_scores_combine_standardised_members(model: DenoisingEBM, pixels: Tensor) -> None:
-    alone = [Detector(model, replace(SMALL, members=(member,))).fit(pixels[:200]) for member in SMALL.members]
-    scores = torch.stack([detector.score(pixels[200:]) for detector in alone])
-    together = Detector(model, SMALL).fit(pixels[:200])
-    torch.testing.assert_close(together.score(pixels[200:]), scores.max(0).values)
-    mean = Detector(model, replace(SMALL, combine="mean")).fit(pixels[:200])
-    torch.testing.assert_close(mean.score(pixels[200:]), scores.mean(0))
-    # A member sees normal images it was not fitted on at mean 0 and spread 1.
+def test_scores_are_standard_on_normal_images_it_was_not_fitted_to(detector: Detector, pixels: Tensor) -> None:
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))[40:]
-    held = alone[0].score(pixels[order[:16]])
+    held = detector.score(pixels[order[:16]])
     assert float(held.mean()) == pytest.approx(0, abs=1e-9) and float(held.std()) == pytest.approx(1)
-    assert together.metadata == {"fitted on": 144, "calibrated on": 40}
+    assert detector.metadata == {"fitted on": 144, "calibrated on": 40}
+
+
+def test_a_score_is_the_log_mean_exp_of_projections(detector: Detector, pixels: Tensor) -> None:
+    """But for the scale, which a line through two scores gives."""
+    projections = detector.projections(pixels[200:230])
+    assert projections.shape == (30, len(corruptions(1)))
+    raw, scores = log_mean_exp(projections, SMALL.shift), detector.score(pixels[200:230])
+    slope = (scores[1] - scores[0]) / (raw[1] - raw[0])
+    torch.testing.assert_close(scores, scores[0] + slope * (raw - raw[0]))
+    names = [list(corruptions(1))[i] for i in projections.argmax(1).tolist()]
+    assert detector.nearest_corruption(pixels[200:230]) == names
 
 
 def test_calibration_images_take_no_part_in_fitting(model: DenoisingEBM, pixels: Tensor) -> None:
@@ -117,10 +107,7 @@ def test_scores_are_the_same_in_parts(detector: Detector, pixels: Tensor, monkey
     assert detector.score(pixels[:0]).shape == (0,)
 
 
-def test_threads_can_share_a_detector(model: DenoisingEBM, pixels: Tensor) -> None:
-    features = FeatureConfig(sigmas=(0.2,), families=("pooled",))
-    detector = Detector(model, DetectorConfig(features, (Member(("pooled",), "neighbours"),), maps=SMALL.maps))
-    detector.fit(pixels[:60])
+def test_threads_can_share_a_detector(detector: Detector, pixels: Tensor) -> None:
     parts = torch.split(pixels[200:280], 10)
     expected = [detector.score(part) for part in parts]
     with ThreadPoolExecutor(4) as pool:
@@ -136,49 +123,34 @@ def test_scores_are_functions_of_the_image(detector: Detector, pixels: Tensor) -
     )
 
 
-def test_odd_images_score_higher(detector: Detector, pixels: Tensor) -> None:
+def test_ood_images_score_higher(detector: Detector, pixels: Tensor) -> None:
     noise = SYNTHETIC_OOD["uniform-noise"](pixels[200:], torch.Generator().manual_seed(0))
     assert auroc(detector.score(pixels[200:]), detector.score(noise)) > 0.99
 
 
-def test_discriminants_learn_from_altered_images(model: DenoisingEBM, pixels: Tensor, tmp_path: Path) -> None:
+def test_corrupted_images_are_what_it_learns_from(detector: Detector, model: DenoisingEBM, pixels: Tensor) -> None:
     counts: list[int] = []
-    detector = Detector(model, DISCRIMINANTS).fit(pixels[:200], progress=counts.append)
-    assert DISCRIMINANTS.num_altered(160, 1) == 20 * (1 + len(alterations(1)))
-    assert sum(counts) == 160 + DISCRIMINANTS.num_altered(160, 1) + 160 + 40
-    # New images, altered in the ways that were shown, look odder than as they are.
-    altered = detector.altered_columns(pixels[200:220])
+    Detector(model, SMALL).fit(pixels[:200], progress=counts.append)
+    assert sum(counts) == detector.fit_work(200) == 160 + 20 * (1 + len(corruptions(1))) + 160 + 40
+    assert detector.fit_work(30, 7) == 30 + 20 * (1 + len(corruptions(1))) + 30 + 7
+    # New images, corrupted in the ways that were shown, look more anomalous than as they are.
+    corrupted = detector.corrupted_features(pixels[200:220])
     # The last images: the first ones set the scale.
-    more = detector.altered_columns(pixels[150:220])
-    assert all(torch.equal(more[family], altered[family]) for family in altered)
-    scores = torch.stack(
-        [detector.combine({k: v[i] for k, v in altered.items()}) for i in range(len(alterations(1)) + 1)]
-    )
-    means = dict(zip(["as they are", *alterations(1)], scores.mean(1).tolist(), strict=True))
+    more = detector.corrupted_features(pixels[150:220])
+    assert all(torch.equal(more[family], corrupted[family]) for family in corrupted)
+    kinds = ["as they are", *corruptions(1)]
+    scores = [detector.score_features({f: t[i] for f, t in corrupted.items()}) for i in range(len(kinds))]
+    means = {kind: float(score.mean()) for kind, score in zip(kinds, scores, strict=True)}
     for name in ("noise", "blur", "negative"):
         assert means[name] > means["as they are"] + 0.3, means
-    model.save_pretrained(tmp_path)
-    detector.save(tmp_path)
-    loaded = Detector.from_pretrained(tmp_path)
-    columns = loaded.columns(pixels[200:])
-    density = detector._opinions[0].density
-    assert isinstance(density, FisherDiscriminants)
-    given = columns["energy"]
-    heads = density.heads(torch.cat([columns["energy"], columns["noised-energy"], columns["latent"]], 1), given)
-    assert loaded.nearest_corruption(columns) == [list(alterations(1))[i] for i in heads.argmax(1).tolist()]
-    assert Detector(model, SMALL).fit(pixels[:60]).nearest_corruption(columns) is None
-    torch.testing.assert_close(loaded.score(pixels[200:]), detector.score(pixels[200:]), rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match="discriminants need features of altered images"):
-        Detector(model, DISCRIMINANTS).fit_columns(compute_features(model, pixels[:50], DISCRIMINANTS.features))
 
 
 def test_false_alarm_rate_on_real_images_over_splits() -> None:
     """The promise: a share of at most alpha of new normal images is flagged, for a poor model as for a good one."""
     model = DenoisingEBM.from_pretrained("fashion-mnist")
     images = load_images("fashion-mnist", split="test", limit=800).pixels
-    config = DetectorConfig(
-        FeatureConfig(sigmas=(0.1, 1.0), families=("energy", "noised-energy")), (Member(("energy", "noised-energy")),)
-    )
+    features = FeatureConfig(sigmas=(0.1, 1.0), families=("energy", "noisy-energy"))
+    config = DetectorConfig(features, covariates=("energy",), blocks=(), num_corrupted=10)
     train = load_images("fashion-mnist", limit=200).pixels
     scores = Detector(model, config).fit(train).score(images)
     detector = Detector(model, config)
@@ -199,7 +171,7 @@ def test_false_alarm_rate_on_real_images_over_splits() -> None:
 def test_saved_and_loaded_detectors_agree(detector: Detector, pixels: Tensor, folder: Path) -> None:
     loaded = Detector.from_pretrained(folder)
     assert loaded.config == detector.config and loaded.metadata == detector.metadata
-    # Distances are kept in float32.
+    # Statistics are kept in float32.
     torch.testing.assert_close(loaded.score(pixels[200:]), detector.score(pixels[200:]), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(loaded.calibration, detector.calibration, rtol=0, atol=0)
     torch.testing.assert_close(loaded.maps(pixels[200:204]), detector.maps(pixels[200:204]), rtol=1e-4, atol=1e-4)
@@ -215,16 +187,73 @@ def test_config_survives_yaml_and_json() -> None:
     assert from_dict(DetectorConfig, values) == SMALL
 
 
-def test_all_features_by_family(detector: Detector, model: DenoisingEBM, pixels: Tensor) -> None:
-    columns = compute_features(model, pixels[200:210], SMALL.features)
-    torch.testing.assert_close(detector.combine(columns), detector.score(pixels[200:210]))
+def test_features_are_scored_as_their_images(detector: Detector, model: DenoisingEBM, pixels: Tensor) -> None:
+    features = compute_features(model, pixels[200:210], SMALL.features)
+    torch.testing.assert_close(detector.score_features(features), detector.score(pixels[200:210]))
 
 
 def test_maps_standardise_and_tile(detector: Detector, pixels: Tensor) -> None:
-    usual = detector.maps(pixels[:100])
-    assert usual.shape == (100, 16, 16) and abs(float(usual.mean())) < 0.2
+    normal = detector.maps(pixels[:100])
+    assert normal.shape == (100, 16, 16) and abs(float(normal.mean())) < 0.2
     large = torch.cat([pixels[200:202], pixels[202:204]], dim=3)
     assert detector.maps(large).shape == (2, 16, 32)
+
+
+# -- from images to rows -------------------------------------------------------------------------------------------------
+
+
+def test_rows_hold_what_tensors_do(detector: Detector, pixels: Tensor) -> None:
+    calls: list[int] = []
+    rows = detector.predict(pixels[200:230], fpr=0.1, progress=calls.append)
+    scores = detector.score(pixels[200:230])
+    p = detector.p_values(scores)
+    assert [row.name for row in rows] == [str(i) for i in range(30)] and sum(calls) == 60
+    torch.testing.assert_close(torch.tensor([row.score for row in rows]).double(), scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor([row.p_value for row in rows]).double(), p, rtol=1e-3, atol=0)
+    assert [row.flagged for row in rows] == detector.flag(scores, 0.1).tolist()
+    nearest = detector.nearest_corruption(pixels[200:230])
+    assert [row.nearest_corruption for row in rows] == [
+        n if q <= 0.1 else None for n, q in zip(nearest, p, strict=True)
+    ]
+    by_fdr = [row.flagged for row in detector.predict(pixels[200:230], fdr=0.2)]
+    assert by_fdr == benjamini_hochberg(p, 0.2).tolist()
+    assert {row.flagged for row in detector.predict(pixels[200:203])} == {None} and detector.predict(pixels[:0]) == []
+    with pytest.raises(ValueError, match="not both"):
+        detector.predict(pixels[:2], fpr=0.1, fdr=0.1)
+    with pytest.raises(ValueError, match=r"a false-alarm rate of 0\.001 needs at least 999 calibration images"):
+        detector.predict(pixels[:2], fpr=0.001)
+
+
+def test_files_become_images_as_those_of_fitting_did(model: DenoisingEBM, tmp_path: Path) -> None:
+    """From folders of 24 x 20 colour images, cropped, resized and converted, through a file and back."""
+    names = ("normal", "new")
+    for name in names:
+        (tmp_path / name).mkdir()
+    source = load_images("fashion-mnist", limit=60).pixels[:, 0, 4:28, 6:26].numpy()
+    for i, image in enumerate(source):
+        Image.fromarray(image).convert("RGB").save(tmp_path / names[i % 2] / f"{i:02d}.png")
+    (tmp_path / "new" / "07b.png").write_bytes(b"no image")
+    preprocessing = Preprocessing.of(model, resize="box", center_crop=18, convert=True)
+    detector = Detector(model, SMALL, preprocessing=preprocessing).fit(tmp_path / "normal")
+    detector.save(tmp_path)
+    model.save_pretrained(tmp_path)
+    loaded = Detector.from_pretrained(tmp_path)
+    assert loaded.preprocessing == preprocessing
+    images = load_images(tmp_path / "new", image_size=16, channels=1, resize="box", center_crop=18, convert=True)
+    rows = loaded.predict(tmp_path / "new")
+    assert [row.name for row in rows if row.status == "ok"] == list(images.names) and rows[4].name == "07b.png"
+    assert [(row.status, row.resize) for row in rows[3:6]] == [("ok", "box"), ("unreadable", "box"), ("ok", "box")]
+    scores = torch.tensor([row.score for row in rows if row.score is not None]).double()
+    torch.testing.assert_close(scores, loaded.score(images.pixels), rtol=0, atol=1e-4)
+    assert bool(loaded.was_fitted_on(load_images(tmp_path / "normal", **asdict(preprocessing)).pixels).all())
+
+
+def test_explanations_are_maps_and_what_images_resemble(detector: Detector, pixels: Tensor) -> None:
+    found = detector.explain(pixels[200:204])
+    torch.testing.assert_close(found.maps, detector.maps(pixels[200:204]))
+    assert found.nearest_corruption == detector.nearest_corruption(pixels[200:204])
+    large = torch.cat([pixels[200:202], pixels[202:204]], dim=3)
+    assert detector.explain(large).maps.shape == (2, 16, 32) and detector.explain(large).nearest_corruption is None
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------
@@ -249,8 +278,9 @@ def test_detector_of_other_weights(folder: Path, model: DenoisingEBM) -> None:
         ),
         (
             lambda folder: (folder / "detector.json").write_text('{"format": 1}'),
-            r"not a detector of format 2; fit it again",
+            r"not a detector of format 3; fit it again",
         ),
+        (lambda folder: (folder / "detector.json").write_text('{"format": 3}'), r"detector\.json: 'model' is missing"),
         (lambda folder: (folder / "detector.json").write_text('{"format": 2}'), r"detector\.json: 'model' is missing"),
         (lambda folder: (folder / "detector.safetensors").write_bytes(b"x"), r"detector\.safetensors: not a readable"),
     ],
@@ -286,7 +316,8 @@ def test_tensors_of_another_fit_are_refused(folder: Path, model: DenoisingEBM, p
 def test_nothing_of_an_earlier_fit_is_left(model: DenoisingEBM, pixels: Tensor) -> None:
     """A fit that fails half way must not answer with the p-values and maps of the one before."""
     detector = Detector(model, SMALL).fit(pixels[:100])
-    detector.fit_columns(detector.columns(pixels[100:200]), detector.altered_columns(pixels[100:200]))
+    features = compute_features(model, pixels[100:200], SMALL.features)
+    detector.fit_features(features, detector.corrupted_features(pixels[100:200]))
     scores = detector.score(pixels[200:210])
     with pytest.raises(ValueError, match="no calibration scores"):
         detector.flag(scores, 0.1)
@@ -331,7 +362,7 @@ def test_rates_that_cannot_be_promised(detector: Detector, pixels: Tensor) -> No
 
 def test_unfitted_and_too_few(model: DenoisingEBM, pixels: Tensor, tmp_path: Path) -> None:
     fresh = Detector(model, SMALL)
-    for call in (lambda: fresh.score(pixels[:2]), lambda: fresh.save(tmp_path), lambda: fresh.combine({})):
+    for call in (lambda: fresh.score(pixels[:2]), lambda: fresh.save(tmp_path), lambda: fresh.score_features({})):
         with pytest.raises(ValueError, match="not fitted: call fit first"):
             call()
     with pytest.raises(ValueError, match="needs at least 20 normal images, got 5"):
@@ -340,17 +371,14 @@ def test_unfitted_and_too_few(model: DenoisingEBM, pixels: Tensor, tmp_path: Pat
         fresh.fit(pixels[:5], calibration=pixels[:5])
     with pytest.raises(ValueError, match="no calibration images"):
         fresh.fit(pixels[:30], calibration=pixels[:0])
-    with pytest.raises(ValueError, match="at least one member"):
-        DetectorConfig(members=())
-    with pytest.raises(ValueError, match="density conditional needs `given`"):
-        Member(("energy",), "conditional")
-    with pytest.raises(ValueError, match="density mahalanobis takes no `given`"):
-        Member(("energy",), given=("latent",))
-    with pytest.raises(ValueError, match="ridge and shift of a member must be > 0, got 0 and 1"):
-        Member(("energy",), "discriminants", given=("energy",), ridge=0)
-    with pytest.raises(ValueError, match=r"blocks of a member must be made of its families \(energy\)"):
-        Member(("energy",), "discriminants", given=("energy",), blocks=(("energy", "latent"),))
-    with pytest.raises(ValueError, match=r"detector\.altered must be >= 1, got 0"):
-        DetectorConfig(altered=0)
-    with pytest.raises(ValueError, match="latent is not among the computed features"):
-        DetectorConfig(FeatureConfig(families=("energy",)), (Member(("latent",)),))
+    with pytest.raises(ValueError, match="not fitted: call fit first"):
+        fresh.predict(pixels[:2])
+    with pytest.raises(ValueError, match=r"detector\.covariates must be one or more"):
+        DetectorConfig(covariates=())
+    with pytest.raises(ValueError, match=r"detector\.ridge and detector\.shift must be > 0, got 0 and 1"):
+        DetectorConfig(ridge=0)
+    with pytest.raises(ValueError, match=r"detector\.num_corrupted must be >= 1, got 0"):
+        DetectorConfig(num_corrupted=0)
+    for values in ({"covariates": ("latent",)}, {"covariates": ("energy",), "blocks": (("energy", "latent"),)}):
+        with pytest.raises(ValueError, match=r"latent is not among the computed features \(energy\)"):
+            DetectorConfig(FeatureConfig(families=("energy",)), **{"blocks": (), **values})  # type: ignore[arg-type]

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from denoising_ebm import preset
 from denoising_ebm.config import NetworkConfig
-from denoising_ebm.datasets.images import to_float
+from denoising_ebm.datasets.images import load_images, to_float
 from denoising_ebm.model import DenoisingEBM, Inspection
-from denoising_ebm.ood.features import FAMILIES, FeatureConfig, compute_features
+from denoising_ebm.ood.features import (
+    FAMILIES,
+    NETWORK_FEATURES,
+    Family,
+    FeatureConfig,
+    compute_features,
+    log_energies,
+)
 from support import random_pixels, randomise, tiny_config
 
 SIGMAS = (0.05, 0.3, 1.0)
@@ -48,33 +56,23 @@ def test_every_family_against_its_formula(model: DenoisingEBM, pixels: Tensor) -
                 torch.testing.assert_close(at(family, expected.numel()), expected.flatten(), rtol=2e-3, atol=2e-4)
 
             with torch.no_grad():
-                clean, noised = model.reconstruct(x, sigma), model.reconstruct(x + sigma * noise, sigma)
+                clean, noisy = model.reconstruct(x, sigma), model.reconstruct(x + sigma * noise, sigma)
                 z = model.encode(x, sigma)
                 close("energy", model.energy(x, sigma).log())
-                close("noised-energy", model.energy(x, sigma, noise).log())
-                score = (x + sigma * noise - noised) / sigma
+                close("noisy-energy", model.energy(x, sigma, noise).log())
+                score = (x + sigma * noise - noisy) / sigma
                 close("score", torch.stack([score.square().sum().log(), (score * noise).sum() / dim]))
-                close("curvature", ((noised - clean) * noise).sum() / (sigma * dim))
-                per_pixel = model.energy_map(x, sigma, noise)
-                regions = per_pixel.reshape(4, 4, 4, 4).mean((1, 3))
-                quantiles = [per_pixel.quantile(q) for q in (0.1, 0.25, 0.5, 0.75, 0.95, 1.0)]
-                spots = [regions.min(), regions.median(), regions.max()]
-                spots[1] = regions.flatten().quantile(0.5)
-                close("spatial", (torch.stack(quantiles + spots) / per_pixel.mean()).log())
-                powers = [(x - r).square().sum((0, 2, 3)) for r in (clean, noised)]
-                close("channels", torch.cat([(p / p.sum()).log()[1:] for p in powers]))
+                close("curvature", ((noisy - clean) * noise).sum() / (sigma * dim))
+                powers = [(x - r).square().sum((0, 2, 3)) for r in (clean, noisy)]
+                close("colour", torch.cat([(p / p.sum()).log()[1:] for p in powers]))
                 close("latent", z)
-                h = model.decode(z)
-                close(
-                    "semantic", torch.stack([(x - h).square().sum(), z.square().sum(), model.energy(h, sigma)[0]]).log()
-                )
-            close("gradient", model.texture("energy").gradient(x, sigma)[1].square().sum().log())
 
 
-def test_pooled_features_are_those_of_the_levels(model: DenoisingEBM, pixels: Tensor) -> None:
+def test_feature_statistics_are_those_of_the_feature_maps(model: DenoisingEBM, pixels: Tensor) -> None:
     x = to_float(pixels)
     with torch.no_grad():
-        found = compute_features(model, pixels, FeatureConfig(sigmas=(0.3,), families=("pooled",)))["pooled"]
+        config = FeatureConfig(sigmas=(0.3,), families=("feature-statistics",))
+        found = compute_features(model, pixels, config)["feature-statistics"]
         unet, c_noise = model.dae.unet, torch.full((len(x),), 0.3).log() / 4
         features = unet.encoder(x / (0.3**2 + model.config.network.sigma_data**2) ** 0.5, unet.embedding(c_noise))[1]
     expected = torch.cat([f(m) for m in features for f in (lambda m: m.mean((2, 3)), lambda m: m.flatten(2).std(2))], 1)
@@ -121,33 +119,30 @@ def test_features_do_not_depend_on_the_batch(model: DenoisingEBM, pixels: Tensor
             torch.testing.assert_close(parts[family], whole[family], rtol=1e-3, atol=2e-4)
 
 
-def test_flip_averages_over_the_mirror_image(model: DenoisingEBM, pixels: Tensor) -> None:
-    plain = FeatureConfig(sigmas=(0.3,), families=("energy", "pooled"))
-    both = compute_features(model, pixels, replace(plain, flip=True))
-    one, other = (compute_features(model, p, plain) for p in (pixels, pixels.flip(3)))
-    for family in plain.families:
-        torch.testing.assert_close(both[family], (one[family] + other[family]) / 2)
-    mirrored = compute_features(model, pixels.flip(3), replace(plain, flip=True))
-    torch.testing.assert_close(both["energy"], mirrored["energy"])
-
-
 def test_the_seed_is_the_noise(model: DenoisingEBM, pixels: Tensor) -> None:
-    config = FeatureConfig(sigmas=(0.3,), families=("energy", "noised-energy"))
+    config = FeatureConfig(sigmas=(0.3,), families=("energy", "noisy-energy"))
     one, other = (compute_features(model, pixels, replace(config, seed=seed)) for seed in (0, 1))
     assert torch.equal(one["energy"], other["energy"])
-    assert not torch.allclose(one["noised-energy"], other["noised-energy"], rtol=1e-3)
+    assert not torch.allclose(one["noisy-energy"], other["noisy-energy"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_forward_passes_are_counted(family: str, model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("families", [("energy", "latent"), ("noisy-energy", "score"), FAMILIES])
+def test_two_passes_a_level_at_most(
+    families: tuple[Family, ...], model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
-    hook = model.dae.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    for flip in (False, True):
-        seen.clear()
-        config = FeatureConfig(sigmas=SIGMAS, families=(family,), flip=flip)  # type: ignore[arg-type]
-        compute_features(model, random_pixels(5, channels=3), config, batch_size=8)
-        assert sum(seen) == 5 * config.forwards
-    hook.remove()
+    inspect = model.inspect
+    monkeypatch.setattr(model, "inspect", lambda x, sigma: (seen.append(len(x)), inspect(x, sigma))[1])
+    compute_features(model, random_pixels(5, channels=3), FeatureConfig(SIGMAS, families), batch_size=8)
+    assert sum(seen) == 5 * len(SIGMAS) * (2 if families == FAMILIES else 1)
+
+
+def test_long_families_are_kept_at_some_levels(model: DenoisingEBM, pixels: Tensor) -> None:
+    some = compute_features(model, pixels, replace(EVERYTHING, feature_sigmas=(0.3,)))
+    for family, table in compute_features(model, pixels, EVERYTHING).items():
+        per_level = table.shape[1] // len(SIGMAS)
+        expected = table[:, per_level : 2 * per_level] if family in NETWORK_FEATURES else table
+        torch.testing.assert_close(some[family], expected, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +153,7 @@ def test_forward_passes_are_counted(family: str, model: DenoisingEBM, monkeypatc
         ({"sigmas": (float("nan"),)}, r"features\.sigmas"),
         ({"families": ()}, r"features\.families"),
         ({"families": ("energy", "magic")}, r"features\.families .* got \['magic'\]"),
+        ({"feature_sigmas": (0.3,)}, r"features\.feature_sigmas must be among .*, got \[0\.3\]"),
     ],
 )
 def test_bad_settings_are_refused(values: dict[str, object], message: str) -> None:
@@ -172,3 +168,40 @@ def test_bad_images_are_refused(model: DenoisingEBM) -> None:
     for images in (random_pixels(2), random_pixels(0, channels=3)):
         with pytest.raises(ValueError, match=r"images must have shape \(n >= 1, 3, 16, 16\)"):
             compute_features(model, images, config)
+
+
+# -- log energies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untrained() -> DenoisingEBM:
+    torch.manual_seed(0)
+    return DenoisingEBM(preset("fashion-mnist")).eval()
+
+
+def test_log_energies_are_the_models_energies_whatever_the_batch(untrained: DenoisingEBM) -> None:
+    pixels = load_images("fashion-mnist", split="test", limit=7).pixels
+    sigmas, calls = (0.05, 0.5), []
+    result = log_energies(untrained, pixels, sigmas, batch_size=3, progress=calls.append)
+    assert result.dtype == torch.float64 and sum(calls) == 14
+    with torch.no_grad():
+        expected = torch.stack([untrained.energy(to_float(pixels), sigma) for sigma in sigmas], dim=1).double().log()
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_log_energies_use_the_given_noise(untrained: DenoisingEBM) -> None:
+    pixels = load_images("fashion-mnist", split="test", limit=4).pixels
+    noise = untrained.scoring_noise(num_samples=2, seed=1)
+    with torch.no_grad():
+        expected = untrained.energy(to_float(pixels), 0.2, noise).double().log()
+    result = log_energies(untrained, pixels, [0.2], noise=noise)
+    torch.testing.assert_close(result[:, 0], expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(result, log_energies(untrained, pixels, [0.2]), rtol=1e-3)
+
+
+def test_log_energies_refuses_bad_levels_and_floats(untrained: DenoisingEBM) -> None:
+    pixels = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="sigmas"):
+        log_energies(untrained, pixels, [0.1, -0.1])
+    with pytest.raises(ValueError, match="uint8"):
+        log_energies(untrained, to_float(pixels), [0.1])

@@ -13,23 +13,23 @@ from support import randomise, tiny_config
 # Its import pulls in torchvision, whose own import may warn.
 pytest.importorskip("pytorch_ood", exc_type=ImportError)
 
-from pytorch_ood.api import RequiresFittingException
+from pytorch_ood import api
 from pytorch_ood.benchmark import Benchmark
 from pytorch_ood.metrics import OODMetrics
 
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
+from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
 from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig
-from denoising_ebm.ood.members import Member
 from denoising_ebm.ood.metrics import aupr, auroc
-from denoising_ebm.ood.outliers import SYNTHETIC_OOD
 from denoising_ebm.ood.pytorch_ood import DenoisingEBMDetector
 
 CONFIG = DetectorConfig(
-    FeatureConfig(sigmas=(0.2,), families=("energy", "noised-energy")),
-    (Member(("energy", "noised-energy")),),
-    maps=AnomalyMapConfig(sigmas=(0.2,), draws=1),
+    FeatureConfig(sigmas=(0.2,), families=("energy", "noisy-energy")),
+    blocks=(),
+    num_corrupted=20,
+    maps=AnomalyMapConfig(sigmas=(0.2,), num_noise_samples=1),
 )
 
 
@@ -46,21 +46,21 @@ def adapter() -> DenoisingEBMDetector:
 
 
 class Sets(Benchmark):
-    """A benchmark of pytorch-ood on real images: labels >= 0 are normal, < 0 odd."""
+    """A benchmark of pytorch-ood on real images: labels >= 0 are normal, < 0 OOD."""
 
     ood_names = ("upside down", "constant")
 
     def __init__(self) -> None:
         self.train, self.test = images(0, 200), images(200, 260)
         generator = torch.Generator().manual_seed(0)
-        self.odd = [self.test.flip(2), SYNTHETIC_OOD["constant"](self.test, generator)]
+        self.ood = [self.test.flip(2), SYNTHETIC_OOD["constant"](self.test, generator)]
 
     def train_set(self) -> Dataset[Any]:
         return self._labelled(self.train, 0)
 
     def test_sets(self, known: bool = True, unknown: bool = True) -> list[Dataset[Any]]:
-        normal, odd = self._labelled(self.test, 0), [self._labelled(pixels, -1) for pixels in self.odd]
-        return [ConcatDataset([normal, o]) for o in odd] if known and unknown else odd if unknown else [normal]
+        normal, ood = self._labelled(self.test, 0), [self._labelled(pixels, -1) for pixels in self.ood]
+        return [ConcatDataset([normal, o]) for o in ood] if known and unknown else ood if unknown else [normal]
 
     @staticmethod
     def _labelled(pixels: torch.Tensor, label: int) -> Dataset[Any]:
@@ -69,8 +69,8 @@ class Sets(Benchmark):
 
 def test_needs_fitting_first(adapter: DenoisingEBMDetector) -> None:
     fresh = DenoisingEBMDetector(adapter.detector.model)
-    assert isinstance(fresh, pytorch_ood.api.Detector) and fresh.requires_fit
-    with pytest.raises(RequiresFittingException):
+    assert isinstance(fresh, api.Detector) and fresh.requires_fit
+    with pytest.raises(api.RequiresFittingException):
         fresh(torch.rand(2, 1, 16, 16))
     with pytest.raises(ValueError, match="low must be below high, got 1 and 0"):
         DenoisingEBMDetector(adapter.detector, low=1, high=0)
@@ -81,8 +81,8 @@ def test_in_a_benchmark_of_pytorch_ood(adapter: DenoisingEBMDetector) -> None:
     adapter.fit(DataLoader(sets.train_set(), batch_size=50))
     rows = sets.evaluate(adapter, loader_kwargs={"batch_size": 32})
     normal = adapter.detector.score(sets.test)
-    for row, name, odd in zip(rows, sets.ood_names, sets.odd, strict=True):
-        scores = adapter.detector.score(odd)
+    for row, name, pixels in zip(rows, sets.ood_names, sets.ood, strict=True):
+        scores = adapter.detector.score(pixels)
         assert row["Dataset"] == name
         assert row["AUROC"] == pytest.approx(auroc(normal, scores), abs=2e-3)
         assert row["AUPR-OUT"] == pytest.approx(aupr(normal, scores), abs=2e-2)
@@ -90,7 +90,7 @@ def test_in_a_benchmark_of_pytorch_ood(adapter: DenoisingEBMDetector) -> None:
 
 def test_labelled_outliers_take_no_part_in_fitting(adapter: DenoisingEBMDetector) -> None:
     sets = Sets()
-    mixed = ConcatDataset([sets.train_set(), Sets._labelled(sets.odd[1], -1)])
+    mixed = ConcatDataset([sets.train_set(), Sets._labelled(sets.ood[1], -1)])
     first = adapter.fit(DataLoader(sets.train_set(), batch_size=64)).predict(sets.test.float() / 255)
     second = adapter.fit(DataLoader(mixed, batch_size=64)).predict(sets.test.float() / 255)
     torch.testing.assert_close(first, second)

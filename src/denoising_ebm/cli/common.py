@@ -160,7 +160,7 @@ def load_ood_sets(wanted: Sequence[str], normal: Tensor, images: ImageOptions, s
     """
     import torch
 
-    from denoising_ebm.ood.outliers import SYNTHETIC_OOD
+    from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
 
     sets: dict[str, Tensor] = {}
     for item in [name for each in wanted for name in (SYNTHETIC_OOD if each == "all" else [each])]:

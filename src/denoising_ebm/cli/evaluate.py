@@ -21,9 +21,8 @@ from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, Im
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.ood.detector import Detector
-    from denoising_ebm.ood.evaluation import SetResult
-    from denoising_ebm.viz.report import Cell, Table
+    from denoising_ebm.ood.metrics import SetResult
+    from denoising_ebm.viz.report import Table
 
 
 def evaluate(
@@ -80,9 +79,9 @@ def evaluate(
     check_output_folder(out)
     import torch
 
-    from denoising_ebm.ood import evaluation
-    from denoising_ebm.ood.evaluation_report import results_table
+    from denoising_ebm.ood import metrics
     from denoising_ebm.ood.features import log_energies
+    from denoising_ebm.ood.report import false_alarm_table, results_table
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.report import markdown
 
@@ -112,9 +111,9 @@ def evaluate(
     results = {}
     for name, values in scores.items():
         others = {key: value for key, value in values.items() if key != "normal"}
-        results[name] = evaluation.evaluate(values["normal"], others, resamples=resamples, seed=seed)
+        results[name] = metrics.evaluate(values["normal"], others, resamples=resamples, seed=seed)
     print(markdown(results_table(results, len(normal))), end="")
-    alarms = None if fitted is None else _false_alarms(fitted, scores["detector"]["normal"])
+    alarms = None if fitted is None else false_alarm_table(fitted, scores["detector"]["normal"])
     if alarms is not None:
         print("\n" + markdown(alarms), end="")
     if out is not None:
@@ -122,23 +121,6 @@ def evaluate(
         if options.resize:
             metadata["resized with"] = options.resize
         _write(out, scores, results, alarms, metadata)
-
-
-def _false_alarms(detector: Detector, scores: Tensor) -> Table:
-    """Compare promised and observed false alarms."""
-    from denoising_ebm.ood.conformal import fpr_interval
-    from denoising_ebm.viz.report import Table
-
-    count = len(detector.calibration)
-    rows: list[list[Cell]] = []
-    for rate in (0.01, 0.05, 0.1):
-        if (count + 1) * rate < 1:
-            continue
-        low, high = fpr_interval(rate, count, len(scores))
-        observed = float(detector.flag(scores, rate).double().mean())
-        rows.append([f"{rate:g}", f"{observed:.4f}", f"{low:.4f}-{high:.4f}"])
-    caption = f"False alarms among {len(scores):,} normal images, with {count:,} calibration images."
-    return Table(["promised at most", "observed", "95 % range"], rows, caption)
 
 
 def _write(
@@ -152,7 +134,7 @@ def _write(
     import pyarrow.parquet
 
     from denoising_ebm import __version__
-    from denoising_ebm.ood.evaluation_report import evaluation_sections, write_results
+    from denoising_ebm.ood.report import evaluation_sections, write_results
     from denoising_ebm.utils.io import write_atomically
     from denoising_ebm.viz.report import write_report
 

@@ -65,7 +65,7 @@ def fit_detector(
     import torch
 
     from denoising_ebm.datasets.images import image_hashes
-    from denoising_ebm.ood.detector import MAP_IMAGES, Detector, DetectorConfig
+    from denoising_ebm.ood.detector import Detector, DetectorConfig
     from denoising_ebm.utils.progress import progress_bar
 
     folder = output_folder(model, out, "the detector")
@@ -89,13 +89,11 @@ def fit_detector(
         if bool(known.any()):
             note(f"{calibration}: {int(known.sum()):,} images that are fitted to as well are left out")
         held_out = held_out[~known][:calibration_images]
-    detector = Detector(net, replace(DetectorConfig(), altered=corrupted_images))
-    num = len(pixels) if held_out is not None else len(pixels) - len(pixels) // 5
-    corrupted = detector.config.num_altered(num, net.image_shape[0])
-    total = len(pixels) + corrupted + min(MAP_IMAGES, num) + (0 if held_out is None else len(held_out))
-    with progress_bar("fitting", total) as progress:
+    config = DetectorConfig(num_corrupted=corrupted_images)
+    detector = Detector(net, config, preprocessing=options.preprocessing(net))
+    work = detector.fit_work(len(pixels), None if held_out is None else len(held_out))
+    with progress_bar("fitting", work) as progress:
         detector.fit(pixels, calibration=held_out, seed=seed, batch_size=batch_size, progress=progress)
-    detector.preprocessing = {name: getattr(options, name) for name in ("resize", "center_crop", "convert")}
     detector.save(folder)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.metadata.items())
     lowest = 1 / (len(detector.calibration) + 1)

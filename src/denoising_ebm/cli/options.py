@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
+    from denoising_ebm.ood.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,25 @@ class ImageOptions:
         options["skip_unfit"] = options.get("skip_unfit", False) and not self.strict
         return load_and_note(source, image_size=size, channels=channels, **vars(self), **options)
 
+    def preprocessing(self, model: DenoisingEBM) -> Preprocessing:
+        """Return how these options make images of a model's size and channels."""
+        from denoising_ebm.ood.preprocessing import Preprocessing
+
+        return Preprocessing.of(model, resize=self.resize, center_crop=self.center_crop, convert=self.convert)
+
     def as_fitted(self, detector: Detector | None) -> ImageOptions:
         """Return the options by which a detector's images were prepared, where these options say nothing else.
 
         A size or filter that is given and is another than the detector's stays; the user is told.
         """
-        fitted = {} if detector is None else detector.preprocessing
-        if not fitted:
+        if detector is None:
             return self
-        options = replace(self, convert=self.convert or bool(fitted.get("convert")))
+        fitted = detector.preprocessing
+        options = replace(self, convert=self.convert or fitted.convert)
         if self.resize is None and self.center_crop is None:
-            return replace(options, resize=fitted.get("resize"), center_crop=fitted.get("center_crop"))
+            return replace(options, resize=fitted.resize, center_crop=fitted.center_crop)
         for name in ("resize", "center_crop"):
-            given, before = getattr(self, name), fitted.get(name)
+            given, before = getattr(self, name), getattr(fitted, name)
             if given != before:
                 option = f"--{name.replace('_', '-')}"
                 now, then = (f"{option} {value}" if value else f"no {option}" for value in (given, before))

@@ -6,7 +6,7 @@ import io
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from denoising_ebm.cli.common import (
     check_apart,
@@ -103,8 +103,7 @@ def score(
     from denoising_ebm.datasets.images import check_png_names
     from denoising_ebm.model import REFERENCE_SIGMAS
     from denoising_ebm.ood.conformal import check_rate, min_bh_rejections
-    from denoising_ebm.ood.report import oddest
-    from denoising_ebm.ood.table import check_table_path, csv_text, score_images, write_table
+    from denoising_ebm.ood.table import check_table_path, csv_text, energy_rows, write_table
     from denoising_ebm.utils.progress import progress_bar
 
     if out is not None:
@@ -131,20 +130,13 @@ def score(
                 f"--fdr {fdr:g} of {len(loaded):,} images with {len(fitted.calibration):,} calibration images: "
                 f"either none or at least {least:,} are flagged"
             )
+    how: dict[str, Any] = {"num_noise_samples": noise_samples, "seed": seed, "batch_size": batch_size}
     with progress_bar("scoring", len(loaded) * (1 if fitted is None else 2)) as progress:
-        rows = score_images(
-            net,
-            loaded,
-            sigma,
-            detector=fitted,
-            fpr=fpr,
-            fdr=fdr,
-            draws=noise_samples,
-            seed=seed,
-            batch_size=batch_size,
-            resize=options.resize,
-            advance=progress,
-        )
+        if fitted is None:
+            rows = energy_rows(net, loaded, sigma, resize=options.resize, progress=progress, **how)
+        else:
+            fitted.preprocessing = options.preprocessing(net)
+            rows = fitted.predict(loaded, fpr=fpr, fdr=fdr, sigma=sigma, progress=progress, **how)
     readable = [row for row in rows if row.status == "ok"]
     if fitted is None and readable:
         note("no p-values: the model has no detector; `debm fit-detector` makes one")
@@ -174,21 +166,21 @@ def score(
         if fitted is not None and tiles:
             count, limit = _write_tiled_maps(maps, fitted, images, len(loaded), options, batch_size)
         else:
-            from denoising_ebm.ood.pictures import write_maps
+            from denoising_ebm.ood.anomaly_maps import write_maps
 
             values, limit = anomaly_maps(loaded.pixels)
-            write_maps(loaded.pixels, values, loaded.names, maps, limit, signed=fitted is not None)
+            write_maps(loaded.pixels, values, loaded.names, maps, limit=limit, signed=fitted is not None)
             count = len(loaded)
         unit = "an energy" if fitted is None else "a z-score"
         note(f"{maps}: {count} maps, strongest colours at {unit} of {limit:.3g} per pixel")
     if report is not None:
         import torch
 
-        from denoising_ebm.ood.report import score_metadata, score_sections
+        from denoising_ebm.ood.report import most_anomalous, score_metadata, score_sections
         from denoising_ebm.utils.device import describe
         from denoising_ebm.viz.report import write_report
 
-        values, limit = anomaly_maps(loaded.pixels[torch.tensor(oddest(rows))])
+        values, limit = anomaly_maps(loaded.pixels[torch.tensor(most_anomalous(rows))])
         rate = ""
         if fpr is not None:
             rate = f"at most {fpr:.3g} of normal images"
@@ -221,7 +213,7 @@ def _maps(
     import torch
 
     from denoising_ebm.datasets.images import to_float
-    from denoising_ebm.ood.pictures import Z_LIMIT, anomaly_map, brightest
+    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest
     from denoising_ebm.utils.progress import progress_bar
 
     with progress_bar("maps", len(pixels)) as progress:
@@ -230,7 +222,7 @@ def _maps(
         parts = []
         for part in torch.split(pixels, batch_size):
             x = to_float(part).to(model.device)
-            parts.append(anomaly_map(model, x, sigma, draws=noise_samples, seed=seed).cpu())
+            parts.append(anomaly_map(model, x, sigma, num_noise_samples=noise_samples, seed=seed).cpu())
             progress(len(part))
     maps = torch.cat(parts)
     return maps, brightest(maps)
@@ -240,7 +232,7 @@ def _write_tiled_maps(
     folder: Path, detector: Detector, source: str, num: int, options: ImageOptions, batch_size: int
 ) -> tuple[int, float]:
     from denoising_ebm.datasets.images import each_image
-    from denoising_ebm.ood.pictures import Z_LIMIT, write_maps
+    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, write_maps
     from denoising_ebm.utils.progress import progress_bar
 
     count, channels = 0, detector.model.config.network.channels
@@ -253,7 +245,7 @@ def _write_tiled_maps(
             except ValueError as error:
                 note(f"{source}/{name}: no map: {error}")
                 continue
-            write_maps(pixels[None], maps, [name], folder, Z_LIMIT, signed=True)
+            write_maps(pixels[None], maps, [name], folder, limit=Z_LIMIT, signed=True)
             count += 1
             progress(1)
     return count, Z_LIMIT

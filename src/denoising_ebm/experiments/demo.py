@@ -18,9 +18,9 @@ from denoising_ebm.datasets.images import load_images, to_float
 from denoising_ebm.experiments.cache import Log
 from denoising_ebm.experiments.demo_page import NORMAL, Evidence, auroc_table, page_metadata, page_sections, summary
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.ood.detector import MAP_IMAGES, Detector, DetectorConfig
+from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
+from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import log_energies
-from denoising_ebm.ood.outliers import SYNTHETIC_OOD
 from denoising_ebm.presets import preset
 from denoising_ebm.samplers import Trajectory, two_stage_steps
 from denoising_ebm.training.checkpoint import STATE_FILE
@@ -164,11 +164,9 @@ def gather(
     normal, calibration = new[: sizes.scored], new[sizes.scored :]
     fitted = training_images[: sizes.fit]
     # As many corrupted images as keep the demo short.
-    detector = Detector(model, DetectorConfig(altered=max(1, sizes.fit // 10)))
-    work = len(fitted) + detector.config.num_altered(len(fitted), fitted.shape[1]) + len(calibration)
-    with part(
-        2, f"fitting a detector to {len(fitted):,} training images", work + min(MAP_IMAGES, len(fitted))
-    ) as advance:
+    detector = Detector(model, DetectorConfig(num_corrupted=max(1, sizes.fit // 10)))
+    work = detector.fit_work(len(fitted), len(calibration))
+    with part(2, f"fitting a detector to {len(fitted):,} training images", work) as advance:
         detector.fit(fitted, calibration=calibration, seed=seed, progress=advance)
 
     generator = torch.Generator()

@@ -13,10 +13,10 @@ from torch import Tensor
 from denoising_ebm.experiments.prose import prose
 from denoising_ebm.experiments.settings import sampler_title
 from denoising_ebm.model import DenoisingEBM, Samples
+from denoising_ebm.ood.anomaly_maps import Z_LIMIT
 from denoising_ebm.ood.conformal import fpr_interval, p_values
 from denoising_ebm.ood.detector import Detector
 from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.ood.pictures import Z_LIMIT
 from denoising_ebm.samplers import Trajectory
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.grids import heat_map_sheet, image_grid, trajectory_grid

@@ -26,8 +26,8 @@ from denoising_ebm.experiments.settings import (
     with_drift,
 )
 from denoising_ebm.ood.detector import Detector, DetectorConfig
-from denoising_ebm.ood.evaluation import evaluate
 from denoising_ebm.ood.features import log_energies
+from denoising_ebm.ood.metrics import evaluate
 from denoising_ebm.quality.classes import ClassEvaluator
 from denoising_ebm.viz.report import Section, Table
 
@@ -227,7 +227,7 @@ def table4(experiment: Experiment) -> Section:
     title, sets = "Table 4: OOD detection", experiment.images.ood
     if not sets:
         return Section(title, "No OOD sets were given: add --ood NAME=DATA.")
-    config = DetectorConfig(altered=max(4, experiment.sizes.fit // 50))
+    config = DetectorConfig(num_corrupted=max(4, experiment.sizes.fit // 50))
     hashes = " ".join(f"{name}:{content_hash(pixels)}" for name, pixels in sets.items())
     row = experiment.row("table4", partial(_detection, experiment, config), ood=hashes, detector=str(config))
     if "missing" in row:

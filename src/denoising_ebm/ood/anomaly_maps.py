@@ -1,23 +1,30 @@
-r"""Where an image is odd: the energy of every pixel over noise levels, against what it is in normal images.
+r"""Anomaly maps: the energy of every pixel over noise levels, compared with what it is in normal images.
 
 The energy per pixel alone shows edges and textures, which are hard to restore in any image. So at each level the logarithm
-of the smoothed energy is standardised by mean and standard deviation at that pixel over normal images, and the levels are
-averaged: a map of z-scores, 0 for what is usual. Energies with the inner noise of eq. 7, which hides what a pixel is, and
+of the blurred energy is standardised by mean and standard deviation at that pixel over normal images, and the levels are
+averaged: a map of z-scores, 0 for what is normal. Energies with the inner noise of eq. 7, which hides what a pixel is, and
 without it, which is sharper, are both used: each finds foreign parts that the other misses.
+
+Without statistics of normal images `anomaly_map` gives the bare energies. `write_maps` makes pictures of either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from denoising_ebm.datasets.images import to_float
+from denoising_ebm.datasets.images import png_name, to_float
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.ood.blur import gaussian_blur
+
+#: z-score of the strongest colours in anomaly maps.
+Z_LIMIT = 3.0
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,15 @@ class AnomalyMapConfig:
     Attributes:
         sigmas: Noise levels of energies with inner noise (eq. 7), each > 0 (a model trained by `score` gets none).
         clean_sigmas: Noise levels of energies without it, each > 0; at least one of either kind.
-        draws: Draws of eq. 7's noise to average over, >= 1.
-        smooth: Standard deviation in pixels of the Gaussian that energies are smoothed with, >= 0.
+        num_noise_samples: Samples of eq. 7's noise to average over, >= 1.
+        blur: Standard deviation in pixels of the Gaussian that energies are blurred by, >= 0.
         seed: Seed of the noise.
     """
 
     sigmas: tuple[float, ...] = (0.2, 0.4, 0.8)
     clean_sigmas: tuple[float, ...] = (0.1, 0.2, 0.4)
-    draws: int = 2
-    smooth: float = 3.0
+    num_noise_samples: int = 2
+    blur: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,10 +52,10 @@ class AnomalyMapConfig:
                 "maps.sigmas and maps.clean_sigmas must be one or more noise levels > 0, "
                 f"got {list(self.sigmas)} and {list(self.clean_sigmas)}"
             )
-        if self.draws < 1:
-            raise ValueError(f"maps.draws must be >= 1, got {self.draws}")
-        if not (math.isfinite(self.smooth) and self.smooth >= 0):
-            raise ValueError(f"maps.smooth must be >= 0, got {self.smooth}")
+        if self.num_noise_samples < 1:
+            raise ValueError(f"maps.num_noise_samples must be >= 1, got {self.num_noise_samples}")
+        if not (math.isfinite(self.blur) and self.blur >= 0):
+            raise ValueError(f"maps.blur must be >= 0, got {self.blur}")
 
 
 class AnomalyMaps:
@@ -56,7 +63,7 @@ class AnomalyMaps:
 
     Args:
         model: The model.
-        config: Levels, draws and smoothing.
+        config: Noise levels, noise samples and blur.
     """
 
     def __init__(self, model: DenoisingEBM, config: AnomalyMapConfig | None = None) -> None:
@@ -68,7 +75,7 @@ class AnomalyMaps:
     def fit(
         self, pixels: Tensor, *, batch_size: int = 128, progress: Callable[[int], object] | None = None
     ) -> AnomalyMaps:
-        """Find what is usual at every pixel.
+        """Find mean and standard deviation at every pixel of normal images.
 
         Args:
             pixels: Normal images, uint8, shape `(n, channels, height, width)`, of the model's size, n >= 2.
@@ -98,7 +105,7 @@ class AnomalyMaps:
 
     @torch.no_grad()
     def maps(self, pixels: Tensor, *, batch_size: int = 128, progress: Callable[[int], object] | None = None) -> Tensor:
-        """Return the map of every image, float32 on the CPU, shape `(n, height, width)`; 0 is usual, 3 is odd.
+        """Return the map of every image, float32 on the CPU, shape `(n, height, width)`; 0 is normal, 3 anomalous.
 
         Images larger than the model are covered by overlapping tiles, blended.
 
@@ -139,15 +146,15 @@ class AnomalyMaps:
         return ((logs - self._statistics["mean"]) / self._statistics["std"]).mean(1).float()
 
     def _log_energies(self, x: Tensor) -> Tensor:
-        """Return the smoothed log energies per pixel, shape (batch, levels, height, width)."""
-        noised, clean = self.config.sigmas, self.config.clean_sigmas
+        """Return the log of the blurred energies per pixel, shape (batch, levels, height, width)."""
+        noisy, clean = self.config.sigmas, self.config.clean_sigmas
         if self.model.config.energy.denoiser != "output":
             # A model trained by `score` has r for noisy images only: x is one already, and gets no more noise.
-            noised, clean = (), tuple(dict.fromkeys((*noised, *clean)))
-        noise = self.model.scoring_noise(self.config.draws, self.config.seed) if noised else None
-        levels = [self.model.energy_map(x, sigma, noise) for sigma in noised]
+            noisy, clean = (), tuple(dict.fromkeys((*noisy, *clean)))
+        noise = self.model.scoring_noise(self.config.num_noise_samples, self.config.seed) if noisy else None
+        levels = [self.model.energy_map(x, sigma, noise) for sigma in noisy]
         maps = torch.stack([*levels, *(self.model.energy_map(x, sigma) for sigma in clean)], dim=1)
-        return smoothed(maps, self.config.smooth).clamp_min(1e-12).log()
+        return gaussian_blur(maps, self.config.blur).clamp_min(1e-12).log()
 
     def _tiled(self, image: Tensor, size: int, batch_size: int) -> Tensor:
         height, width = image.shape[1:]
@@ -175,17 +182,45 @@ class AnomalyMaps:
         return self
 
 
-def smoothed(maps: Tensor, sigma: float) -> Tensor:
-    """Smooth `maps`, shape (batch, channels, height, width), by a Gaussian of `sigma` pixels; edges are mirrored."""
-    if sigma == 0:
-        return maps
-    radius = min(max(1, math.ceil(3 * sigma)), maps.shape[-1] - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(maps.dtype)[None, None]
-    flat = maps.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), "reflect"), kernel[..., None, :])
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), "reflect"), kernel[..., None])
-    return flat.reshape(maps.shape)
+@torch.no_grad()
+def anomaly_map(model: DenoisingEBM, x: Tensor, sigma: float, *, num_noise_samples: int = 4, seed: int = 0) -> Tensor:
+    """Return the energy of every pixel as a map without a detector, shape (batch, height, width).
+
+    It is eq. 7 with its inner noise, averaged over samples that are the same for every image, whether or not the model's
+    energy for chains has that noise: without it r(x) copies what it sees, anomalous or not. A model trained by `score` has r
+    for noisy images only and gets none.
+
+    Args:
+        model: The model.
+        x: Images in [-1, 1], shape (batch, channels, height, width).
+        sigma: Noise level, > 0.
+        num_noise_samples: Samples to average over.
+        seed: Seed of the samples.
+    """
+    by_output = model.config.energy.denoiser == "output"
+    return model.energy_map(x, sigma, model.scoring_noise(num_noise_samples, seed) if by_output else None)
+
+
+def brightest(maps: Tensor) -> float:
+    """Return the value for the brightest colour of energies per pixel: the 99.5 % quantile of all pixels."""
+    return max(float(np.quantile(maps.numpy(), 0.995)), 1e-12)
+
+
+def write_maps(pixels: Tensor, maps: Tensor, names: Sequence[str], folder: Path, *, limit: float, signed: bool) -> None:
+    """Write for each image a PNG with the image above its map, all on one scale.
+
+    Args:
+        pixels: The images, uint8 `(n, channels, height, width)`.
+        maps: Their maps, `(n, height, width)`.
+        names: The files keep these names and folders, `#` in them becomes `-`.
+        folder: Where to.
+        limit: Value of the strongest colour.
+        signed: Whether values below zero get colours of their own.
+    """
+    from denoising_ebm.viz.grids import heat_overlay, save_picture  # matplotlib, which detecting does not need
+
+    for image, pixel_map, name in zip(pixels, maps, names, strict=True):
+        save_picture(heat_overlay(to_float(image), pixel_map, limit=limit, signed=signed), folder / png_name(name))
 
 
 def tile_starts(length: int, size: int) -> list[int]:

@@ -21,10 +21,10 @@ _SLACK = 1e-9
 
 
 def p_values(calibration: Tensor, scores: Tensor) -> Tensor:
-    """Return the conformal p-value of each score, float64, shape `(m,)`, in (0, 1]; a tie counts as "at least as odd".
+    """Return the conformal p-value of each score, float64, shape `(m,)`, in (0, 1]; a tie counts as "at least".
 
     Args:
-        calibration: Scores of normal images kept out of fitting, large = odd, shape `(n,)`.
+        calibration: Scores of normal images kept out of fitting, large = anomalous, shape `(n,)`.
         scores: Scores of new images, shape `(m,)`.
 
     Raises:
@@ -103,19 +103,16 @@ def benjamini_hochberg(p: Tensor, fdr: float) -> Tensor:
     """
     if not 0 < fdr < 1:
         raise ValueError(f"the false discovery rate must be in (0, 1), got {fdr:g}")
+    from scipy.stats import false_discovery_control
+
     p = _checked(p, "p-values")
-    ordered = p.sort().values
-    limits = fdr * torch.arange(1, len(p) + 1, dtype=torch.float64) / max(len(p), 1)
-    passing = (ordered <= limits + _SLACK).nonzero()
-    if len(passing) == 0:
-        return torch.zeros(len(p), dtype=torch.bool)
-    return p <= ordered[int(passing[-1])]
+    return torch.from_numpy(false_discovery_control(p.numpy())) <= fdr + _SLACK if len(p) else torch.zeros(0).bool()
 
 
 def min_bh_rejections(fdr: float, num_calibration: int, num_images: int) -> int:
     """Return how many of a batch Benjamini-Hochberg flags at least, if it flags any.
 
-    So many suffice where they are odder than all calibration images: 1 / (num_calibration + 1) is the smallest p-value.
+    So many suffice whose scores are above all of calibration, where the p-value is the smallest, 1 / (num_calibration + 1).
 
     Args:
         fdr: False discovery rate, in (0, 1).

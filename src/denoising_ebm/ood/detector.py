@@ -1,4 +1,7 @@
-"""A detector of odd images: opinions on features of a model, a false-alarm rate that is kept, maps of where."""
+"""The detector of OOD images: from images to scores with a false-alarm rate that is kept, and to maps of where.
+
+features of the model -> residuals given covariates -> projections on Fisher discriminants -> log-mean-exp score -> p-value
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,29 +21,30 @@ from torch import Tensor
 from denoising_ebm.config import from_dict
 from denoising_ebm.datasets.images import image_hashes
 from denoising_ebm.hub import DETECTOR_FILES, find_model_folder
+from denoising_ebm.migration import DETECTOR_FORMAT, migrate_detector
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.ood.alterations import alterations
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
-from denoising_ebm.ood.conformal import flagged, p_values
-from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
-from denoising_ebm.ood.lda import FisherDiscriminants
-from denoising_ebm.ood.members import Member, table_of
+from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged, p_values
+from denoising_ebm.ood.corruptions import corruptions
+from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, Family, FeatureConfig, compute_features
+from denoising_ebm.ood.lda import FisherDiscriminants, log_mean_exp
+from denoising_ebm.ood.preprocessing import Images, Preprocessing
+from denoising_ebm.ood.regression import Scaler
+from denoising_ebm.ood.table import Score, energy_rows, with_columns
 from denoising_ebm.utils.io import read_json, write_atomically, write_text_atomically
 
 CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
-FORMAT = 2
 #: Images that the statistics of maps are taken from, at most.
 MAP_IMAGES = 1000
 #: Images whose features, some thousand numbers each, are kept at a time in scoring.
 SCORED_AT_ONCE = 4096
+#: Largest p-value of an image whose row names the corruption that it resembles.
+NAMED_BELOW = 0.1
 
+Features = Mapping[Family, Tensor]
 Progress = Callable[[int], object]
 
-
-_ENERGIES: tuple[Family, ...] = ("energy", "noised-energy")
-_SUMS: tuple[Family, ...] = (*_ENERGIES, "score", "curvature", "spectrum", "channels")
-_ALL: tuple[Family, ...] = (*_SUMS, "latent", "pooled")
-_DEFAULT = Member(_ALL, "discriminants", given=_ENERGIES, blocks=(_ALL, (*_SUMS, "latent"), ("latent", "pooled")))
+_SUMS: tuple[Family, ...] = tuple(family for family in FAMILIES if family not in NETWORK_FEATURES)
 
 
 @dataclass(frozen=True)
@@ -48,74 +53,91 @@ class DetectorConfig:
 
     Attributes:
         features: The features and their noise levels.
-        members: The opinions. Each one's score is standardised on normal images.
-        combine: `max`: an image is as odd as its oddest opinion; `mean`: the opinions' mean.
-        altered: Normal images that are altered in every way of `alterations.py` to find `discriminants`.
-        maps: How maps of where an image is odd are made.
+        covariates: Families that tell how hard an image is to restore; all features are adjusted for them.
+        blocks: Families of each block of discriminants (see `FisherDiscriminants`); one block of all if there are none.
+        ridge: Added to the covariance of residuals, in units of their variance.
+        shift: Size of the shifts expected of anomalous images, in standard deviations.
+        num_corrupted: Normal images that are corrupted in every way of `corruptions.py`.
+        maps: How anomaly maps are made.
     """
 
-    features: FeatureConfig = field(
-        default_factory=lambda: FeatureConfig(sigmas=(0.02, 0.05, 0.1, 0.4), families=_ALL, inner_sigmas=(0.05,))
-    )
-    members: tuple[Member, ...] = (_DEFAULT,)
-    combine: Literal["max", "mean"] = "max"
-    altered: int = 100
+    features: FeatureConfig = field(default_factory=lambda: FeatureConfig(feature_sigmas=(0.05,)))
+    covariates: tuple[Family, ...] = ("energy", "noisy-energy")
+    blocks: tuple[tuple[Family, ...], ...] = (FAMILIES, (*_SUMS, "latent"), NETWORK_FEATURES)
+    ridge: float = 5.0
+    shift: float = 1.0
+    num_corrupted: int = 100
     maps: AnomalyMapConfig = field(default_factory=AnomalyMapConfig)
 
     def __post_init__(self) -> None:
-        if not self.members:
-            raise ValueError("detector.members needs at least one member")
-        if self.altered < 1:
-            raise ValueError(f"detector.altered must be >= 1, got {self.altered}")
-        for member in self.members:
-            missing = [name for name in (*member.families, *member.given) if name not in self.features.families]
-            if missing:
-                raise ValueError(
-                    f"detector.members: {', '.join(missing)} is not among the computed features "
-                    f"({', '.join(self.features.families)})"
-                )
+        if not self.covariates:
+            raise ValueError("detector.covariates must be one or more families of features")
+        used = dict.fromkeys(chain(self.covariates, *self.blocks))
+        missing = [family for family in used if family not in self.features.families]
+        if missing:
+            raise ValueError(
+                f"detector: {', '.join(missing)} is not among the computed features ({', '.join(self.features.families)})"
+            )
+        if not (self.ridge > 0 and self.shift > 0):
+            raise ValueError(f"detector.ridge and detector.shift must be > 0, got {self.ridge:g} and {self.shift:g}")
+        if self.num_corrupted < 1:
+            raise ValueError(f"detector.num_corrupted must be >= 1, got {self.num_corrupted}")
 
-    def num_altered(self, num: int, channels: int) -> int:
-        """Return how many images `Detector.altered_columns` looks at, given `num` normal ones."""
-        if not any(member.density == "discriminants" for member in self.members):
-            return 0
-        return (1 + len(alterations(channels))) * min(self.altered, num)
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why images are anomalous.
+
+    Attributes:
+        maps: z-score of the energy of every pixel, shape `(n, height, width)`; 0 is normal, 3 anomalous.
+        nearest_corruption: For each image the corruption of normal images that it resembles most; None for images larger
+            than the model's.
+    """
+
+    maps: Tensor
+    nearest_corruption: list[str] | None
 
 
 class Detector:
-    """Scores how odd images are beside those it was fitted on; larger = more odd.
+    """Tells OOD images from those like the ones it was fitted to.
 
     Args:
         model: The model whose features are used.
-        config: Features and opinions; the default of the package if None.
+        config: What to compute; the default of the package if None.
+        preprocessing: How files become images; if None they must have the model's size and channels.
     """
 
-    def __init__(self, model: DenoisingEBM, config: DetectorConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: DenoisingEBM,
+        config: DetectorConfig | None = None,
+        *,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         self.model = model
         self.config = config or DetectorConfig()
+        self.preprocessing = preprocessing or Preprocessing.of(model)
         self.metadata: dict[str, Any] = {}
-        #: How files became the images that it was fitted to (`resize`, `center_crop`, `convert`); so must others be.
-        self.preprocessing: dict[str, Any] = {}
-        self._seen = {name: torch.empty(0, dtype=torch.int64) for name in ("fitted", "calibrated")}
-        self._opinions = [member.build() for member in self.config.members]
-        self._scale: Tensor | None = None
-        self._precision = model.precision
-        self._kinds: tuple[str, ...] = ()
-        self._maps = AnomalyMaps(model, self.config.maps)
         self.calibration = torch.empty(0, dtype=torch.float64)  #: Scores of the calibration images, for p-values.
+        self._discriminants: FisherDiscriminants | None = None
+        self._scaler: Scaler | None = None
+        self._corruptions: tuple[str, ...] = ()
+        self._maps = AnomalyMaps(model, self.config.maps)
+        self._hashes = {name: torch.empty(0, dtype=torch.int64) for name in ("fitted", "calibrated")}
+        self._precision = model.precision
 
     @property
     def is_fitted(self) -> bool:
         """Whether `fit` was called, or a fitted detector loaded."""
-        return self._scale is not None
+        return self._discriminants is not None
 
     # -- fitting ----------------------------------------------------------------------------------------------------
 
     def fit(
         self,
-        images: Tensor,
+        images: Images,
         *,
-        calibration: Tensor | None = None,
+        calibration: Images | None = None,
         seed: int = 0,
         batch_size: int = 256,
         progress: Progress | None = None,
@@ -123,13 +145,14 @@ class Detector:
         """Fit to normal images.
 
         Args:
-            images: Normal images, uint8, shape `(n, channels, height, width)`. They may be those the model was trained on.
-            calibration: Normal images for the p-values, best not among those of training; if None a fifth of `images`, by
-                `seed`, which then takes no part in fitting. Those that are fitted to as well are left out.
-            seed: Of the split and the alterations.
+            images: Normal images: uint8 `(n, channels, height, width)`, a loaded set, or a source of files (its split
+                `train`). They may be those the model was trained on.
+            calibration: Normal images for the p-values, as `images` but of a source its split `test`; best not among those
+                of training. If None a fifth of `images`, by `seed`, which then takes no part in fitting. Those that are
+                fitted to as well are left out.
+            seed: Of the split and the corruptions.
             batch_size: Images per forward pass.
-            progress: Called with the number of images after each batch: those of fitting, `DetectorConfig.num_altered`
-                altered ones, up to `MAP_IMAGES` of fitting again for the maps, those of calibration.
+            progress: Called with the number of images after each batch, up to `fit_work` in all.
 
         Returns:
             Itself.
@@ -138,24 +161,114 @@ class Detector:
             ValueError: If there are fewer than 20 images, no calibration images or only such as are fitted to, or images
                 are of another shape.
         """
-        if len(images) < 20:
-            raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(images)}")
-        if calibration is not None and len(calibration) == 0:
-            raise ValueError("there are no calibration images")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        pixels = self.preprocessing.read(images, split="train").pixels
+        if len(pixels) < 20:
+            raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(pixels)}")
+        pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))]
         if calibration is None:
-            num = len(images) // 5
-            calibration, order = images[order[:num]], order[num:]
-        fitted = image_hashes(images[order])
-        _without(calibration, fitted)  # before any work
-        columns = compute_features(
-            self.model, images[order], self.config.features, batch_size=batch_size, progress=progress
+            num_held = len(pixels) // 5
+            held_out, pixels = pixels[:num_held], pixels[num_held:]
+        else:
+            held_out = self.preprocessing.read(calibration, split="test").pixels
+        if len(held_out) == 0:
+            raise ValueError("there are no calibration images")
+        fitted = image_hashes(pixels)
+        _without(held_out, fitted)  # before any work
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        features = compute_features(self.model, pixels, self.config.features, **options)
+        self.fit_features(features, self.corrupted_features(pixels, seed=seed, **options))
+        self._maps.fit(pixels[:MAP_IMAGES], **options)
+        self._hashes["fitted"] = fitted
+        return self.calibrate(held_out, **options)
+
+    def fit_work(self, num: int, num_calibration: int | None = None) -> int:
+        """Return how many images `fit` reports to `progress`.
+
+        Args:
+            num: Normal images.
+            num_calibration: Calibration images, none of them among the others; None if a fifth of `num` is taken.
+        """
+        held = num // 5 if num_calibration is None else num_calibration
+        fitted = num - held if num_calibration is None else num
+        kinds = len(corruptions(self.model.config.network.channels))
+        return fitted + (1 + kinds) * min(self.config.num_corrupted, fitted) + min(MAP_IMAGES, fitted) + held
+
+    def corrupted_features(
+        self, images: Tensor, *, seed: int = 0, batch_size: int = 256, progress: Progress | None = None
+    ) -> dict[Family, Tensor]:
+        """Return what discriminants learn from: features of some images as they are, then under each corruption.
+
+        They are the last images, since scores are scaled on the first ones, and would be too low on images that the
+        directions were found on.
+
+        Args:
+            images: Normal images, uint8 `(n, channels, height, width)`; the last `DetectorConfig.num_corrupted` are used.
+            seed: Of the corruptions.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Returns:
+            For each family float64, shape `(1 + kinds, images, features)`.
+        """
+        clean, generator = images[-self.config.num_corrupted :].cpu(), torch.Generator().manual_seed(seed)
+        kinds = corruptions(images.shape[1]).values()
+        tables = [
+            compute_features(self.model, pixels, self.config.features, batch_size=batch_size, progress=progress)
+            for pixels in (clean, *(corruption(clean, generator) for corruption in kinds))
+        ]
+        return {family: torch.stack([table[family] for table in tables]) for family in self.config.features.families}
+
+    def fit_features(self, features: Features, corrupted: Features) -> Detector:
+        """Find discriminants and the scale of scores, without maps or p-values.
+
+        Args:
+            features: Of normal images in random order, as from `compute_features`.
+            corrupted: As from `corrupted_features`.
+
+        Raises:
+            ValueError: If features do not fit each other, or there are too few images.
+        """
+        config, families = self.config, self.config.features.families
+        # Scores, maps and hashes of an earlier fit are none of this one's.
+        self.calibration, self._maps = self.calibration[:0], AnomalyMaps(self.model, config.maps)
+        self._hashes = {name: hashes[:0] for name, hashes in self._hashes.items()}
+        self._precision = self.model.precision
+        # A tenth sets the scale of scores: those of images that were fitted to are too low.
+        count = len(features[families[0]])
+        num_held = max(2, count // 10)
+        held_out = {family: table[:num_held] for family, table in features.items()}
+        train = {family: table[num_held:] for family, table in features.items()}
+        discriminants = FisherDiscriminants.fit(
+            _table(train, families),
+            _table(train, config.covariates),
+            _table(corrupted, families),
+            _table(corrupted, config.covariates),
+            blocks=_columns_of(config.blocks, train, families),
+            ridge=config.ridge,
         )
-        altered = self.altered_columns(images[order], seed=seed, batch_size=batch_size, progress=progress)
-        self.fit_columns(columns, altered)
-        self._maps.fit(images[order[:MAP_IMAGES]], batch_size=batch_size, progress=progress)
-        self._seen["fitted"] = fitted
-        return self.calibrate(calibration, batch_size=batch_size, progress=progress)
+        projections = discriminants.projections(_table(held_out, families), _table(held_out, config.covariates))
+        scores = log_mean_exp(projections, config.shift)
+        self._discriminants, self._scaler = discriminants, Scaler(scores.mean(), scores.std().clamp_min(1e-12))
+        self._corruptions = tuple(corruptions(self.model.config.network.channels))
+        self.metadata = {"fitted on": count - num_held}
+        return self
+
+    def calibrate(self, images: Images, *, batch_size: int = 256, progress: Progress | None = None) -> Detector:
+        """Take normal images as what p-values compare with.
+
+        Args:
+            images: As for `fit`, best new to the model; those of `fit` are left out.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If none is left, or the detector is not fitted.
+        """
+        pixels = _without(self.preprocessing.read(images, split="test").pixels, self._hashes["fitted"])
+        self.calibration = self.score(pixels, batch_size=batch_size, progress=progress)
+        self.metadata = {**self.metadata, "calibrated on": len(pixels)}
+        self._hashes["calibrated"] = image_hashes(pixels)
+        return self
 
     def was_fitted_on(self, images: Tensor) -> Tensor:
         """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones.
@@ -163,82 +276,94 @@ class Detector:
         Args:
             images: uint8, shape `(n, channels, height, width)`.
         """
-        return torch.isin(image_hashes(images), torch.cat(list(self._seen.values())))
+        return torch.isin(image_hashes(images), torch.cat(list(self._hashes.values())))
 
-    def altered_columns(
-        self, images: Tensor, *, seed: int = 0, batch_size: int = 256, progress: Progress | None = None
-    ) -> dict[Family, Tensor]:
-        """Return what `discriminants` learn from: features of the last images as they are, then of each alteration.
+    # -- images to rows and maps ------------------------------------------------------------------------------------
 
-        The last ones, since the first ones set the scale of scores, which those that a score was found on would make too
-        small.
-
-        Args:
-            images: Normal images, uint8, shape `(n, channels, height, width)`; the last `DetectorConfig.altered` are used.
-            seed: Of the alterations.
-            batch_size: Images per forward pass.
-            progress: Called with the number of images after each batch.
-
-        Returns:
-            For each family float64, shape `(1 + kinds, images, columns)`; nothing if no member is `discriminants`.
-        """
-        config = self.config
-        if not config.num_altered(len(images), images.shape[1]):
-            return {}
-        originals, generator = images[-config.altered :].cpu(), torch.Generator().manual_seed(seed)
-        sets = [originals] + [alter(originals, generator) for alter in alterations(images.shape[1]).values()]
-        tables = [
-            compute_features(self.model, pixels, config.features, batch_size=batch_size, progress=progress)
-            for pixels in sets
-        ]
-        return {family: torch.stack([table[family] for table in tables]) for family in config.features.families}
-
-    def fit_columns(self, columns: Mapping[Family, Tensor], altered: Mapping[Family, Tensor] | None = None) -> Detector:
-        """Fit the members to features of normal images, without maps or p-values.
+    def predict(
+        self,
+        images: Images,
+        *,
+        fpr: float | None = None,
+        fdr: float | None = None,
+        split: str = "test",
+        sigma: float = 0.05,
+        num_noise_samples: int = 4,
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: Progress | None = None,
+    ) -> list[Score]:
+        """Return a row for every image, with score, p-value, energy and percentile; unreadable ones have a row too.
 
         Args:
-            columns: Features of normal images in random order, as from `compute_features`.
-            altered: As from `altered_columns`, where a member needs it.
+            images: uint8 `(n, channels, height, width)`, a loaded set, or a source of files, which are preprocessed as those
+                of fitting were.
+            fpr: False-alarm rate: flag so that at most this share of normal images is, in expectation.
+            fdr: False discovery rate instead: flag so that at most this share of the flagged images is normal
+                (Benjamini-Hochberg over all of them).
+            split: Part of a source that has parts.
+            sigma: Noise level of the energy, > 0.
+            num_noise_samples: Samples of the energy's inner noise to average over, >= 1, if it has any.
+            seed: Of these samples.
+            batch_size: Images per forward pass, >= 1.
+            progress: Called with the number of images after each batch: once for energies, once for scores.
 
         Raises:
-            ValueError: If a member needs `altered` and it is missing, or features do not fit each other.
+            ValueError: If both rates are given, one is out of range or cannot be promised with so few calibration images, or
+                the detector is not fitted.
         """
-        # Scores, maps and hashes of an earlier fit are none of this one's.
-        self.calibration, self._maps = self.calibration[:0], AnomalyMaps(self.model, self.config.maps)
-        self._seen = {name: hashes[:0] for name, hashes in self._seen.items()}
-        self._precision = self.model.precision
-        # A tenth sets the scale of the members' scores: those of images a density was fitted to are too low.
-        count = len(next(iter(columns.values())))
-        num = max(2, count // 10)
-        fitted = {family: table[num:] for family, table in columns.items()}
-        fresh = {family: table[:num] for family, table in columns.items()}
-        table = torch.stack([opinion.fit(fitted, altered or {}).score(fresh) for opinion in self._opinions])
-        self._scale = torch.stack([table.mean(1), table.std(1).clamp_min(1e-12)])
-        self._kinds = tuple(alterations(self.model.config.network.channels)) if altered else ()
-        self.metadata = {"fitted on": count - num}
-        return self
+        self._require()
+        if fpr is not None and fdr is not None:
+            raise ValueError("give a false-alarm rate or a false discovery rate, not both")
+        if fpr is not None:
+            check_rate(fpr, len(self.calibration))
+        found = self.preprocessing.read(images, split=split, skip_unfit=True)
+        rows = energy_rows(
+            self.model,
+            found,
+            sigma,
+            num_noise_samples=num_noise_samples,
+            seed=seed,
+            batch_size=batch_size,
+            resize=None if isinstance(images, Tensor) else self.preprocessing.resize,
+            progress=progress,
+        )
+        projections = self.projections(found.pixels, batch_size=batch_size, progress=progress)
+        scores = self._score(projections)
+        p = self.p_values(scores)
+        columns: dict[str, list[Any]] = {
+            "score": [round(score, 4) for score in scores.tolist()],
+            "p_value": [float(f"{value:.4g}") for value in p.tolist()],
+            "nearest_corruption": [
+                name if value <= NAMED_BELOW else None
+                for name, value in zip(self._nearest(projections), p.tolist(), strict=True)
+            ],
+        }
+        if fpr is not None:
+            columns["flagged"] = self.flag(scores, fpr).tolist()
+        elif fdr is not None:
+            columns["flagged"] = benjamini_hochberg(p, fdr).tolist()
+        return with_columns(rows, columns)
 
-    def calibrate(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> Detector:
-        """Take normal images as what p-values compare with.
+    def explain(self, images: Images, *, split: str = "test", batch_size: int = 128) -> Explanation:
+        """Return where images are anomalous, and what they resemble.
 
         Args:
-            images: uint8, shape `(n, channels, height, width)`, best new to the model; those of `fit` are left out.
+            images: As for `predict`; a tensor may also hold images larger than the model's.
+            split: Part of a source that has parts.
             batch_size: Images per forward pass.
-            progress: Called with the number of images after each batch.
-
-        Raises:
-            ValueError: If none is left, or the detector is not fitted.
         """
-        images = _without(images, self._seen["fitted"])
-        self.calibration = self.score(images, batch_size=batch_size, progress=progress)
-        self.metadata = {**self.metadata, "calibrated on": len(images)}
-        self._seen["calibrated"] = image_hashes(images)
-        return self
+        pixels = self.preprocessing.read(images, split=split).pixels
+        fits = tuple(pixels.shape[1:]) == self.model.image_shape
+        return Explanation(
+            self.maps(pixels, batch_size=batch_size),
+            self._nearest(self.projections(pixels, batch_size=batch_size)) if fits else None,
+        )
 
-    # -- scoring ----------------------------------------------------------------------------------------------------
+    # -- tensors ----------------------------------------------------------------------------------------------------
 
     def score(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> Tensor:
-        """Return how odd each image is, float64 on the CPU, shape `(n,)`; 0 is usual, larger is more odd.
+        """Return the score of each image, float64 on the CPU, shape `(n,)`; 0 is normal, larger is more anomalous.
 
         Args:
             images: uint8, shape `(n, channels, height, width)`.
@@ -248,45 +373,37 @@ class Detector:
         Raises:
             ValueError: If the detector is not fitted or the images are of another shape.
         """
-        if len(images) == 0:
-            return torch.empty(0, dtype=torch.float64)
-        parts = torch.split(images, SCORED_AT_ONCE)
-        return torch.cat([self.combine(self.columns(part, batch_size=batch_size, progress=progress)) for part in parts])
+        return self._score(self.projections(images, batch_size=batch_size, progress=progress))
 
-    def columns(
-        self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None
-    ) -> dict[Family, Tensor]:
-        """Return the features that `combine` and `nearest_corruption` take; arguments and errors as for `score`."""
-        if self._scale is None:
-            raise ValueError("the detector is not fitted: call fit first")
-        self._check_precision()
-        return compute_features(self.model, images, self.config.features, batch_size=batch_size, progress=progress)
+    def projections(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> Tensor:
+        """Return how many standard deviations each image lies in the direction of each corruption, float64 `(n, kinds)`.
 
-    def combine(self, columns: Mapping[Family, Tensor]) -> Tensor:
-        """Return the scores of images whose features are `columns`, as from `compute_features`."""
-        if self._scale is None:
-            raise ValueError("the detector is not fitted: call fit first")
-        mean, std = self._scale
-        scores = (torch.stack([opinion.score(columns) for opinion in self._opinions], dim=1) - mean) / std
-        combined: Tensor = scores.mean(1) if self.config.combine == "mean" else scores.max(1).values
-        return combined
-
-    def nearest_corruption(self, columns: Mapping[Family, Tensor]) -> list[str] | None:
-        """Return for each image the alteration that it resembles most, as a hint at why it is odd.
-
-        Args:
-            columns: Features of images, as from `columns`.
-
-        Returns:
-            Names of `alterations.py`; None if the detector has no `discriminants`.
+        Arguments and errors as for `score`.
         """
-        for opinion in self._opinions:
-            if isinstance(opinion.density, FisherDiscriminants):
-                heads = opinion.density.heads(
-                    table_of(columns, opinion.member.families), table_of(columns, opinion.member.given)
-                )
-                return [self._kinds[i] for i in heads.argmax(1).tolist()]
-        return None
+        self._require()
+        self._check_precision()
+        parts = [torch.empty(0, len(self._corruptions), dtype=torch.float64)]
+        # Their features are thousands of numbers an image: not all at once.
+        for part in torch.split(images, SCORED_AT_ONCE) if len(images) else ():
+            features = compute_features(
+                self.model, part, self.config.features, batch_size=batch_size, progress=progress
+            )
+            parts.append(self.project_features(features))
+        return torch.cat(parts)
+
+    def project_features(self, features: Features) -> Tensor:
+        """Return the `projections` of images with these features, as from `compute_features`."""
+        tables = _table(features, self.config.features.families), _table(features, self.config.covariates)
+        return self._require()[0].projections(*tables)
+
+    def score_features(self, features: Features) -> Tensor:
+        """Return the `score` of images with these features, as from `compute_features`."""
+        self._require()
+        return self._score(self.project_features(features))
+
+    def nearest_corruption(self, images: Tensor, *, batch_size: int = 256) -> list[str]:
+        """Return for each image the corruption of normal images that it resembles most, a hint at why it is anomalous."""
+        return self._nearest(self.projections(images, batch_size=batch_size))
 
     def p_values(self, scores: Tensor) -> Tensor:
         """Return the conformal p-value of each score: at most alpha with a probability of at most alpha for a normal image.
@@ -307,9 +424,20 @@ class Detector:
         return flagged(self.p_values(scores), fpr, len(self.calibration))
 
     def maps(self, images: Tensor, *, batch_size: int = 128, progress: Progress | None = None) -> Tensor:
-        """Return how odd every pixel is, as `AnomalyMaps.maps`: z-scores, shape `(n, height, width)`, larger images tiled."""
+        """Return anomaly maps: z-scores, shape `(n, height, width)`; arguments and errors as for `AnomalyMaps.maps`."""
         self._check_precision()
         return self._maps.maps(images, batch_size=batch_size, progress=progress)
+
+    def _require(self) -> tuple[FisherDiscriminants, Scaler]:
+        if self._discriminants is None or self._scaler is None:
+            raise ValueError("the detector is not fitted: call fit first")
+        return self._discriminants, self._scaler
+
+    def _score(self, projections: Tensor) -> Tensor:
+        return self._require()[1](log_mean_exp(projections, self.config.shift))
+
+    def _nearest(self, projections: Tensor) -> list[str]:
+        return [self._corruptions[i] for i in projections.argmax(1).tolist()]
 
     def _check_precision(self) -> None:
         if self.model.precision != self._precision:
@@ -322,30 +450,27 @@ class Detector:
 
     def save(self, folder: str | Path) -> None:
         """Write `detector.json` and `detector.safetensors` into a folder, most often the model's."""
-        if self._scale is None:
-            raise ValueError("the detector is not fitted: call fit first")
-        tensors = {"scale": self._scale, "calibration": self.calibration}
-        for i, opinion in enumerate(self._opinions):
-            tensors |= {f"members.{i}.{name}": tensor for name, tensor in opinion.density.tensors().items()}
-        tensors |= {f"maps.{name}": tensor for name, tensor in self._maps.tensors().items()}
-        # Distances need no more than float32; the scores that are compared with later ones do.
-        tensors = {name: t if name in ("scale", "calibration") else t.float() for name, t in tensors.items()}
-        tensors |= {f"seen.{name}": hashes for name, hashes in self._seen.items()}
+        discriminants, scaler = self._require()
+        fitted = {"lda": discriminants.tensors(), "maps": self._maps.tensors()}
+        # Statistics need no more than float32; the scores that are compared with later ones do.
+        tensors = {f"{part}.{name}": t.float() for part, found in fitted.items() for name, t in found.items()}
+        tensors |= {f"score.{name}": tensor for name, tensor in scaler.tensors().items()}
+        tensors |= {f"hashes.{name}": hashes for name, hashes in self._hashes.items()}
+        tensors["calibration"] = self.calibration
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         values = {
-            "format": FORMAT,
+            "format": DETECTOR_FORMAT,
             "model": self.model.fingerprint(),
             "precision": self._precision,
             "config": asdict(self.config),
-            "alterations": self._kinds,
+            "corruptions": self._corruptions,
             "metadata": self.metadata,
-            "preprocessing": self.preprocessing,
+            "preprocessing": asdict(self.preprocessing),
+            # One file may be written and the other not.
+            "tensors": hashlib.sha256(content).hexdigest(),
         }
-        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        # One file may be written and the other not.
-        values["tensors"] = hashlib.sha256(content).hexdigest()
         write_atomically(Path(folder) / TENSORS_FILE, lambda path: path.write_bytes(content))
-        text = json.dumps(values, indent=2) + "\n"
-        write_text_atomically(Path(folder) / CONFIG_FILE, text)
+        write_text_atomically(Path(folder) / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, model: DenoisingEBM) -> Detector:
@@ -360,44 +485,27 @@ class Detector:
             ValueError: If a file is damaged, or the detector belongs to other weights.
         """
         path = Path(folder) / CONFIG_FILE
-        for file in (path, path.with_name(TENSORS_FILE)):
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
-        values = read_json(path)
-        try:
-            content = path.with_name(TENSORS_FILE).read_bytes()
-            tensors = safetensors.torch.load(content)
-        except SafetensorError as error:
-            raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
-        if values.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a detector of format {FORMAT}; fit it again with `debm fit-detector`")
-        lacking = [name for name in ("model", "precision", "config", "alterations") if name not in values]
-        if lacking:
-            raise ValueError(f"{path}: {lacking[0]!r} is missing")
-        digest = hashlib.sha256(content).hexdigest()
-        if values.get("tensors", digest) != digest:  # files of before have none
-            raise ValueError(
-                f"{path}: belongs to another {TENSORS_FILE} than the one beside it; fit the detector again with "
-                "`debm fit-detector`"
-            )
+        values, tensors = _read_files(path)
         if values["model"] != model.fingerprint():
             raise ValueError(
                 f"{path}: fitted for other weights ({values['model']}) than those given ({model.fingerprint()}); "
                 "fit it again with `debm fit-detector`"
             )
-        detector = cls(model, from_dict(DetectorConfig, values["config"], where=f"{path}: config"))
+        config = from_dict(DetectorConfig, values["config"], where=f"{path}: config")
+        files = asdict(Preprocessing.of(model)) | values.get("preprocessing", {})
+        detector = cls(model, config, preprocessing=from_dict(Preprocessing, files, where=f"{path}: preprocessing"))
         detector.metadata = dict(values.get("metadata", {}))
-        detector.preprocessing = dict(values.get("preprocessing", {}))
-        detector._seen = {name: tensors.get(f"seen.{name}", hashes) for name, hashes in detector._seen.items()}
-        detector._kinds = tuple(values["alterations"])
+        detector._corruptions = tuple(values["corruptions"])
+        detector._hashes |= {
+            name: tensors[f"hashes.{name}"] for name in detector._hashes if f"hashes.{name}" in tensors
+        }
         try:
-            detector._scale, detector.calibration = tensors["scale"], tensors["calibration"]
-            for i, opinion in enumerate(detector._opinions):
-                prefix = f"members.{i}."
-                opinion.density.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-            # A detector that was fitted to columns alone has no maps.
+            detector._discriminants = FisherDiscriminants.from_tensors(tensors, "lda.")
+            detector._scaler = Scaler.from_tensors(tensors, "score.")
+            detector.calibration = tensors["calibration"]
+            # A detector that was fitted to features alone has no maps.
             if any(name.startswith("maps.") for name in tensors):
-                detector._maps.load({n: tensors[f"maps.{n}"] for n in ("mean", "std")})
+                detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
         except KeyError as error:
             raise ValueError(f"{path.with_name(TENSORS_FILE)}: {error} is missing") from None
         model.set_precision(values["precision"])
@@ -411,6 +519,22 @@ class Detector:
         return cls.load(folder, DenoisingEBM.from_pretrained(folder, device=device))
 
 
+def _table(features: Features, families: tuple[Family, ...]) -> Tensor:
+    """Return the features of some families side by side."""
+    return torch.cat([features[family] for family in families], dim=-1)
+
+
+def _columns_of(
+    blocks: tuple[tuple[Family, ...], ...], features: Features, families: tuple[Family, ...]
+) -> list[list[int]]:
+    """Return where the features of each block stand in the table of `families`."""
+    places, start = {}, 0
+    for family in families:
+        places[family] = range(start, start + features[family].shape[1])
+        start = places[family].stop
+    return [[column for family in block for column in places[family]] for block in blocks]
+
+
 def _without(calibration: Tensor, fitted: Tensor) -> Tensor:
     """Return the calibration images whose hashes are not among those of fitting, which look too normal.
 
@@ -421,3 +545,32 @@ def _without(calibration: Tensor, fitted: Tensor) -> Tensor:
     if len(kept) == 0:
         raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
     return kept
+
+
+def _read_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what both files hold, in today's form."""
+    for file in (path, path.with_name(TENSORS_FILE)):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
+    values = read_json(path)
+    try:
+        content = path.with_name(TENSORS_FILE).read_bytes()
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if values.get("tensors", digest) != digest:  # the oldest files have none
+        raise ValueError(
+            f"{path}: belongs to another {TENSORS_FILE} than the one beside it; fit the detector again with "
+            "`debm fit-detector`"
+        )
+    try:
+        values, tensors = migrate_detector(values, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; fit it again with `debm fit-detector`") from None
+    if values.get("format") != DETECTOR_FORMAT:
+        raise ValueError(f"{path}: not a detector of format {DETECTOR_FORMAT}; fit it again with `debm fit-detector`")
+    lacking = [name for name in ("model", "precision", "config", "corruptions") if name not in values]
+    if lacking:
+        raise ValueError(f"{path}: {lacking[0]!r} is missing")
+    return values, tensors

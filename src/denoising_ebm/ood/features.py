@@ -1,24 +1,21 @@
-r"""What detectors look at: numbers that say how an image sits in the model, over noise levels.
+r"""Features of an image under the model, over noise levels: what the detector sees.
 
-Every family of features comes from the same forward passes: of the image itself ("clean") and of the image with a fixed
-draw of noise ("noised"), at each level sigma; `latent` and `pooled`, which are long, at a few of the levels only.
-With d pixels and channels, e the noise and
+Every family comes from the same two forward passes at each level sigma: of the image itself ("clean") and of the image with
+a fixed draw of noise ("noisy"); `latent` and `feature-statistics`, which are long, at a few of the levels only. With d
+pixels and channels, e the noise and the residuals
 
-    rho_0 = (x - r(x, sigma)) / sigma,    rho_1 = (x - r(x + sigma e, sigma)) / sigma,
+    R_0 = (x - r(x, sigma)) / sigma,    R_1 = (x - r(x + sigma e, sigma)) / sigma,
 
-| family | columns per level | what it is |
+| family | numbers per level | what it is |
 |---|---|---|
-| `energy` | 1 | log of U^c without inner noise, \|rho_0\|^2 / 2 |
-| `noised-energy` | 1 | log of U^c of eq. 7, \|rho_1\|^2 / 2 |
-| `score` | 2 | log \|s\|^2 and <e, s> / d of the score s = rho_1 + e at the noised image |
-| `curvature` | 1 | <rho_0 - rho_1, e> / d: a Hutchinson estimate of the divergence of r by a finite difference |
-| `spatial` | 9 | log quantiles of the energy per pixel, and of its means over 4 x 4 regions, each over the mean |
-| `spectrum` | 12 | log power of rho_0 and rho_1 in six bands of spatial frequency, over the total |
-| `channels` | 4 | log share of each colour channel in both energies (gray: none) |
+| `energy` | 1 | log of U^c without inner noise, \|R_0\|^2 / 2 |
+| `noisy-energy` | 1 | log of U^c of eq. 7, \|R_1\|^2 / 2 |
+| `score` | 2 | log \|s\|^2 and <e, s> / d of the score s = R_1 + e at the noisy image |
+| `curvature` | 1 | <R_0 - R_1, e> / d: Hutchinson's estimate of the divergence of r, by a finite difference |
+| `spectrum` | 12 | log power of R_0 and R_1 in six bands of spatial frequency, over the total |
+| `colour` | 4 | log share of each colour channel in both energies (gray: none) |
 | `latent` | latent_dim | the code z |
-| `pooled` | 2 per inner channel | mean and standard deviation of the U-Net's feature maps |
-| `semantic` | 3 | log \|x - h(z)\|^2, log \|z\|^2 and log U^s(z) |
-| `gradient` | 1 | log \|grad U^c\|^2, the exact gradient (eq. 21); needs a backward pass |
+| `feature-statistics` | 2 per channel | mean and standard deviation of the U-Net's feature maps |
 
 The noise is drawn once from a seed and is the same for every image, so a feature is a function of the image.
 """
@@ -32,30 +29,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from denoising_ebm.datasets.images import to_float
-from denoising_ebm.energies import TextureEnergy
 from denoising_ebm.model import DenoisingEBM, Inspection
 
-Family = Literal[
-    "energy",
-    "noised-energy",
-    "score",
-    "curvature",
-    "spatial",
-    "spectrum",
-    "channels",
-    "latent",
-    "pooled",
-    "semantic",
-    "gradient",
-]
+Family = Literal["energy", "noisy-energy", "score", "curvature", "spectrum", "colour", "latent", "feature-statistics"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+#: Families that are kept at `feature_sigmas` only.
+NETWORK_FEATURES: tuple[Family, ...] = ("latent", "feature-statistics")
 
-_CLEAN = {"energy", "curvature", "spectrum", "channels", "latent", "pooled", "semantic"}
-_INNER = {"latent", "pooled"}
-_NOISED = {"noised-energy", "score", "curvature", "spatial", "spectrum", "channels"}
+_FROM_CLEAN = {"energy", "curvature", "spectrum", "colour", *NETWORK_FEATURES}
+_FROM_NOISY = {"noisy-energy", "score", "curvature", "spectrum", "colour"}
 
 
 @dataclass(frozen=True)
@@ -65,15 +49,13 @@ class FeatureConfig:
     Attributes:
         sigmas: Noise levels, each > 0.
         families: Names of the table above.
-        inner_sigmas: Those of the levels at which `latent` and `pooled` are kept; all if empty.
-        flip: Average over the image and its mirror image, which doubles the cost.
+        feature_sigmas: Those of the levels at which `latent` and `feature-statistics` are kept; all if empty.
         seed: Seed of the noise.
     """
 
-    sigmas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5)
-    families: tuple[Family, ...] = ("energy", "noised-energy", "curvature")
-    inner_sigmas: tuple[float, ...] = ()
-    flip: bool = False
+    sigmas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.4)
+    families: tuple[Family, ...] = FAMILIES
+    feature_sigmas: tuple[float, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,16 +66,15 @@ class FeatureConfig:
             raise ValueError(
                 f"features.families must be one or more of {', '.join(FAMILIES)}, got {list(unknown or self.families)}"
             )
-        strange = [sigma for sigma in self.inner_sigmas if sigma not in self.sigmas]
-        if strange:
-            raise ValueError(f"features.inner_sigmas must be among the noise levels {list(self.sigmas)}, got {strange}")
+        others = [sigma for sigma in self.feature_sigmas if sigma not in self.sigmas]
+        if others:
+            raise ValueError(
+                f"features.feature_sigmas must be among the noise levels {list(self.sigmas)}, got {others}"
+            )
 
-    @property
-    def forwards(self) -> int:
-        """Forward passes of the network per image."""
-        wanted = set(self.families)
-        passes = bool(wanted & _CLEAN) + bool(wanted & _NOISED) + ("semantic" in wanted) + ("gradient" in wanted)
-        return passes * len(self.sigmas) * (2 if self.flip else 1)
+    def sigmas_of(self, family: Family) -> tuple[float, ...]:
+        """Return the noise levels at which a family is computed."""
+        return self.feature_sigmas or self.sigmas if family in NETWORK_FEATURES else self.sigmas
 
 
 @torch.no_grad()
@@ -117,25 +98,20 @@ def compute_features(
         progress: Called with the number of images after each batch of them.
 
     Returns:
-        For each family float64 on the CPU, shape `(n, levels * columns)`, level by level.
+        For each family float64 on the CPU, shape `(n, levels * numbers per level)`, level by level.
 
     Raises:
         ValueError: If `images` are not uint8 or not of the model's shape.
     """
     _check_images(model, images)
     noise = model.scoring_noise(seed=config.seed)[0]
-    wanted = set(config.families)
-    passes = max(1, bool(wanted & _CLEAN) + bool(wanted & _NOISED))
+    passes = max(1, bool(_FROM_CLEAN & set(config.families)) + bool(_FROM_NOISY & set(config.families)))
     chunk = max(1, min(batch_size // passes, len(images)))
     levels = max(1, batch_size // (chunk * passes))
     rows: dict[Family, list[Tensor]] = {family: [] for family in config.families}
     for pixels in torch.split(images, chunk):
         x = to_float(pixels).to(model.device)
-        columns = _columns(model, x, noise, config, levels)
-        if config.flip:
-            mirrored = _columns(model, x.flip(3), noise, config, levels)
-            columns = {family: (columns[family] + mirrored[family]) / 2 for family in columns}
-        for family, values in columns.items():
+        for family, values in _features(model, x, noise, config, levels).items():
             rows[family].append(values.double().cpu())
         if progress is not None:
             progress(len(x))
@@ -162,7 +138,7 @@ def log_energies(
         images: uint8, shape `(n, channels, height, width)`.
         sigmas: Noise levels, each > 0.
         batch_size: Images per forward pass, >= 1.
-        noise: Draws of the inner noise, as from `DenoisingEBM.scoring_noise`; None for energies without it.
+        noise: Samples of the inner noise, as from `DenoisingEBM.scoring_noise`; None for energies without it.
         progress: Called with the number of images after each forward pass.
 
     Returns:
@@ -176,56 +152,57 @@ def log_energies(
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
     rows: list[Tensor] = []
-    for start in range(0, len(images), batch_size):
-        x = to_float(images[start : start + batch_size]).to(model.device)
-        columns = []
+    for pixels in torch.split(images, batch_size):
+        x = to_float(pixels).to(model.device)
+        energies = []
         for sigma in sigmas:
-            columns.append(model.energy(x, sigma, noise))
+            energies.append(model.energy(x, sigma, noise))
             if progress is not None:
                 progress(len(x))
-        rows.append(torch.stack(columns, dim=1).double().cpu())
-    # An energy of exactly zero would be infinitely likely.
-    return torch.cat(rows).clamp_min(torch.finfo(torch.float32).tiny).log()
+        rows.append(torch.stack(energies, dim=1).double().cpu())
+    return _log(torch.cat(rows))
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """One level of a batch: what the columns are computed from."""
+class _Passes:
+    """The forward passes of a batch at one level; a pass that no family needs is None."""
 
-    model: DenoisingEBM
     x: Tensor
     sigma: float
     noise: Tensor
     clean: Inspection | None
-    noised: Inspection | None
+    noisy: Inspection | None
 
     @property
-    def rho_clean(self) -> Tensor:
+    def clean_residual(self) -> Tensor:
         assert self.clean is not None
         return (self.x - self.clean.reconstruction) / self.sigma
 
     @property
-    def rho_noised(self) -> Tensor:
-        assert self.noised is not None
-        return (self.x - self.noised.reconstruction) / self.sigma
+    def noisy_residual(self) -> Tensor:
+        assert self.noisy is not None
+        return (self.x - self.noisy.reconstruction) / self.sigma
 
 
-def _columns(model: DenoisingEBM, x: Tensor, noise: Tensor, config: FeatureConfig, levels: int) -> dict[Family, Tensor]:
-    wanted = set(config.families)
-    kinds = [kind for kind, families in (("clean", _CLEAN), ("noised", _NOISED)) if wanted & families]
-    columns: dict[Family, list[Tensor]] = {family: [] for family in config.families}
+def _features(
+    model: DenoisingEBM, x: Tensor, noise: Tensor, config: FeatureConfig, levels: int
+) -> dict[Family, Tensor]:
+    """Return the features of a batch, with so many noise levels in a forward pass."""
+    families = set(config.families)
+    kinds = [kind for kind, needing in (("clean", _FROM_CLEAN), ("noisy", _FROM_NOISY)) if families & needing]
+    found: dict[Family, list[Tensor]] = {family: [] for family in config.families}
     for start in range(0, len(config.sigmas), levels):
         sigmas = config.sigmas[start : start + levels]
         inputs = [x if kind == "clean" else x + sigma * noise for sigma in sigmas for kind in kinds]
         at = torch.tensor([sigma for sigma in sigmas for _ in kinds], device=x.device).repeat_interleave(len(x))
-        parts = _split(model.inspect(torch.cat(inputs), at), len(x)) if kinds else []
-        for i, sigma in enumerate(sigmas):
-            found = dict(zip(kinds, parts[i * len(kinds) : (i + 1) * len(kinds)], strict=True))
-            evidence = _Evidence(model, x, sigma, noise, found.get("clean"), found.get("noised"))
+        parts = iter(_split(model.inspect(torch.cat(inputs), at), len(x)))
+        for sigma in sigmas:
+            by_kind = {kind: next(parts) for kind in kinds}
+            passes = _Passes(x, sigma, noise, by_kind.get("clean"), by_kind.get("noisy"))
             for family in config.families:
-                if family not in _INNER or not config.inner_sigmas or sigma in config.inner_sigmas:
-                    columns[family].append(_COLUMNS[family](evidence))
-    return {family: torch.cat(parts, dim=1) for family, parts in columns.items()}
+                if sigma in config.sigmas_of(family):
+                    found[family].append(_FORMULAS[family](passes))
+    return {family: torch.cat(parts, dim=1) for family, parts in found.items()}
 
 
 def _split(inspection: Inspection, size: int) -> list[Inspection]:
@@ -242,44 +219,33 @@ def _log(values: Tensor) -> Tensor:
     return values.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def _square(residual: Tensor) -> Tensor:
+def _squared_norm(residual: Tensor) -> Tensor:
     return residual.square().flatten(1).sum(1, keepdim=True)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _mean_product(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).mean(1, keepdim=True)
 
 
-def _energy(evidence: _Evidence) -> Tensor:
-    return _log(0.5 * _square(evidence.rho_clean))
+def _energy(passes: _Passes) -> Tensor:
+    return _log(0.5 * _squared_norm(passes.clean_residual))
 
 
-def _noised_energy(evidence: _Evidence) -> Tensor:
-    return _log(0.5 * _square(evidence.rho_noised))
+def _noisy_energy(passes: _Passes) -> Tensor:
+    return _log(0.5 * _squared_norm(passes.noisy_residual))
 
 
-def _score(evidence: _Evidence) -> Tensor:
-    score = evidence.rho_noised + evidence.noise
-    return torch.cat([_log(_square(score)), _inner(score, evidence.noise)], dim=1)
+def _score(passes: _Passes) -> Tensor:
+    score = passes.noisy_residual + passes.noise
+    return torch.cat([_log(_squared_norm(score)), _mean_product(score, passes.noise)], dim=1)
 
 
-def _curvature(evidence: _Evidence) -> Tensor:
-    return _inner(evidence.rho_clean - evidence.rho_noised, evidence.noise)
+def _curvature(passes: _Passes) -> Tensor:
+    return _mean_product(passes.clean_residual - passes.noisy_residual, passes.noise)
 
 
-def _spatial(evidence: _Evidence) -> Tensor:
-    energies = evidence.rho_noised.square().sum(1, keepdim=True)
-    mean = energies.flatten(1).mean(1, keepdim=True)
-    quantiles = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.95, 1.0], device=energies.device)
-    pixels = torch.quantile(energies.flatten(1), quantiles, dim=1).mT
-    regions = torch.quantile(
-        F.adaptive_avg_pool2d(energies, 4).flatten(1), torch.tensor([0.0, 0.5, 1.0], device=energies.device), dim=1
-    ).mT
-    return _log(torch.cat([pixels, regions], dim=1)) - _log(mean)
-
-
-def _spectrum(evidence: _Evidence) -> Tensor:
-    return torch.cat([_bands(evidence.rho_clean), _bands(evidence.rho_noised)], dim=1)
+def _spectrum(passes: _Passes) -> Tensor:
+    return torch.cat([_bands(passes.clean_residual), _bands(passes.noisy_residual)], dim=1)
 
 
 def _bands(residual: Tensor, num: int = 6) -> Tensor:
@@ -295,49 +261,33 @@ def _bands(residual: Tensor, num: int = 6) -> Tensor:
     return _log(shares) - _log(power.flatten(1).sum(1, keepdim=True))
 
 
-def _channels(evidence: _Evidence) -> Tensor:
+def _colour(passes: _Passes) -> Tensor:
     shares = []
-    for residual in (evidence.rho_clean, evidence.rho_noised):
+    for residual in (passes.clean_residual, passes.noisy_residual):
         power = residual.square().sum((2, 3))
         shares.append((_log(power) - _log(power.sum(1, keepdim=True)))[:, 1:])
     return torch.cat(shares, dim=1)
 
 
-def _latent(evidence: _Evidence) -> Tensor:
-    assert evidence.clean is not None
-    return evidence.clean.code
+def _latent(passes: _Passes) -> Tensor:
+    assert passes.clean is not None
+    return passes.clean.code
 
 
-def _pooled(evidence: _Evidence) -> Tensor:
-    assert evidence.clean is not None
-    return evidence.clean.pooled
+def _feature_statistics(passes: _Passes) -> Tensor:
+    assert passes.clean is not None
+    return passes.clean.pooled
 
 
-def _semantic(evidence: _Evidence) -> Tensor:
-    assert evidence.clean is not None
-    z = evidence.clean.code
-    decoded = evidence.model.decode(z)
-    energy = evidence.model.energy(decoded, evidence.sigma)[:, None]
-    return torch.cat([_log(_square(evidence.x - decoded)), _log(_square(z)), _log(energy)], dim=1)
-
-
-def _gradient(evidence: _Evidence) -> Tensor:
-    energy = TextureEnergy(evidence.model.reconstruct, inner_noise=False)
-    return _log(_square(energy.gradient(evidence.x, evidence.sigma)[1]))
-
-
-_COLUMNS: dict[Family, Callable[[_Evidence], Tensor]] = {
+_FORMULAS: dict[Family, Callable[[_Passes], Tensor]] = {
     "energy": _energy,
-    "noised-energy": _noised_energy,
+    "noisy-energy": _noisy_energy,
     "score": _score,
     "curvature": _curvature,
-    "spatial": _spatial,
     "spectrum": _spectrum,
-    "channels": _channels,
+    "colour": _colour,
     "latent": _latent,
-    "pooled": _pooled,
-    "semantic": _semantic,
-    "gradient": _gradient,
+    "feature-statistics": _feature_statistics,
 }
 
 

@@ -1,128 +1,131 @@
-"""Linear discriminants between normal images and slight alterations of them, put together as one likelihood ratio."""
+"""Fisher's linear discriminants between normal images and corruptions of them, put together as one likelihood ratio."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.ood.densities import Fitted, checked
-from denoising_ebm.ood.regression import HeteroscedasticRegression
-
-#: Standardised features beyond this count as this: no single one decides alone.
-_LIMIT = 6.0
+from denoising_ebm.ood.regression import CovariateAdjustment, Fitted, checked
 
 
+@dataclass(frozen=True)
 class FisherDiscriminants(Fitted):
-    r"""How much an image looks altered, in any of the ways that were shown.
+    r"""How far an image lies in the direction of each corruption that was shown.
 
-    A density on all features sees an odd image only where it leaves what hundreds of features span. Most odd images leave it
-    by little, in directions that alterations point out. Features f are standardised given others (`HeteroscedasticRegression`); with S
-    their covariance over normal images and d_k their mean change under alteration k, Fisher's discriminants
+    A density on all features sees an anomalous image only where it leaves what hundreds of features span. Most anomalous
+    images leave it by little, in directions that corruptions point out. Features are adjusted for covariates
+    (`CovariateAdjustment`); with f the residuals, S their covariance over normal images and d_k their mean change under
+    corruption k, Fisher's discriminants (1936)
 
-        h_k(f) = w_k^T f,    w_k = (S + ridge I)^{-1} d_k,
+        p_k(f) = w_k^T f,    w_k = (S + ridge I)^{-1} d_k,
 
-    are scaled to mean 0 and spread 1 on normal images that S was not estimated on. S of thousands of columns is known poorly
-    from thousands of images, so h_k may be the mean of several discriminants, each on a block of columns. Had an odd image
-    each of these shifted by `shift` with equal chance, its likelihood ratio to a normal one would be, up to a constant,
+    are scaled to mean 0 and standard deviation 1 on normal images that S was not estimated on. S of thousands of columns is
+    known poorly from thousands of images, so p_k may be the mean of several discriminants, each on a block of columns.
 
-        score = log mean_k exp(shift h_k) / shift.
-
-    Args:
-        components: Principal components of what the features are judged by.
-        ridge: Added to S, in units of the features' variance.
-        shift: Size of the shifts expected, in standard deviations.
+    Attributes:
+        adjustment: From features and covariates to residuals.
+        directions: w_k as columns, scaled, shape `(d, kinds)`.
+        offset: Added to the projections, shape `(kinds,)`.
     """
 
-    def __init__(self, components: int = 5, ridge: float = 5.0, shift: float = 1.0) -> None:
-        super().__init__()
-        self._expectation, self._ridge, self._shift = HeteroscedasticRegression(components), ridge, shift
+    adjustment: CovariateAdjustment
+    directions: Tensor
+    offset: Tensor
 
+    @classmethod
     def fit(
-        self,
+        cls,
         features: Tensor,
-        given: Tensor,
-        altered: Tensor,
-        altered_given: Tensor,
+        covariates: Tensor,
+        corrupted: Tensor,
+        corrupted_covariates: Tensor,
+        *,
         blocks: Sequence[Sequence[int]] = (),
+        components: int = 5,
+        ridge: float = 5.0,
     ) -> Self:
-        """Find the discriminants.
+        """Find the directions.
 
         Args:
             features: Of normal images in random order, shape `(n, d)`.
-            given: What to judge them by, shape `(n, g)`.
-            altered: Features of m images as they are, then of the same altered in each way, shape `(1 + kinds, m, d)`.
-            altered_given: What to judge these by, shape `(1 + kinds, m, g)`.
+            covariates: Of the same images, shape `(n, g)`.
+            corrupted: Features of m images as they are, then of the same under each corruption, shape `(1 + kinds, m, d)`.
+            corrupted_covariates: Of these, shape `(1 + kinds, m, g)`.
             blocks: Columns of each block; one of all columns if there are none.
+            components: Principal components of the covariates.
+            ridge: Added to S, in units of the residuals' variance.
 
         Raises:
             ValueError: If a value is not finite, rows differ in number, or there are fewer than 5 normal images.
         """
         features = checked(features)
-        if len(features) < 5:
-            raise ValueError(f"discriminants need at least 5 normal images, got {len(features)}")
-        if len(given) != len(features):
-            raise ValueError(f"{len(features)} rows of features, but {len(given)} of what they are judged by")
-        if altered.ndim != 3 or altered.shape[2] != features.shape[1] or altered_given.shape[:2] != altered.shape[:2]:
-            raise ValueError(
-                f"altered must have shape (1 + kinds, m, {features.shape[1]}) and altered_given (1 + kinds, m, g), "
-                f"got {tuple(altered.shape)} and {tuple(altered_given.shape)}"
-            )
-        # A spread of few images is a guess, and the head with the least would decide alone.
-        num = max(len(features) // 5, min(len(features) // 2, 30))
-        kept, fresh = features[num:], features[:num]
-        mean, spread = kept.mean(0), kept.std(0)
-        # What varies by rounding alone is constant.
-        spread = torch.where(spread > 1e-6 * mean.abs(), spread, torch.ones_like(spread))
-        self._expectation.fit((kept - mean) / spread, given[num:])
-        self._kept = {"mean": mean, "spread": spread, "centre": torch.zeros_like(mean), "unit": torch.ones_like(mean)}
-        usual = self._standard(kept, given[num:])
-        unit = usual.std(0)
-        self._kept |= {"centre": usual.mean(0), "unit": torch.where(unit > 1e-6, unit, torch.ones_like(unit))}
+        _check_shapes(features, covariates, corrupted, corrupted_covariates)
+        # The scale of few images is a guess, and the direction with the least would decide alone.
+        num_held = max(len(features) // 5, min(len(features) // 2, 30))
+        train, held_out = features[num_held:], features[:num_held]
 
-        usual = self._standard(kept, given[num:])
-        pairs = zip(altered, altered_given, strict=True)
-        moved = torch.stack([self._standard(checked(table), by).mean(0) for table, by in pairs])
-        covariance = torch.cov(usual.mT).reshape(len(mean), len(mean))
-        change, fresh = (moved[1:] - moved[0]).mT, self._standard(fresh, given[:num])
-        directions = torch.zeros_like(change)
-        for block in blocks or [range(len(mean))]:
-            columns = torch.tensor(block)
-            ridge = self._ridge * torch.eye(len(columns), dtype=torch.float64)
-            found = torch.linalg.solve(covariance[columns][:, columns] + ridge, change[columns])
-            directions[columns] += found / _spread(fresh[:, columns] @ found)
-        scale, offset = _spread(fresh @ directions), -(fresh @ directions).mean(0)
-        self._kept |= {"directions": directions / scale, "offset": offset / scale}
-        return self
+        # 1 and 2: standardise, and regress on the covariates.
+        adjustment = CovariateAdjustment.fit(train, covariates[num_held:], components=components)
+        normal, fresh = adjustment(train, covariates[num_held:]), adjustment(held_out, covariates[:num_held])
+        tables = zip(corrupted, corrupted_covariates, strict=True)
+        clean, *changed = (adjustment(table, given).mean(0) for table, given in tables)
 
-    def heads(self, features: Tensor, given: Tensor) -> Tensor:
-        """Return every h_k, float64 `(n, kinds)`: how much, in standard deviations, an image looks altered in that way."""
-        self._require()
-        features = self._incoming(features, len(self._kept["mean"]))
-        heads: Tensor = self._standard(features, given) @ self._kept["directions"] + self._kept["offset"]
-        return heads
+        # 3: solve for the directions, block by block; each block has the same say.
+        covariance = torch.cov(normal.mT).reshape(features.shape[1], -1)
+        changes = torch.stack([mean - clean for mean in changed], dim=1)
+        directions = torch.zeros_like(changes)
+        for block in map(torch.tensor, blocks or [range(features.shape[1])]):
+            found = _solve(covariance[block][:, block], changes[block], ridge)
+            directions[block] += found / _spread(fresh[:, block] @ found)
 
-    def score(self, features: Tensor, given: Tensor) -> Tensor:
-        """Return the scores, float64 `(n,)`."""
-        heads = self.heads(features, given)
-        return (torch.logsumexp(self._shift * heads, dim=1) - math.log(heads.shape[1])) / self._shift
+        # 4: set the scale on images that the directions do not know.
+        projections = fresh @ directions
+        scale = _spread(projections)
+        return cls(adjustment, directions / scale, -projections.mean(0) / scale)
 
-    def _standard(self, features: Tensor, given: Tensor) -> Tensor:
-        kept = self._kept
-        residual = self._expectation.standardise((features - kept["mean"]) / kept["spread"], given)
-        return ((residual - kept["centre"]) / kept["unit"]).clamp(-_LIMIT, _LIMIT)
+    def projections(self, features: Tensor, covariates: Tensor) -> Tensor:
+        """Return every p_k, float64 `(n, kinds)`: how many standard deviations an image lies in each direction.
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all that fitting found, that of the regressions under `expectation.`."""
-        return {**super().tensors(), **self._expectation.nested("expectation.")}
-
-    def load(self, tensors: dict[str, Tensor]) -> Self:
-        """Take over what `tensors` returned."""
-        return super().load(self._expectation.take("expectation.", tensors))
+        Raises:
+            ValueError: If the tables have other columns than in `fit`, or a value is not finite.
+        """
+        projections: Tensor = self.adjustment(features, covariates) @ self.directions + self.offset
+        return projections
 
 
-def _spread(heads: Tensor) -> Tensor:
-    return heads.std(0).clamp_min(torch.finfo(torch.float64).tiny)
+def log_mean_exp(projections: Tensor, shift: float = 1.0) -> Tensor:
+    r"""Return the score of projections, shape `(n, kinds)`, as `(n,)`.
+
+    Had an anomalous image each of its projections shifted by `shift` with equal chance, its likelihood ratio to a normal one
+    would be, up to a constant, the exponential of `shift` times
+
+        score = log mean_k exp(shift p_k) / shift.
+    """
+    return (torch.logsumexp(shift * projections, dim=1) - math.log(projections.shape[1])) / shift
+
+
+def _solve(covariance: Tensor, changes: Tensor, ridge: float) -> Tensor:
+    solution: Tensor = torch.linalg.solve(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64), changes)
+    return solution
+
+
+def _spread(projections: Tensor) -> Tensor:
+    return projections.std(0).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _check_shapes(features: Tensor, covariates: Tensor, corrupted: Tensor, corrupted_covariates: Tensor) -> None:
+    if len(features) < 5:
+        raise ValueError(f"discriminants need at least 5 normal images, got {len(features)}")
+    if len(covariates) != len(features):
+        raise ValueError(f"{len(features)} rows of features, but {len(covariates)} of covariates")
+    columns = features.shape[1]
+    if corrupted.ndim != 3 or corrupted.shape[2] != columns or corrupted_covariates.shape[:2] != corrupted.shape[:2]:
+        raise ValueError(
+            f"corrupted must have shape (1 + kinds, m, {columns}) and corrupted_covariates (1 + kinds, m, g), "
+            f"got {tuple(corrupted.shape)} and {tuple(corrupted_covariates.shape)}"
+        )

@@ -1,13 +1,15 @@
-"""How well a score separates odd images from ordinary ones.
+"""How well a score separates OOD images from normal ones, by scikit-learn, with bootstrap intervals.
 
-Every function takes the scores of in-distribution images and those of outliers. High = odd, and the outliers are the
-positive class, as in pytorch-ood. Only the order of the scores matters. It is compared in float64 on the scores as they
-are: torchmetrics passes values outside [0, 1] through a sigmoid first, which ties all large energies at 1.
+Every function takes the scores of in-distribution images and those of OOD images. High = anomalous, and OOD images are the
+positive class, as in pytorch-ood. Only the order of the scores matters, so they are passed on as ranks: torchmetrics, for
+one, sends values outside [0, 1] through a sigmoid first, which ties all large energies at 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,15 +20,13 @@ Scores: TypeAlias = npt.NDArray[Any] | Tensor
 
 
 def auroc(in_scores: Scores, out_scores: Scores) -> float:
-    r"""Chance that a random outlier scores higher than a random ordinary image; a tie counts one half.
+    r"""Chance that a random OOD image scores higher than a random in-distribution one; a tie counts one half.
 
     $$P(s_{out} > s_{in}) + \tfrac12 P(s_{out} = s_{in})$$
 
-    The Mann-Whitney statistic over the number of pairs, equal to the area under the ROC curve.
-
     Args:
         in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of outliers, shape `(m,)`.
+        out_scores: Scores of OOD images, shape `(m,)`.
 
     Returns:
         A number in [0, 1]; 0.5 is chance, 1 perfect separation.
@@ -34,24 +34,22 @@ def auroc(in_scores: Scores, out_scores: Scores) -> float:
     Raises:
         ValueError: If either argument is empty, not one-dimensional, or contains NaN.
     """
-    ordinary = np.sort(_as_array(in_scores, "in_scores"))
-    outliers = _as_array(out_scores, "out_scores")
-    below = np.searchsorted(ordinary, outliers, side="left").astype(np.int64)
-    not_above = np.searchsorted(ordinary, outliers, side="right").astype(np.int64)
-    return float((below.sum() + not_above.sum()) / (2 * ordinary.size * outliers.size))
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*_labelled_ranks(in_scores, out_scores)))
 
 
 def fpr_at_tpr(in_scores: Scores, out_scores: Scores, tpr: float = 0.95) -> float:
-    """Share of ordinary images called odd at the threshold which catches a share `tpr` of the outliers.
+    """Share of in-distribution images flagged at the threshold which catches a share `tpr` of the OOD images.
 
-    An image is called odd if its score is at least the threshold, which is the highest one that catches at least `tpr`
-    of the outliers. Swapping the classes gives another number: papers that call in-distribution the positive class
-    report the share of outliers missed when 95 % of ordinary images are accepted.
+    An image is flagged if its score is at least the threshold, which is the highest one that catches at least `tpr` of the
+    OOD images. Swapping the classes gives another number: papers that call in-distribution the positive class report the
+    share of OOD images missed when 95 % of in-distribution images are accepted.
 
     Args:
         in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of outliers, shape `(m,)`.
-        tpr: Share of outliers to catch, in (0, 1].
+        out_scores: Scores of OOD images, shape `(m,)`.
+        tpr: Share of OOD images to catch, in (0, 1].
 
     Returns:
         A number in [0, 1]; low is good.
@@ -61,19 +59,19 @@ def fpr_at_tpr(in_scores: Scores, out_scores: Scores, tpr: float = 0.95) -> floa
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be in (0, 1], got {tpr}")
-    ordinary = _as_array(in_scores, "in_scores")
-    outliers = np.sort(_as_array(out_scores, "out_scores"))[::-1]
-    # 0.95 * 20 may come out a rounding error above 19; that must not ask for a twentieth outlier.
-    caught = max(1, math.ceil(tpr * outliers.size - 1e-9))
-    return float(np.mean(ordinary >= outliers[caught - 1]))
+    inside = _as_array(in_scores, "in_scores")
+    outside = np.sort(_as_array(out_scores, "out_scores"))[::-1]
+    # 0.95 * 20 may come out a rounding error above 19; that must not ask for a twentieth image.
+    caught = max(1, math.ceil(tpr * outside.size - 1e-9))
+    return float(np.mean(inside >= outside[caught - 1]))
 
 
 def roc_curve(in_scores: Scores, out_scores: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Points of the ROC curve: share of ordinary images called odd, and share of outliers caught, from (0, 0) to (1, 1).
+    """Points of the ROC curve: share of in-distribution images flagged, and of OOD images caught, from (0, 0) to (1, 1).
 
     Args:
         in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of outliers, shape `(m,)`.
+        out_scores: Scores of OOD images, shape `(m,)`.
 
     Returns:
         False alarms and catches at every distinct threshold, falling, each of shape `(thresholds + 1,)`. The area under
@@ -82,24 +80,23 @@ def roc_curve(in_scores: Scores, out_scores: Scores) -> tuple[npt.NDArray[np.flo
     Raises:
         ValueError: If either argument is empty, not one-dimensional, or contains NaN.
     """
-    ordinary = np.sort(_as_array(in_scores, "in_scores"))
-    outliers = np.sort(_as_array(out_scores, "out_scores"))
-    thresholds = np.unique(np.concatenate([ordinary, outliers]))[::-1]
-    shares = [1 - np.searchsorted(scores, thresholds, side="left") / scores.size for scores in (ordinary, outliers)]
-    return np.append(0.0, shares[0]), np.append(0.0, shares[1])
+    from sklearn.metrics import roc_curve as curve
+
+    false_alarms, caught, _ = curve(*_labelled_ranks(in_scores, out_scores), drop_intermediate=False)
+    return false_alarms, caught
 
 
 def aupr(in_scores: Scores, out_scores: Scores) -> float:
-    r"""Average precision with the outliers as positives (AUPR-OUT).
+    r"""Average precision with the OOD images as positives (AUPR-OUT).
 
     $$\sum_k (R_k - R_{k-1}) P_k$$
 
-    over the distinct thresholds in falling order, with recall R and precision P. Chance level is the share of outliers,
+    over the distinct thresholds in falling order, with recall R and precision P. Chance level is the share of OOD images,
     m / (n + m), so values are comparable only at equal proportions.
 
     Args:
         in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of outliers, shape `(m,)`.
+        out_scores: Scores of OOD images, shape `(m,)`.
 
     Returns:
         A number in (0, 1].
@@ -107,12 +104,76 @@ def aupr(in_scores: Scores, out_scores: Scores) -> float:
     Raises:
         ValueError: If either argument is empty, not one-dimensional, or contains NaN.
     """
-    ordinary = np.sort(_as_array(in_scores, "in_scores"))
-    outliers = np.sort(_as_array(out_scores, "out_scores"))
-    thresholds, counts = np.unique(outliers, return_counts=True)
-    caught = outliers.size - np.searchsorted(outliers, thresholds, side="left")
-    false_alarms = ordinary.size - np.searchsorted(ordinary, thresholds, side="left")
-    return float(np.sum(counts / outliers.size * caught / (caught + false_alarms)))
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(*_labelled_ranks(in_scores, out_scores)))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """How well one OOD set is told from the normal images."""
+
+    name: str
+    num: int  #: Images in the OOD set.
+    auroc: Interval
+    aupr: Interval
+    fpr_at_95_tpr: Interval
+
+
+_METRICS: dict[str, Callable[..., float]] = {"auroc": auroc, "aupr": aupr, "fpr_at_95_tpr": fpr_at_tpr}
+
+
+def evaluate(normal: Tensor, ood: Mapping[str, Tensor], *, resamples: int = 200, seed: int = 0) -> list[SetResult]:
+    """Compare the scores of normal images with those of each OOD set.
+
+    Args:
+        normal: Scores of normal images, larger = more anomalous, shape `(n,)`.
+        ood: Name to scores, shape `(m,)`.
+        resamples: Bootstrap samples, both sets drawn anew with replacement, for the 2.5 and 97.5 % quantiles.
+        seed: Of these draws.
+
+    Raises:
+        ValueError: If `resamples` < 2, a set is empty or a score is NaN.
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples must be >= 2, got {resamples}")
+    inside = _as_array(normal, "normal")
+    results = []
+    for name, scores in ood.items():
+        outside = _as_array(scores, name)
+        rng = np.random.default_rng(seed)
+        samples = [(_resampled(inside, rng), _resampled(outside, rng)) for _ in range(resamples)]
+        intervals = {}
+        for metric, compute in _METRICS.items():
+            low, high = np.quantile([compute(*sample) for sample in samples], [0.025, 0.975])
+            intervals[metric] = Interval(compute(inside, outside), float(low), float(high))
+        results.append(SetResult(name, len(outside), **intervals))
+    return results
+
+
+def _resampled(scores: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    return scores[rng.integers(0, len(scores), len(scores))]
+
+
+def _labelled_ranks(in_scores: Scores, out_scores: Scores) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return labels, 1 for OOD, and the ranks of all scores; equal scores, and only these, have equal ranks."""
+    from scipy.stats import rankdata
+
+    inside, outside = _as_array(in_scores, "in_scores"), _as_array(out_scores, "out_scores")
+    labels = np.repeat([0, 1], [inside.size, outside.size])
+    return labels, rankdata(np.concatenate([inside, outside]))
 
 
 def _as_array(scores: Scores, name: str) -> npt.NDArray[np.float64]:

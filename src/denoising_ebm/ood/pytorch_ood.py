@@ -14,14 +14,14 @@ from torch import Tensor
 
 from denoising_ebm.datasets.images import to_uint8
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
 
 
 class DenoisingEBMDetector(pytorch_ood.api.Detector):  # type: ignore[misc]
     """A `pytorch_ood.api.Detector` around a `Detector`.
 
-    It needs no classifier and no labels; images whose label is negative, which pytorch-ood keeps for outliers, take no part
-    in fitting.
+    It needs no classifier and no labels; images whose label is negative, which pytorch-ood keeps for OOD, take no part in
+    fitting.
 
     Args:
         detector: Fitted or not; or a model, for the default detector.
@@ -47,7 +47,7 @@ class DenoisingEBMDetector(pytorch_ood.api.Detector):  # type: ignore[misc]
         super().__init__()
         if not low < high:
             raise ValueError(f"low must be below high, got {low:g} and {high:g}")
-        self.detector = Detector(detector, DetectorConfig()) if isinstance(detector, DenoisingEBM) else detector
+        self.detector = Detector(detector) if isinstance(detector, DenoisingEBM) else detector
         self.low, self.high = low, high
 
     def fit(self, data_loader: Any) -> Self:
@@ -64,7 +64,7 @@ class DenoisingEBMDetector(pytorch_ood.api.Detector):  # type: ignore[misc]
         return self
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return how odd each image is, shape `(batch,)`, float32 on the device of `x`; larger = more odd.
+        """Return the score of each image, shape `(batch,)`, float32 on the device of `x`; larger = more anomalous.
 
         Raises:
             RequiresFittingException: If the detector is not fitted.

@@ -1,144 +1,210 @@
-"""The page of `debm score`: how many images are odd, which, and where."""
+"""The pages of `debm score` and `debm evaluate`: sections for `viz.report`."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from denoising_ebm.datasets.images import ImageSet, to_float
+from denoising_ebm.ood.conformal import fpr_interval
 from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.metrics import SetResult, roc_curve
 from denoising_ebm.ood.table import Score
+from denoising_ebm.utils.io import write_text_atomically
 from denoising_ebm.viz.grids import heat_map_sheet
-from denoising_ebm.viz.plots import energy_histograms, png_bytes
+from denoising_ebm.viz.plots import energy_histograms, png_bytes, roc_curves
 from denoising_ebm.viz.report import Cell, Picture, Section, Table
 
-#: Images shown, and rows in the table of the oddest.
+#: Images shown, and rows in the table of the most anomalous ones.
 SHOWN, LISTED = 24, 100
+#: Sets drawn into one figure of histograms, which more would make unreadable.
+_PER_FIGURE = 5
+
+# -- debm score ---------------------------------------------------------------------------------------------------------
 
 
-def oddest(rows: Sequence[Score], count: int = SHOWN) -> list[int]:
-    """Return the places, among the readable images, of the oddest ones, the oddest first."""
-    values = [_oddness(row) for row in rows if row.status == "ok"]
-    return sorted(range(len(values)), key=lambda i: -values[i])[:count]
+def most_anomalous(rows: Sequence[Score], count: int = SHOWN) -> list[int]:
+    """Return the places, among the readable images, of the most anomalous ones, in falling order."""
+    values = [row.energy if row.score is None else row.score for row in rows if row.status == "ok"]
+    return sorted(range(len(values)), key=lambda i: -(values[i] or 0.0))[:count]
 
 
 def score_sections(
-    images: ImageSet,
-    rows: Sequence[Score],
-    maps: Tensor,
-    limit: float,
-    detector: Detector | None,
-    *,
-    rate: str = "",
+    images: ImageSet, rows: Sequence[Score], maps: Tensor, limit: float, detector: Detector | None, *, rate: str = ""
 ) -> list[Section]:
-    """Return the page.
+    """Return the page of `debm score`: how many images are anomalous, which, and where.
 
     Args:
         images: The scored images.
         rows: Their table.
-        maps: Maps of the `oddest` images, in that order, shape (up to `SHOWN`, height, width).
+        maps: Maps of the `most_anomalous` images, in that order, shape (up to `SHOWN`, height, width).
         limit: Value of the strongest colour of maps.
         detector: What scored them; None if only energies were computed.
         rate: What was asked for when flagging, in words; empty if nothing was.
     """
     readable = [row for row in rows if row.status == "ok"]
-    chosen = oddest(rows)
-    sections = [_overview(readable, detector, rate)]
-    pixels = to_float(images.pixels[torch.tensor(chosen)])
-    labels = [_label(readable[i]) for i in chosen]
-    if detector:
-        what = (
-            "z-scores of the energy per pixel. White is usual; red is harder to restore than in normal images, as foreign "
-            "things are; blue is easier, as in images that are odd by being smooth."
-        )
-    else:
-        what = "energies per pixel."
-    picture = Picture(
-        png_bytes(heat_map_sheet(pixels, maps, labels, limit=limit, signed=detector is not None)),
-        f"The {len(chosen)} oddest images, the oddest first, above their maps: {what}",
-        "images above maps of where they are odd",
-    )
-    hints = any(row.nearest_corruption is not None for row in readable)
-    columns = ["name", "energy", "percentile"]
-    if detector:
-        columns = ["name", "score", "p-value", "flagged", *(["nearest_corruption"] if hints else []), "energy"]
-    cells: list[list[Cell]] = [
-        [row.name, row.score, row.p_value, _yes(row.flagged), *([row.nearest_corruption] if hints else []), row.energy]
-        if detector
-        else [row.name, row.energy, row.percentile]
-        for row in (readable[i] for i in oddest(rows, LISTED))
-    ]
-    caption = f"The oddest {len(cells)} of {len(readable):,} images."
-    if hints:
-        caption += (
-            " Looks: the slight alteration of a normal image that an odd one resembles most, a hint at why it is odd."
-        )
-    sections.append(Section("The oddest images", table=Table(columns, cells, caption), pictures=[picture]))
+    overview = _energies(readable) if detector is None else _p_values(readable, detector, rate)
+    sections = [overview, _most_anomalous(images, readable, maps, limit)]
     if images.unreadable:
-        table = Table(
-            ["name", "reason"], [[image.name, image.reason] for image in images.unreadable], "Files left out."
-        )
-        sections.append(Section("Unreadable", table=table))
+        files = [[image.name, image.reason] for image in images.unreadable]
+        sections.append(Section("Unreadable", table=Table(["name", "reason"], files, "Files left out.")))
     return sections
 
 
 def score_metadata(
     model: str, source: str, images: ImageSet, rows: Sequence[Score], settings: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the facts on top of the page."""
+    """Return what stands on top of the page."""
     from denoising_ebm import __version__
 
-    readable = [row for row in rows if row.status == "ok"]
-    flagged = sum(bool(row.flagged) for row in readable)
-    counts = f"{len(readable):,} scored, {len(images.unreadable):,} unreadable"
-    if any(row.flagged is not None for row in readable):
-        counts += f", {flagged:,} flagged"
+    flags = [row.flagged for row in rows if row.flagged is not None]
+    counts = f"{len(images):,} scored, {len(images.unreadable):,} unreadable" + (
+        f", {sum(flags):,} flagged" * bool(flags)
+    )
     return {"model": model, "images": source, "counts": counts, **settings, "version": f"denoising-ebm {__version__}"}
 
 
-def _overview(readable: Sequence[Score], detector: Detector | None, rate: str) -> Section:
-    if detector is None:
-        values = {"images": np.array([row.energy for row in readable])}
-        text = (
-            "These are energies alone: low = likely. They tell which images are odd beside each other; for scores with "
-            "p-values, fit a detector (`debm fit-detector`)."
-        )
-        figure = energy_histograms(values, title="Energies", xlabel=f"energy at sigma {readable[0].sigma:g}")
-        return Section("Energies", text, pictures=[Picture(png_bytes(figure), "Energies.", "histogram of energies")])
-    scores = np.array([row.score for row in readable])
-    values = {"normal (calibration)": detector.calibration.numpy(), "these images": scores}
+def _energies(readable: Sequence[Score]) -> Section:
+    text = (
+        "These are energies alone: low = likely. They tell which images are anomalous beside each other; for scores with "
+        "p-values, fit a detector (`debm fit-detector`)."
+    )
+    values = {"images": np.array([row.energy for row in readable])}
+    figure = energy_histograms(values, title="Energies", xlabel=f"energy at sigma {readable[0].sigma:g}")
+    return Section("Energies", text, pictures=[Picture(png_bytes(figure), "Energies.", "histogram of energies")])
+
+
+def _p_values(readable: Sequence[Score], detector: Detector, rate: str) -> Section:
     count = len(detector.calibration)
     text = (
-        "A score is how odd the detector finds an image: around 0 is usual, larger is more odd. A p-value is the share of "
-        f"normal images at least as odd, counted among {count:,} that the detector had not seen: of images as normal as "
-        "those, at most 5 % have a p-value of .05 or less, whatever the model's quality."
+        "A score is 0 for an average normal image, and larger for anomalous ones. A p-value is the share of calibration "
+        f"images with at least that score, counted among {count:,} normal images that the detector had not seen: of images "
+        "as normal as those, at most 5 % have a p-value of .05 or less, whatever the model's quality."
     )
     if rate:
-        flagged = sum(bool(row.flagged) for row in readable)
-        text += f"\n\nFlagged: {flagged:,} of {len(readable):,} images ({rate})."
-    table_rows: list[list[Cell]] = []
-    for alpha in (0.001, 0.01, 0.05, 0.1):
-        if (count + 1) * alpha >= 1 - 1e-9:
-            found = sum(row.p_value is not None and row.p_value <= alpha + 1e-9 for row in readable)
-            table_rows.append([f"{alpha:g}", found, f"{alpha * len(readable):.1f}"])
-    table = Table(["p-value at most", "images", "expected if all are normal"], table_rows, "How many images are odd.")
-    figure = energy_histograms(values, title="Scores", xlabel="score (larger = more odd)")
+        text += f"\n\nFlagged: {sum(bool(row.flagged) for row in readable):,} of {len(readable):,} images ({rate})."
+    p = np.array([row.p_value for row in readable])
+    table_rows: list[list[Cell]] = [
+        [f"{alpha:g}", int((p <= alpha + 1e-9).sum()), f"{alpha * len(p):.1f}"]
+        for alpha in (0.001, 0.01, 0.05, 0.1)
+        if (count + 1) * alpha >= 1 - 1e-9
+    ]
+    table = Table(["p-value at most", "images", "expected if all are normal"], table_rows, "How many are anomalous.")
+    scores = {"calibration images": detector.calibration.numpy(), "these images": np.array([r.score for r in readable])}
+    figure = energy_histograms(scores, title="Scores", xlabel="score (larger = more anomalous)")
     picture = Picture(png_bytes(figure), "Scores beside those of the calibration images.", "two histograms of scores")
-    return Section("How many are odd", text, table, [picture])
+    return Section("How many are anomalous", text, table, [picture])
 
 
-def _oddness(row: Score) -> float:
-    value = row.energy if row.score is None else row.score
-    assert value is not None
-    return value
+def _most_anomalous(images: ImageSet, readable: Sequence[Score], maps: Tensor, limit: float) -> Section:
+    shown, scored = most_anomalous(readable), readable[0].score is not None
+    what = (
+        "z-scores of the energy per pixel. White is normal; red is harder to restore than in normal images, as foreign "
+        "things are; blue is easier, as in images that are anomalous by being smooth."
+        if scored
+        else "energies per pixel."
+    )
+    labels = [f"p = {row.p_value:.2g}" if scored else f"U = {row.energy:.3g}" for row in (readable[i] for i in shown)]
+    sheet = heat_map_sheet(to_float(images.pixels[torch.tensor(shown)]), maps, labels, limit=limit, signed=scored)
+    caption = f"The {len(shown)} most anomalous images, in falling order, above their anomaly maps: {what}"
+    columns = ["name", "energy", "percentile"]
+    if scored:
+        named = any(row.nearest_corruption for row in readable)
+        columns = ["name", "score", "p_value", "flagged", *["nearest_corruption"] * named, "energy"]
+    listed = [readable[i] for i in most_anomalous(readable, LISTED)]
+    cells = [[_cell(getattr(row, column)) for column in columns] for row in listed]
+    about = f"The {len(cells)} most anomalous of {len(readable):,} images."
+    if "nearest_corruption" in columns:
+        about += (
+            " Nearest corruption: the change of a normal image that one resembles most, a hint at why it is anomalous."
+        )
+    table = Table([column.replace("_", " ") for column in columns], cells, about)
+    picture = Picture(png_bytes(sheet), caption, "images above their anomaly maps")
+    return Section("The most anomalous images", table=table, pictures=[picture])
 
 
-def _label(row: Score) -> str:
-    return f"U = {row.energy:.3g}" if row.p_value is None else f"p = {row.p_value:.2g}"
+def _cell(value: str | float | bool | None) -> Cell:
+    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
-def _yes(flag: bool | None) -> str | None:
-    return None if flag is None else "yes" if flag else "no"
+# -- debm evaluate ------------------------------------------------------------------------------------------------------
+
+
+def results_table(results: Mapping[str, Sequence[SetResult]], num_normal: int) -> Table:
+    """Return the results of several scores, by name, against so many normal images as one table."""
+    rows: list[list[Cell]] = [
+        [score, row.name, row.num, str(row.auroc), str(row.aupr), str(row.fpr_at_95_tpr)]
+        for score, found in results.items()
+        for row in found
+    ]
+    caption = (
+        f"OOD sets against {num_normal:,} normal images, with 95 % bootstrap intervals. AUROC: the chance that an OOD image "
+        "scores above a normal one. AUPR depends on the sets' sizes. FPR: share of normal images flagged at the threshold "
+        "that catches 95 % of the OOD set."
+    )
+    return Table(("score", "OOD set", "images", "AUROC", "AUPR", "FPR at 95 % TPR"), rows, caption)
+
+
+def write_results(results: Mapping[str, Sequence[SetResult]], path: Path) -> None:
+    """Write the results as CSV: a row for each score and set, intervals in columns of their own."""
+    buffer, metrics = io.StringIO(), ("auroc", "aupr", "fpr_at_95_tpr")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["score", "set", "images", *(f"{m}{end}" for m in metrics for end in ("", "_low", "_high"))])
+    for score, found in results.items():
+        for row in found:
+            intervals = [getattr(row, metric) for metric in metrics]
+            numbers = [f"{value:.5f}" for i in intervals for value in (i.value, i.low, i.high)]
+            writer.writerow([score, row.name, row.num, *numbers])
+    write_text_atomically(path, buffer.getvalue())
+
+
+def false_alarm_table(detector: Detector, scores: Tensor) -> Table:
+    """Return the promised false-alarm rates beside those among normal images with these scores."""
+    count = len(detector.calibration)
+    rows: list[list[Cell]] = []
+    for rate in (0.01, 0.05, 0.1):
+        if (count + 1) * rate >= 1:
+            low, high = fpr_interval(rate, count, len(scores))
+            observed = float(detector.flag(scores, rate).double().mean())
+            rows.append([f"{rate:g}", f"{observed:.4f}", f"{low:.4f}-{high:.4f}"])
+    caption = f"False alarms among {len(scores):,} normal images, with {count:,} calibration images."
+    return Table(["promised at most", "observed", "95 % range"], rows, caption)
+
+
+def evaluation_sections(
+    results: Mapping[str, Sequence[SetResult]],
+    scores: Mapping[str, Mapping[str, Tensor]],
+    false_alarms: Table | None,
+) -> list[Section]:
+    """Return the page of `debm evaluate`.
+
+    Args:
+        results: Name of each score to its results.
+        scores: Name of each score to the scores of every set, the normal one first.
+        false_alarms: As from `false_alarm_table`, or None.
+    """
+    normal, *names = next(iter(scores.values()))
+    num_normal = len(next(iter(scores.values()))[normal])
+    sections = [Section("Results", table=results_table(results, num_normal))]
+    if false_alarms is not None:
+        text = (
+            "The false-alarm rate that the detector promises, and the share of these normal images that it flags. Images "
+            "are random, so the share differs from the promise as the range says, which holds 95 % of such counts."
+        )
+        sections.append(Section("False alarms", text, false_alarms))
+    for score, sets in scores.items():
+        curves = {name: roc_curve(sets[normal], sets[name]) for name in names}
+        figure = png_bytes(roc_curves(curves, title=f"ROC curves, {score}"))
+        pictures = [Picture(figure, f"ROC curves of the score: {score}.", "a rising curve for each OOD set")]
+        for start in range(0, len(names), _PER_FIGURE):
+            shown = {name: sets[name].numpy() for name in [normal, *names[start : start + _PER_FIGURE]]}
+            figure = png_bytes(energy_histograms(shown, title=score, xlabel="score (larger = more anomalous)"))
+            pictures.append(Picture(figure, f"Scores of {', '.join(shown)}.", "histograms of scores of several sets"))
+        sections.append(Section(f"Score: {score}", pictures=pictures))
+    return sections

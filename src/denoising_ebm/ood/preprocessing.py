@@ -1,0 +1,53 @@
+"""How files become images: the same way for those that a detector is fitted to and those that it judges."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from denoising_ebm.datasets.images import ImageSet, load_images
+from denoising_ebm.literals import Resize
+from denoising_ebm.model import DenoisingEBM
+
+#: uint8 pixels `(n, channels, height, width)`, a loaded set, or where `load_images` finds one.
+Images = Tensor | ImageSet | str | Path
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Settings of `load_images` that change pixels.
+
+    Attributes:
+        image_size: Height and width, in pixels.
+        channels: 1 or 3.
+        resize: Filter that brings the central square of other sizes to `image_size`; None: other sizes are refused.
+        center_crop: Side in pixels of the central square that is cut out first; None for all of the image.
+        convert: Bring gray images to RGB, or RGB to gray, where `channels` asks for it.
+    """
+
+    image_size: int
+    channels: int
+    resize: Resize | None = None
+    center_crop: int | None = None
+    convert: bool = False
+
+    @classmethod
+    def of(cls, model: DenoisingEBM, **settings: Any) -> Self:
+        """Return that of images of a model's size and channels, with other settings as given."""
+        network = model.config.network
+        return cls(network.image_size, network.channels, **settings)
+
+    def load(self, source: str | Path, **options: Any) -> ImageSet:
+        """Load images; options (`split`, `limit`, `sample`, `strict`, ...) and errors as for `load_images`."""
+        return load_images(source, **asdict(self), **options)
+
+    def read(self, images: Images, *, split: str, skip_unfit: bool = False) -> ImageSet:
+        """Return images as a set: those of a source loaded, others as they are; a tensor's are named by their number."""
+        if isinstance(images, ImageSet):
+            return images
+        if isinstance(images, Tensor):
+            return ImageSet(images, tuple(map(str, range(len(images)))))
+        return self.load(images, split=split, skip_unfit=skip_unfit)
