@@ -59,7 +59,7 @@ def test_scores_noise_as_anomalous_and_shows_where(model: DenoisingEBM, images: 
 
 
 def test_generates_in_two_stages_the_second_of_which_sharpens(model: DenoisingEBM, images: Tensor) -> None:
-    sample = model.two_stage(24, seed=0)
+    sample = model.sample(24, seed=0)
     assert sharpness(sample.semantic) < 0.8 * sharpness(images)
     assert sharpness(sample.images) > 1.2 * sharpness(sample.semantic)
     assert sharpness(sample.images) == pytest.approx(sharpness(images), rel=0.35)
@@ -96,7 +96,7 @@ def test_coloured_model_restores_what_it_never_saw(coloured: DenoisingEBM) -> No
 
 
 def test_coloured_model_samples_what_it_calls_normal(coloured: DenoisingEBM) -> None:
-    sample = coloured.two_stage(16, seed=0)
+    sample = coloured.sample(16, seed=0)
     with torch.no_grad():
         percentiles = coloured.percentile(coloured.energy(sample.images.clamp(-1, 1), 0.2), 0.2)
     assert sample.images.shape == (16, 3, 32, 32) and float(sample.images.abs().max()) < 1.5
