@@ -46,6 +46,7 @@ def new_images() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels[:40], pixels[40:]
 
 
+@pytest.mark.slow
 def test_report_holds_every_figure_and_the_table(done: tuple[Path, DemoResult]) -> None:
     folder, result = done
     html = result.report.read_text(encoding="utf-8")
@@ -66,6 +67,7 @@ def test_report_holds_every_figure_and_the_table(done: tuple[Path, DemoResult]) 
         assert str(row[0]) in html and f"{row[-1]:.4f}" in html
 
 
+@pytest.mark.slow
 def test_auroc_table_is_that_of_the_models_energies(done: tuple[Path, DemoResult]) -> None:
     folder, result = done
     assert list(result.table.columns) == [
@@ -86,6 +88,7 @@ def test_auroc_table_is_that_of_the_models_energies(done: tuple[Path, DemoResult
             assert result.table.rows[2][column] == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_last_column_is_the_saved_detectors(done: tuple[Path, DemoResult]) -> None:
     folder, result = done
     detector = Detector.from_pretrained(folder / "run")
@@ -97,6 +100,7 @@ def test_last_column_is_the_saved_detectors(done: tuple[Path, DemoResult]) -> No
     torch.testing.assert_close(detector.calibration, detector.score(others), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_finished_demo_only_rebuilds_the_report(done: tuple[Path, DemoResult]) -> None:
     folder, result = done
     weights = (folder / "run" / "model" / "model.safetensors").stat().st_mtime_ns
@@ -117,6 +121,7 @@ def test_pasted_squares_come_from_the_other_image() -> None:
     assert int(images.sum()) == 0
 
 
+@pytest.mark.slow
 def test_other_settings_need_overwrite(done: tuple[Path, DemoResult], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = done
     assert main(["demo", "--out", str(folder), "--minutes", "1", "--seed", "5"]) == 2
@@ -132,6 +137,7 @@ def test_refuses_and_keeps_a_folder_of_something_else(tmp_path: Path, capsys: py
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_unfinished_demo_is_continued_and_overwrite_keeps_foreign_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -150,7 +156,7 @@ def test_unfinished_demo_is_continued_and_overwrite_keeps_foreign_files(
     with monkeypatch.context() as patch:
         patch.setattr(Monitor, "write", interrupted)
         assert main(arguments) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert not (folder / "report.html").exists()
 
     assert main(arguments) == 0
