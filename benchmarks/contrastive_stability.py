@@ -3,10 +3,10 @@
     python benchmarks/contrastive_stability.py cifar10-small --data CIFAR10 --rounds 500 --out runs/contrastive
 
 Each row goes on from the same weights by L denoising steps and one contrastive step a round, chains in both spaces. Before
-and after: the Fréchet distance (EfficientNet-lite0) of two-stage samples, the denoising error, and energies per dimension
-of held-out images, of chain ends and of uniform noise at a few levels. The row `denoising` takes as many denoising steps as
-the others take in all, so that a gain of the contrastive steps is not one of longer training. Curves of the energy gap, of
-gradient norms and of the spread of chains are drawn from metrics.jsonl. An interrupted row is resumed.
+and after: FD (the Fréchet distance of EfficientNet-lite0 features) of samples, the denoising error, and energies per
+dimension of held-out images, of chain ends and of uniform noise at a few levels. The row `denoising` takes as many denoising
+steps as the others take in all, so that a gain of the contrastive steps is not one of longer training. Curves of the energy
+gap, of gradient norms and of the spread of chains are drawn from metrics.jsonl. An interrupted row is resumed.
 """
 
 from __future__ import annotations
@@ -18,31 +18,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from denoising_ebm.generation import generate
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
-from denoising_ebm.config import Config, ContrastiveConfig, TrainingStage
-from denoising_ebm.experiments.cache import ResultCache, settings_of
-from denoising_ebm.experiments.samplers import finite
-from denoising_ebm.quality.extractors import EfficientNetLite0Features
-from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from denoising_ebm.config import Config, ContrastiveConfig, TrainingStage, to_dict
+from denoising_ebm.experiments.cache import ResultCache, figures_of, settings_hash, settings_of
+from denoising_ebm.experiments.drawing import draw
+from denoising_ebm.experiments.settings import with_drift
+from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.objectives import Contrastive
 from denoising_ebm.training.trainer import train
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.plots import png_bytes, training_curves
+from denoising_ebm.viz.report import Table, print_table
+
+#: Of the computation of all rows.
+VERSION = 1
 
 #: What each row changes of the preset's contrastive settings; None is denoising alone. The paper has clean positives, weight
 #: 1 and no bound on energies, and other lengths and steps of chains.
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "denoising": None,
-    "clean positives": {"positives": "clean", "weight": 1.0, "regularisation": 0.0},
-    "noisy positives": {"positives": "noisy", "weight": 1.0, "regularisation": 0.0},
-    "noisy positives, small weight": {"positives": "noisy", "weight": 0.1, "regularisation": 0.0},
-    "noisy positives, small weight, energies bounded": {"positives": "noisy", "weight": 0.1, "regularisation": 0.01},
-    "clean positives, small weight, energies bounded": {"positives": "clean", "weight": 0.1, "regularisation": 0.01},
+    "clean positives": {"positive_samples": "clean", "weight": 1.0, "regularisation": 0.0},
+    "noisy positives": {"positive_samples": "noisy", "weight": 1.0, "regularisation": 0.0},
+    "noisy positives, small weight": {"positive_samples": "noisy", "weight": 0.1, "regularisation": 0.0},
+    "noisy positives, small weight, energies bounded": {
+        "positive_samples": "noisy",
+        "weight": 0.1,
+        "regularisation": 0.01,
+    },
+    "clean positives, small weight, energies bounded": {
+        "positive_samples": "clean",
+        "weight": 0.1,
+        "regularisation": 0.01,
+    },
 }
 SIGMAS = (0.05, 0.1, 0.3, 1.0)
 
@@ -63,23 +74,22 @@ def variant(base: Config, changes: dict[str, Any] | None, args: argparse.Namespa
         seed=args.seed,
     )
     stages = (TrainingStage("denoising" if changes is None else "contrastive"),)
-    # Maximum likelihood needs chains of the energy itself, not of its gradient's first term.
-    sampling = dataclasses.replace(base.sampling, drift="energy")
+    # Maximum likelihood needs chains of the energy itself: the denoiser's drift is no gradient of it.
+    sampling = with_drift(base.sampling, "energy")
     return dataclasses.replace(base, contrastive=contrastive, training=training, stages=stages, sampling=sampling)
 
 
 @torch.no_grad()
 def measure(
-    model: DenoisingEBM, base: Config, test: Tensor, reference: FeatureStatistics, args: argparse.Namespace
+    model: DenoisingEBM, base: Config, test: Tensor, evaluator: FidelityEvaluator, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return distances, denoising errors and energies of a model."""
     model.config = dataclasses.replace(base, contrastive=dataclasses.replace(base.contrastive, chain_batch=128))
-    extractor = EfficientNetLite0Features()
-    drawn = generate(model, args.samples, seed=args.seed, batch_size=128)
+    drawn, _ = draw(model, args.samples, seed=args.seed)
     assert drawn.semantic is not None
     row: dict[str, Any] = {
-        "distance": frechet_distance(feature_statistics(to_uint8(finite(drawn.images)), extractor), reference),
-        "distance of h(z^K)": frechet_distance(feature_statistics(to_uint8(drawn.semantic), extractor), reference),
+        "FD": evaluator.frechet_distance(to_uint8(drawn.images)),
+        "FD of h(z)": evaluator.frechet_distance(to_uint8(drawn.semantic)),
     }
     x0, generator = to_float(test[:512]), torch.Generator().manual_seed(args.seed)
     noise = torch.randn(x0.shape, generator=generator)
@@ -92,7 +102,7 @@ def measure(
     (batch,) = draw_batch(
         test, dataclasses.replace(base, training=dataclasses.replace(base.training, flip=False)), 0, 0
     )
-    exact = dataclasses.replace(model.config, sampling=dataclasses.replace(base.sampling, drift="energy"))
+    exact = dataclasses.replace(model.config, sampling=with_drift(base.sampling, "energy"))
     model.config = exact
     contrastive_energies = Contrastive(exact).contrastive_energies(model, batch)
     return row | {
@@ -118,16 +128,18 @@ def main() -> None:
     args = parser.parse_args()
     initial = DenoisingEBM.from_pretrained(args.model).set_precision("auto")
     result_cache = ResultCache(
-        args.out, settings_of(vars(args), weights=initial.fingerprint(), config=str(initial.config))
+        args.out,
+        settings_of(vars(args), weights=initial.fingerprint(), config=settings_hash(to_dict(initial.config))),
+        version=VERSION,
     )
     base, network = initial.config, initial.config.network
     sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
-    extractor = EfficientNetLite0Features()
-    reference = feature_statistics(test, extractor)
-    floor = frechet_distance(feature_statistics(pixels[: args.samples], extractor), reference)
-    print(f"{describe(initial.device)}; {extractor.name}; {args.samples} samples; floor {floor:.1f}; seed {args.seed}")
+    evaluator = FidelityEvaluator(test)
+    floor = evaluator.frechet_distance(pixels[: args.samples])
+    protocol = evaluator.protocol(args.samples, "test")
+    print(f"{describe(initial.device)}; floor {floor:.1f}; seed {args.seed}; {protocol}")
 
     rows: dict[str, dict[str, Any]] = {}
     for name, changes in {"before": None, **VARIANTS}.items():
@@ -144,14 +156,16 @@ def main() -> None:
                     raise SystemExit(f"{name}: interrupted and saved; the same command goes on")
                 model = result.model
                 (folder / "curves.png").write_bytes(png_bytes(training_curves(read_metrics(folder))))
-            return measure(model, base, test, reference, args)
+            return measure(model, base, test, evaluator, args)
 
-        row = result_cache.row(name, make)
-        rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
+        rows[name] = figures_of(result_cache.row(name, make))
         print(name, json.dumps(rows[name]), flush=True)
-    print("\n| | " + " | ".join(rows) + " |\n|" + "---|" * (len(rows) + 1))
-    for figure in rows["before"]:
-        print(f"| {figure} | " + " | ".join(f"{row[figure]:.4g}" for row in rows.values()) + " |")
+    # A column a row, since there are more figures than variants, and of all sizes.
+    by_figure = {
+        figure: {name: f"{row[figure]:.4g}" for name, row in rows.items() if figure in row} for figure in rows["before"]
+    }
+    print()
+    print_table(Table.from_records(by_figure, list(rows)))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/latent_space.py --data CIFAR10 --preset cifar10-small --minutes 10 --out runs/latent
 
 All have our encoder f_alpha and decoder h_gamma and are trained the same minutes on the same images. The encoder of our
-presets learns by the error of h(z) too (`decoder_loss_trains_encoder`), the paper's by g_beta alone: both are trained here. The
-VAE (eq. 19) has a Gaussian decoder whose variance is the running reconstruction error, the best for its likelihood (Rybkin
-et al., 2021).
+presets learns by the error of h(z) too (`decoder_loss_trains_encoder`), the paper's by g_beta alone: both are trained here.
+The VAE (eq. 19) has a Gaussian decoder whose variance is the running reconstruction error, the best for its likelihood
+(Rybkin et al., 2021).
 
 Measured on test images: the error of h(z); the bound on the mutual information that it gives, E log q(x|z) + H(x) (theorem
 2), whose H(x) is the same unknown for both, so that rows differ by nats of information; the VAE's rate KL(q(z|x) || p(z)),
@@ -42,10 +42,13 @@ from denoising_ebm.networks.unet import Encoder
 from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.once import train_once
 from denoising_ebm.utils.device import autocast, choose_precision, describe
+from denoising_ebm.viz.report import Table, print_table
 
 CPU = torch.device("cpu")
 Labels = tuple[str | None, ...]
 SIGMAS = (0.01, 0.1, 0.3)
+#: Of the computation of all rows.
+VERSION = 1
 
 
 class VAE(nn.Module):
@@ -121,7 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/latent"))
     args = parser.parse_args()
     config = preset(args.preset)
-    result_cache = ResultCache(args.out, settings_of(vars(args), preset=str(config)))
+    result_cache = ResultCache(args.out, settings_of(vars(args)), version=VERSION)
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
@@ -131,7 +134,7 @@ def main() -> None:
     pixels, test = images.pixels, to_float(held_out.pixels)
     some = to_float(pixels[: args.probe])
     known = images.labels[: len(some)], held_out.labels
-    dim, rows = test[0].numel(), {}
+    dim, rows = test[0].numel(), dict[str, dict[str, Any]]()
 
     def row(
         name: str, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor] | None, **more: Any
@@ -201,17 +204,7 @@ def main() -> None:
         f"\n{describe(CPU)}; {args.minutes:g} minutes each; {len(test)} test images; probe on {len(some)}; seed {args.seed}"
     )
     columns = ["images", "error of h(z)", "E log q(x|z), nats", "rate", "linear probe"]
-    print("| latent | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
-    for name, metadata in rows.items():
-        cells = [metadata.get(column) for column in columns]
-        print(f"| {name} | " + " | ".join(show(cell) for cell in cells) + " |")
-
-
-def show(value: float | int | None) -> str:
-    """Return a cell."""
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.4f}"
+    print_table(Table.from_records(rows, columns, first="latent"))
 
 
 if __name__ == "__main__":

@@ -2,27 +2,26 @@
 
     python benchmarks/measure_model.py runs/cifar10-small --data CIFAR10_FOLDER --samples 2000 --grid grid.png
 
-The distance is the Fréchet distance of EfficientNet-lite0 features to the same number of test images; the floor is that of
-training images to them.
+FD is the Fréchet distance of EfficientNet-lite0 features to the same number of test images; the floor is that of training
+images to them.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from denoising_ebm.generation import generate
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
-from denoising_ebm.config import SamplingConfig
-from denoising_ebm.experiments.samplers import finite
-from denoising_ebm.quality.extractors import EfficientNetLite0Features
-from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
+from denoising_ebm.experiments.drawing import draw
+from denoising_ebm.experiments.settings import METHOD_TITLES, sampler_title, with_drift
+from denoising_ebm.model import Sampler
+from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.grids import save_grid
+from denoising_ebm.viz.report import Table, print_table
 
 SIGMAS = (0.1, 0.3, 1.0)
 
@@ -44,48 +43,47 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="names of samplers")
-    parser.add_argument("--grid", type=Path, help="PNG with 64 two-stage samples, semantic images above them")
+    parser.add_argument("--only", nargs="*", help="parts of names of samplers")
+    parser.add_argument(
+        "--grid", type=Path, help="PNG with 32 samples of the model's own sampler, semantic images above them"
+    )
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device="auto").set_precision("auto")
     network, sampling = model.config.network, model.config.sampling
     sizes = {"image_size": network.image_size, "channels": network.channels, "limit": args.samples}
     test = load_images(args.data, split="test", **sizes).pixels
     train = load_images(args.data, split="train", **sizes).pixels
-    extractor = EfficientNetLite0Features().to(model.device)
-    reference = feature_statistics(test, extractor)
+    evaluator = FidelityEvaluator(test, device=model.device)
     print(f"{args.model}: {model.metadata}")
-    print(
-        f"{describe(model.device)}; {extractor.name}; {args.samples} samples, {len(test)} test images; seed {args.seed}"
-    )
+    print(f"{describe(model.device)}; seed {args.seed}\n{evaluator.protocol(args.samples, 'test')}\n")
 
-    print("\n| images | distance | s per 64 |\n|---|---|---|")
-    print(f"| training images (floor) | {frechet_distance(feature_statistics(train, extractor), reference):.1f} | - |")
-    cases: dict[str, tuple[str, int | None, SamplingConfig]] = {
-        "two-stage": ("two-stage", None, sampling),
-        "two-stage, exact gradient": ("two-stage", None, dataclasses.replace(sampling, drift="energy")),
-        "annealed from noise, 60 steps": ("annealed", 60, sampling),
-        "heun, 20 levels": ("heun", 20, sampling),
+    own, method = sampler_title("two-stage", sampling), sampling.pixel.method
+    cases: dict[str, Sampler] = {
+        own: sampling,
+        f"{own}, exact gradient": with_drift(sampling, "energy"),
+        f"{METHOD_TITLES[method]} from noise, T = 60": model.configure_sampler(method, steps=60),
+        f"{METHOD_TITLES['heun']} from noise, T = 20": model.configure_sampler("heun", steps=20),
     }
-    for name, (sampler, steps, settings) in cases.items():
-        if args.only and name not in args.only:
+    records: dict[str, dict[str, Any]] = {"training images (floor)": {"FD": evaluator.frechet_distance(train)}}
+    for name, sampler in cases.items():
+        if args.only and not any(part in name for part in args.only):
             continue
-        model.config = dataclasses.replace(model.config, sampling=settings)
-        started = time.monotonic()
-        drawn = generate(model, args.samples, sampler=sampler, steps=steps, seed=args.seed, batch_size=128)  # type: ignore[arg-type]
-        seconds = (time.monotonic() - started) * 64 / args.samples
-        distance = frechet_distance(feature_statistics(to_uint8(finite(drawn.images)), extractor), reference)
-        print(f"| {name} | {distance:.1f} | {seconds:.2f} |", flush=True)
-        if name == "two-stage" and drawn.semantic is not None:
-            distance = frechet_distance(feature_statistics(to_uint8(drawn.semantic), extractor), reference)
-            print(f"| its semantic images h(z^K) | {distance:.1f} | - |")
+        drawn, seconds = draw(model, args.samples, sampler, seed=args.seed)
+        distance = evaluator.frechet_distance(to_uint8(drawn.images.cpu()))
+        records[name] = {"FD": distance, "NFE": drawn.nfe, "s per 64": seconds * 64 / args.samples}
+        print(f"{name}: FD {distance:.1f}", flush=True)
+        if name == own and drawn.semantic is not None:
+            records["its semantic images h(z)"] = {"FD": evaluator.frechet_distance(to_uint8(drawn.semantic.cpu()))}
             if args.grid:
                 save_grid(torch.cat([drawn.semantic[:32], drawn.images[:32]]), args.grid, columns=16)
-
-    print("\n| RMSE of D | " + " | ".join(f"sigma {s:g}" for s in SIGMAS) + " |\n|" + "---|" * (len(SIGMAS) + 1))
-    for name, pixels in (("train", train), ("test", test)):
-        errors = [denoising_error(model, pixels, sigma, args.seed) for sigma in SIGMAS]
-        print(f"| {name} | " + " | ".join(f"{error:.4f}" for error in errors) + " |")
+    print()
+    print_table(Table.from_records(records, first="images"))
+    errors = {
+        name: {f"sigma {sigma:g}": denoising_error(model, pixels, sigma, args.seed) for sigma in SIGMAS}
+        for name, pixels in (("train", train), ("test", test))
+    }
+    print()
+    print_table(Table.from_records(errors, first="RMSE of D"))
 
 
 if __name__ == "__main__":

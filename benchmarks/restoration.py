@@ -26,6 +26,7 @@ from denoising_ebm.restoration.operators import Degradation, blurred, masked, no
 from denoising_ebm.restoration.posterior import restore
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.grids import save_grid
+from denoising_ebm.viz.report import Cell, Table, print_table
 
 Array = npt.NDArray[np.float64]
 Method = Callable[[Array], Array]
@@ -129,11 +130,10 @@ def main() -> None:
         "blur of 1 pixel, noise 0.02": blurred(1.0, size, 0.02),
         "blur of 2 pixels, noise 0.02": blurred(2.0, size, 0.02),
     }
-    print(
-        f"{args.model}: {model.metadata.get('images seen'):,} images seen; {describe(model.device)}; {len(clean)} test images"
-    )
+    seen = model.metadata.get("images seen")
+    print(f"{args.model}: {seen:,} images seen; {describe(model.device)}; {len(clean)} test images")
     print(f"chains of {args.steps} steps, mean of {args.samples}; seed {args.seed}\n")
-    print("| task | method | PSNR, dB | SSIM |\n|---|---|---|---|")
+    rows: list[list[Cell]] = []
     for task, degradation in tasks.items():
         if args.only and args.only not in task:
             continue
@@ -141,17 +141,20 @@ def main() -> None:
         results = {"degraded": y}
         for estimate in ("mean", "sample"):
             chains = {"steps": args.steps, "num_samples": args.samples, "seed": args.seed}
-            results[f"**ours, {estimate}**"] = restore(model, y, degradation, estimate=estimate, **chains)  # type: ignore[arg-type]
+            results[f"ours, {estimate}"] = restore(model, y, degradation, estimate=estimate, **chains)  # type: ignore[arg-type]
         for name, method in classical(task, degradation, y, clean).items():
             results[name] = one_by_one(method, y)
         for name, restored in results.items():
             pixels = to_uint8(restored)
             figures = float(psnr(pixels, clean).mean()), float(ssim(pixels, clean).mean())
-            print(f"| {task} | {name} | {figures[0]:.2f} | {figures[1]:.3f} |", flush=True)
+            rows.append([task, name, *figures])
+            print(f"{task}, {name}: {figures[0]:.2f} dB", flush=True)
         shown = [to_float(clean[:16]), *(restored[:16] for restored in results.values())]
         path = args.out / f"{task.replace(' ', '-').replace(',', '')}.png"
         save_grid(torch.cat(shown), path, columns=16)
         path.with_suffix(".json").write_text(json.dumps(["clean", *results]))
+    print()
+    print_table(Table(["task", "method", "PSNR, dB", "SSIM"], rows))
 
 
 if __name__ == "__main__":

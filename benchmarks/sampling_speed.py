@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 
 import torch
 
 from denoising_ebm import DenoisingEBM
-from denoising_ebm.experiments.samplers import count_nfe
+from denoising_ebm.config import Drift
+from denoising_ebm.experiments.settings import METHOD_TITLES, sampler_title, with_drift
+from denoising_ebm.model import Sampler
 from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.report import Table, print_table
 
 
 def main() -> None:
@@ -30,28 +30,21 @@ def main() -> None:
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision("auto")
     sampling = model.config.sampling
-    cases: dict[str, tuple[Callable[[], object], int]] = {
-        "heun, 20 levels": (
-            partial(model.sample, args.n, sampler="heun", steps=20),
-            count_nfe(model, "heun", 20),
-        ),
-        "mala, 50 steps": (
-            partial(model.sample, args.n, sampler="mala", steps=50),
-            count_nfe(model, "mala", 50),
-        ),
+    cases: dict[str, Sampler] = {
+        f"{METHOD_TITLES['heun']}, T = 20": model.configure_sampler("heun", steps=20),
+        f"{METHOD_TITLES['mala']}, T = 50": model.configure_sampler("mala", steps=50),
     }
-    # A model trained by `score` has one direction only.
-    by_gradient = model.config.energy.denoiser == "gradient"
-    for drift in ("energy",) if by_gradient else ("energy", "denoiser"):
-        chains = replace(sampling, drift=drift)  # type: ignore[arg-type]
-        model.config = replace(model.config, sampling=chains)
-        two_stage = partial(model.two_stage, args.n, sampling=chains)
-        cases |= {f"two-stage, {drift}": (two_stage, count_nfe(model, "two-stage", None))}
+    # A model trained by `score` has one drift only.
+    drifts: tuple[Drift, ...] = ("energy",) if model.config.energy.denoiser == "gradient" else ("energy", "denoiser")
+    cases |= {
+        f"{sampler_title('two-stage', sampling)}, drift: {drift}": with_drift(sampling, drift) for drift in drifts
+    }
+    nfe: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(args.rounds + 1):
-        for name, (run, _evaluations) in cases.items():
+        for name, sampler in cases.items():
             started = time.perf_counter()
-            run()
+            nfe[name] = model.sample(args.n, sampler=sampler).nfe
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - started)
@@ -59,10 +52,12 @@ def main() -> None:
         f"{describe(model.device)}; {args.model}; {args.n} images; median of {args.rounds} rounds after one of warm-up"
     )
     base = sorted(seconds[list(cases)[-1]][1:])[args.rounds // 2]
-    print("| sampler | evaluations | s per 64 images | ratio |\n|---|---|---|---|")
-    for name, (_run, nfe) in cases.items():
-        median = sorted(seconds[name][1:])[args.rounds // 2]
-        print(f"| {name} | {nfe} | {median * 64 / args.n:.2f} | {median / base:.2f} |")
+    medians = {name: sorted(values[1:])[args.rounds // 2] for name, values in seconds.items()}
+    records = {
+        name: {"NFE": nfe[name], "s per 64 images": median * 64 / args.n, "ratio": median / base}
+        for name, median in medians.items()
+    }
+    print_table(Table.from_records(records, first="sampler"))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/semantic_stage.py cifar10-small --data CIFAR10 --samples 2000 --out runs/semantic
 
 First table: how far codes z of training images, noised to several levels, are from N(0, I): the mean, the standard
-deviation, the kurtosis, and the sliced Wasserstein distance over random directions, beside that of as many draws of
-N(0, I) itself. Second table: the Fréchet distance (EfficientNet-lite0) to test images of h(z) and of the images that stage
-two makes of it, for starts from N(0, I) with K latent steps, from densities fitted to codes afterwards (Ghosh et al.,
+deviation, the kurtosis, and the sliced Wasserstein distance over random directions, beside that of as many draws of N(0, I)
+itself. Second table: FD (the Fréchet distance of EfficientNet-lite0 features) to test images of h(z) and of the images that
+stage two makes of it, for starts from N(0, I) with K latent steps, from densities fitted to codes afterwards (Ghosh et al.,
 2020), and from codes of training images, which bound what a better stage one could give. A finished row is kept.
 """
 
@@ -23,15 +23,18 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
-from denoising_ebm.experiments.cache import ResultCache, settings_of
-from denoising_ebm.experiments.samplers import finite
-from denoising_ebm.quality.extractors import EfficientNetLite0Features
-from denoising_ebm.quality.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from denoising_ebm.config import to_dict
+from denoising_ebm.experiments.cache import ResultCache, settings_hash, settings_of
+from denoising_ebm.experiments.drawing import finite
+from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.samplers import two_stage
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.grids import save_grid
+from denoising_ebm.viz.report import Table, print_table
 
 Start = Callable[[int, torch.Generator], Tensor]
+#: Of the computation of all rows.
+VERSION = 1
 
 
 @torch.no_grad()
@@ -94,16 +97,21 @@ def starts(model: DenoisingEBM, train: Tensor, sigma: float) -> dict[str, Start]
 
 
 @torch.no_grad()
-def draw(model: DenoisingEBM, start: Start, steps: int, level: float, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return uint8 semantic images and the images stage two made of them with noise of `level`."""
-    sampling = dataclasses.replace(model.config.sampling, semantic_steps=steps, texture_sigma_max=level)
+def draw(model: DenoisingEBM, start: Start, steps: int, sigma_max: float, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return uint8 semantic images and the images stage two made of them with noise of `sigma_max`."""
+    own = model.config.sampling
+    sampling = dataclasses.replace(
+        own,
+        semantic=dataclasses.replace(own.semantic, steps=steps),
+        pixel=dataclasses.replace(own.pixel, sigma_max=sigma_max),
+    )
     semantic, images = [], []
     for i, begin in enumerate(range(0, num, 128)):
         generator = torch.Generator().manual_seed(seed + i)
         sample = two_stage(
-            model.semantic(sampling.semantic_prior),
+            model.semantic(sampling.semantic.prior),
             model.decode,
-            model.texture(sampling.drift),
+            model.texture(sampling.pixel),
             model.denoise,
             start(min(128, num - begin), generator),
             sampling,
@@ -136,7 +144,9 @@ def main() -> None:
     # These only choose rows.
     settings = {name: value for name, value in vars(args).items() if name not in ("steps", "levels")}
     result_cache = ResultCache(
-        args.out, settings_of(settings, weights=model.fingerprint(), sampling=str(model.config.sampling))
+        args.out,
+        settings_of(settings, weights=model.fingerprint(), sampling=settings_hash(to_dict(model.config.sampling))),
+        version=VERSION,
     )
     network = model.config.network
     sizes: dict[str, Any] = {"image_size": network.image_size, "channels": network.channels}
@@ -150,22 +160,18 @@ def main() -> None:
     rows["train, training noise <= 1"] = mixed(model, train[:5000])
     rows["N(0, I)"] = other
     table = {name: describe_codes(z, normal) for name, z in rows.items()}
-    columns = list(next(iter(table.values())))
-    print(f"Codes of {len(normal)} images\n\n| codes | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for name, row in table.items():
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |")
+    print_table(Table.from_records(table, first="codes", caption=f"Codes of {len(normal)} images"))
 
-    extractor = EfficientNetLite0Features()
-    reference: FeatureStatistics = feature_statistics(test, extractor)
-    floor = frechet_distance(feature_statistics(train[: args.samples], extractor), reference)
-    print(f"\n{extractor.name}; {args.samples} samples against {len(test)} test images; floor {floor:.1f}")
-    print("\n| start | K | level | distance of h(z^K) | after stage two |\n|---|---|---|---|---|")
-    levels = args.levels or [model.config.sampling.texture_sigma_max]
+    evaluator = FidelityEvaluator(test)
+    floor = evaluator.frechet_distance(train[: args.samples])
+    print(f"\n{evaluator.protocol(args.samples, 'test')}; floor {floor:.1f}")
+    levels = args.levels or [model.config.sampling.pixel.sigma_max]
+    found: list[list[Any]] = []
     pictures = []
     for name, start in starts(model, train, args.sigma).items():
         if args.only and not any(part in name for part in args.only):
             continue
-        lengths = args.steps if name == "N(0, I)" else [0, model.config.sampling.semantic_steps]
+        lengths = args.steps if name == "N(0, I)" else [0, model.config.sampling.semantic.steps]
         for steps, level in itertools.product(lengths, levels):
             path = args.out / f"{name}-{steps}-{level:g}.png".replace(" ", "_").replace("(", "").replace(")", "")
 
@@ -175,13 +181,14 @@ def main() -> None:
                 semantic, images = draw(model, start, steps, level, args.samples, args.seed)
                 save_grid(torch.cat([to_float(semantic[:32]), to_float(images[:32])]), path, columns=16)
                 kinds = {"before": semantic, "after": images}
-                return {
-                    key: frechet_distance(feature_statistics(kind, extractor), reference) for key, kind in kinds.items()
-                }
+                return {key: evaluator.frechet_distance(kind) for key, kind in kinds.items()}
 
             row = result_cache.row(f"{name}, K = {steps}, level {level:g}", make)
             pictures.append(path)
-            print(f"| {name} | {steps} | {level:g} | {row['before']:.1f} | {row['after']:.1f} |", flush=True)
+            found.append([name, steps, f"{level:g}", row.get("before"), row.get("after")])
+            print(*found[-1], row.get("missing", ""), flush=True)
+    print()
+    print_table(Table(["start", "K", "first noise level", "FD of h(z)", "FD after stage two"], found))
     print("\npictures:", ", ".join(map(str, pictures)))
 
 

@@ -6,7 +6,7 @@
 
 A row is a config file's worth of changes to the preset. It is trained, and its denoiser measured on test images: the
 mean square error at a few noise levels, and the loss of the training draw (the EDM weights of the preset for all rows, so
-that rows with other weights compare), with `--samples` also the distance of two-stage samples to as many test images. A
+that rows with other weights compare), with `--samples` also FD of samples to as many test images. A
 row that is finished is kept; the same command goes on with the others.
 """
 
@@ -23,17 +23,20 @@ from typing import Any
 
 import torch
 
-from denoising_ebm import load_images, preset, to_float
+from denoising_ebm import load_images, preset, to_float, to_uint8
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.experiments.cache import ResultCache, settings_of
-from denoising_ebm.experiments.samplers import draw
+from denoising_ebm.experiments.cache import ResultCache, figures_of, settings_hash, settings_of
+from denoising_ebm.experiments.drawing import draw
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims
 from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.training.objectives import validation_loss
 from denoising_ebm.training.trainer import train
 from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.report import Table, print_table
 
+#: Of the computation of all rows.
+VERSION = 1
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
 
 FULL = {"widths": [32, 64, 96, 96], "decoder_widths": [24, 48, 64, 64], "attention": []}
@@ -112,17 +115,15 @@ def run_row(name: str, args: argparse.Namespace) -> None:
         raise SystemExit(f"{name}: its training diverged")
     model = result.model
     row = {
-        "variant": name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "images seen": model.metadata["images seen"],
-        "test loss": validation_loss(model, to_float(test), base),
+        "images_seen": model.metadata["images seen"],
+        "test_loss": validation_loss(model, to_float(test), base),
     }
     row |= errors(model, test)
     if args.samples:
         test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
-        row["distance"] = FidelityEvaluator(test).distance(
-            draw(model, args.samples, "two-stage", seed=args.seed).images
-        )
+        samples, _ = draw(model, args.samples, seed=args.seed)
+        row["frechet_distance"] = FidelityEvaluator(test).frechet_distance(to_uint8(samples.images.cpu()))
     print(json.dumps(row))
 
 
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--preset", default="cifar10-small")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--test", type=int, default=2048, help="test images to measure on")
-    parser.add_argument("--samples", type=int, default=0, help="two-stage samples to measure the distance of")
+    parser.add_argument("--samples", type=int, default=0, help="samples to measure FD of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="rows at once, each with its share of the threads")
     parser.add_argument("--out", type=Path, default=Path("runs/tune"))
@@ -147,7 +148,7 @@ def main() -> None:
         if name not in VARIANTS:
             parser.error(f"--only {name!r}: no such variant; there are {'; '.join(VARIANTS)}")
     options = {name: value for name, value in vars(args).items() if name != "row"}
-    result_cache = ResultCache(args.out, settings_of(options, preset=str(preset(args.preset))))
+    result_cache = ResultCache(args.out, settings_of(options), version=VERSION)
     names = [name for name in VARIANTS if not args.only or name in args.only]
     threads = max(1, torch.get_num_threads() // args.jobs)
 
@@ -159,19 +160,15 @@ def main() -> None:
             row: dict[str, Any] = json.loads(found.stdout)
             return row
 
-        row = result_cache.row(name, make, config=str(config_of(name, args)))
-        shown = {key: value for key, value in row.items() if key not in ("seconds", "depends")}
-        print(json.dumps(shown), flush=True)
-        return shown
+        row = result_cache.row(name, make, {"config": settings_hash(to_dict(config_of(name, args)))})
+        print(name, json.dumps(figures_of(row)), flush=True)
+        return figures_of(row)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(start, names))
-    print(
-        f"\n{describe(torch.device('cpu'))}, {args.jobs} rows at once; {args.minutes:g} minutes a row; seed {args.seed}"
-    )
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+        rows = dict(zip(names, pool.map(start, names), strict=True))
+    machine = describe(torch.device("cpu"))
+    print(f"\n{machine}, {args.jobs} rows at once; {args.minutes:g} minutes a row; seed {args.seed}")
+    print_table(Table.from_records(rows, first="variant"))
 
 
 if __name__ == "__main__":

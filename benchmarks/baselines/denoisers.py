@@ -7,27 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from denoising_ebm.config import Config
-from denoising_ebm.energies import Energy, TextureEnergy
-from denoising_ebm.experiments.samplers import NCSN_LEVELS, NCSN_SIGMAS, NCSN_STEP_SIZE
+from denoising_ebm.config import Config, PixelSampler
+from denoising_ebm.energies import TextureEnergy
+from denoising_ebm.experiments.drawing import NCSN_NUM_SIGMAS, NCSN_SIGMAS, NCSN_STEP_SIZE
+from denoising_ebm.experiments.settings import METHOD_TITLES
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.noise import append_dims, expand_sigma, falling_sigmas, geometric_sigmas, karras_sigmas, loss_weights
-from denoising_ebm.samplers import annealed, heun, texture_chain
+from denoising_ebm.noise import append_dims, expand_sigma, geometric_sigmas, karras_sigmas, loss_weights
+from denoising_ebm.samplers import ancestral, annealed_langevin, heun, sample_pixels
 from denoising_ebm.training.objectives import Batch
 
 NCSN_STEPS = 100  # at each level, as published
-
-
-class ScoreDrift(Energy):
-    """A score as the drift of our chains: no energy, only the gradient -score."""
-
-    def __init__(self, score: nn.Module) -> None:
-        super().__init__(lambda x, sigma: x.new_zeros(len(x)))
-        self._score = score
-
-    def gradient(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return zeros and -score(x, sigma)."""
-        return x.new_zeros(len(x)), -self._score(x, expand_sigma(sigma, x))
+#: The default sampler of our models, which rivals are drawn from too.
+FROM_NOISE = f"{METHOD_TITLES['dpmpp-2m-sde']} from noise"
 
 
 class Denoiser(nn.Module):
@@ -45,18 +36,25 @@ class Denoiser(nn.Module):
         return output
 
     def mean(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return the estimate of E[x0 | x], which chains follow."""
+        """Return the estimate of E[x0 | x], which samplers follow."""
         return self.denoise(x, sigma)
 
-    def chains(self, num: int, generator: torch.Generator) -> Tensor:
-        """Draw as `DenoisingEBM.sample` does from noise, with the preset's chains on this method's noise levels."""
-        noise, sampling = self.config.noise, self.config.sampling
-        high, low = noise.sigma_max, max(noise.sigma_min, sampling.texture_sigma_min)
-        x = (high**2 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
-        energy = TextureEnergy(self.mean, inner_noise=False, drift="denoiser")
-        levels = falling_sigmas(sampling.texture_levels, high, low, sampling.texture_steps)
-        x = texture_chain(energy, x, levels, sampling, generator=generator)
-        return self.mean(x, low)
+    def energy(self) -> TextureEnergy:
+        """Return the drift (x - mean) / sigma^2, the negative score, as an energy for samplers."""
+        return TextureEnergy(self.mean, inner_noise=False, drift="denoiser")
+
+    def from_noise(self, num: int, sigma_max: float, generator: torch.Generator) -> Tensor:
+        """Return the start of samplers: what images look like under noise of `sigma_max`."""
+        spread = (sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
+        return spread * torch.randn(num, *self.shape, generator=generator)
+
+    def draw_as_ours(self, num: int, generator: torch.Generator, sampler: PixelSampler | None = None) -> Tensor:
+        """Draw as `DenoisingEBM.sample` does from noise: by the preset's sampler, on this method's noise levels."""
+        noise = self.config.noise
+        sampler = replace(sampler or self.config.sampling.pixel, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min)
+        x = self.from_noise(num, noise.sigma_max, generator)
+        x = sample_pixels(self.energy(), x, sampler, generator=generator)
+        return self.mean(x, sampler.sigma_min) if sampler.final_denoise else x
 
 
 class EDM(Denoiser):
@@ -66,7 +64,7 @@ class EDM(Denoiser):
     """
 
     title = "EDM-style diffusion, Heun 18"
-    chains_title = "EDM-style diffusion, our chains from noise"
+    title_as_ours = f"EDM-style diffusion, {FROM_NOISE}"
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted denoising loss."""
@@ -76,18 +74,18 @@ class EDM(Denoiser):
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Draw images from noise of the largest level."""
-        noise, data = self.config.noise, self.config.network.sigma_data
-        x = (noise.sigma_max**2 + data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
-        return heun(self.denoise, x, karras_sigmas(noise.sigma_max, noise.sigma_min, 18))
+        noise = self.config.noise
+        x = self.from_noise(num, noise.sigma_max, generator)
+        return heun(self.energy(), x, karras_sigmas(noise.sigma_max, noise.sigma_min, 18))
 
 
 class PlainDAE(Denoiser):
     """A plain denoising autoencoder: eq. 1 as printed, on the paper's noise range, without preconditioning."""
 
-    title = "plain DAE, 100 Langevin steps from sigma = 1"
+    title = "plain DAE, 100 ancestral steps from sigma = 1"
 
     def __init__(self, config: Config) -> None:
-        noise = replace(config.noise, sigma_min=0.01, sigma_max=1.0, levels=128, draw="grid", weighting="uniform")
+        noise = replace(config.noise, sigma_min=0.01, sigma_max=1.0, num_sigmas=128, draw="grid", weighting="uniform")
         super().__init__(replace(config, noise=noise, network=replace(config.network, precondition="none")))
 
     def loss(self, batch: Batch) -> Tensor:
@@ -95,28 +93,20 @@ class PlainDAE(Denoiser):
         return (self.denoise(batch.noisy, batch.sigma) - batch.x0).square().mean()
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """Run the reverse diffusion from noise of level 1."""
-
-        class Drift(Energy):
-            def gradient(inner, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:  # noqa: N805
-                level = expand_sigma(sigma, x)
-                return x.new_zeros(len(x)), (x - self.denoise(x, level)) / append_dims(level, x) ** 2
-
-        x = (1 + self.config.network.sigma_data**2) ** 0.5 * torch.randn(num, *self.shape, generator=generator)
-        drift = Drift(lambda x, sigma: x.new_zeros(len(x)))
-        levels = geometric_sigmas(1.0, 0.01, 100)
-        return self.denoise(annealed(drift, x, levels, step_size=0.0, consistent=True, generator=generator), 0.01)
+        """Run ancestral sampling from noise of level 1."""
+        x = self.from_noise(num, 1.0, generator)
+        return self.denoise(ancestral(self.energy(), x, geometric_sigmas(1.0, 0.01, 100), generator=generator), 0.01)
 
 
 class NCSN(Denoiser):
     """NCSN (Song & Ermon, 2019): score = network / sigma, denoising score matching weighted by sigma^2, its own sampler."""
 
     title = "NCSN, its 1,000 steps"
-    chains_title = "NCSN, our chains from noise"
+    title_as_ours = f"NCSN, {FROM_NOISE}"
 
     def __init__(self, config: Config) -> None:
         high, low = NCSN_SIGMAS
-        noise = replace(config.noise, sigma_min=low, sigma_max=high, levels=NCSN_LEVELS, draw="grid")
+        noise = replace(config.noise, sigma_min=low, sigma_max=high, num_sigmas=NCSN_NUM_SIGMAS, draw="grid")
         super().__init__(replace(config, noise=noise, network=replace(config.network, precondition="none")))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -136,5 +126,5 @@ class NCSN(Denoiser):
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Run annealed Langevin from uniform noise; no denoising step, as published."""
         x = 2 * torch.rand(num, *self.shape, generator=generator) - 1
-        levels = geometric_sigmas(*NCSN_SIGMAS, NCSN_LEVELS).repeat_interleave(NCSN_STEPS)
-        return annealed(ScoreDrift(self), x, levels, step_size=NCSN_STEP_SIZE, generator=generator)
+        sigmas = geometric_sigmas(*NCSN_SIGMAS, NCSN_NUM_SIGMAS).repeat_interleave(NCSN_STEPS)
+        return annealed_langevin(self.energy(), x, sigmas, step_size=NCSN_STEP_SIZE, generator=generator)

@@ -63,7 +63,7 @@ class EbmKit:
 class TorchEBMChains:
     """torchebm's `LangevinDynamics` driving our energy: one of its steps at each of our noise levels.
 
-    The drift is the first term of eq. 21, as in our own default, and its `noise_scale` is that which reaches the next level.
+    The drift is the denoiser's, as in our own default, and its `noise_scale` is that which reaches the next level.
     """
 
     title = "our model, torchebm's Langevin sampler"

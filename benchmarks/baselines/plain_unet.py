@@ -23,15 +23,18 @@ from torch import Tensor, nn
 
 from denoising_ebm import load_images, preset, to_float
 from denoising_ebm.config import Config
-from denoising_ebm.experiments.cache import ResultCache, settings_of
+from denoising_ebm.experiments.cache import ResultCache, figures_of, settings_of
 from denoising_ebm.networks.precondition import coefficients
 from denoising_ebm.noise import append_dims, expand_sigma, loss_weights
 from denoising_ebm.training.objectives import Batch
 from denoising_ebm.training.once import train_once
 from denoising_ebm.utils.device import autocast, choose_precision, describe
+from denoising_ebm.viz.report import Table, print_table
 
 CPU = torch.device("cpu")
 SIGMAS = (0.05, 0.1, 0.3, 1.0, 3.0)
+#: Of the computation of both rows; raised when the preset or a network changes.
+VERSION = 1
 
 
 class PlainDenoiser(nn.Module):
@@ -113,14 +116,14 @@ def main() -> None:
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels
-    result_cache = ResultCache(args.out, settings_of(vars(args), config=str(config)))
+    result_cache = ResultCache(args.out, settings_of(vars(args)), version=VERSION)
 
     def ours() -> dict[str, Any]:
         model = train_once(pixels, config, args.out / "ours", data_name=args.data, device="cpu")
         seen = model.metadata["images seen"]
         return {
             "parameters": count(model),
-            "images seen": seen,
+            "images_seen": seen,
             **errors(model.denoise, test),
             "hardware": describe(CPU),
         }
@@ -128,17 +131,15 @@ def main() -> None:
     def plain() -> dict[str, Any]:
         torch.manual_seed(args.seed)
         model, seen = fit(fitted(config, rows["ours"]["parameters"]), pixels, config, args.minutes)
-        return {"parameters": count(model), "images seen": seen, **errors(model, test), "hardware": describe(CPU)}
+        return {"parameters": count(model), "images_seen": seen, **errors(model, test), "hardware": describe(CPU)}
 
     rows: dict[str, dict[str, Any]] = {}
     for name, make in (("ours", ours), ("plain U-Net", plain)):
-        row = result_cache.row(name, make)
-        rows[name] = {column: value for column, value in row.items() if column not in ("seconds", "depends")}
-    print(f"{args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}")
-    print("| network | " + " | ".join(rows["ours"]) + " |\n|" + "---|" * (len(rows["ours"]) + 1))
-    for name, row in rows.items():
-        cells = [f"{v:.5f}" if isinstance(v, float) else str(v) for v in row.values()]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        rows[name] = figures_of(result_cache.row(name, make))
+    caption = (
+        f"Mean square error by noise level; {args.minutes:g} minutes each; {len(test)} test images; seed {args.seed}."
+    )
+    print_table(Table.from_records(rows, first="network", caption=caption))
 
 
 if __name__ == "__main__":

@@ -53,18 +53,36 @@ def test_edm_loss_is_weighted_and_zero_for_the_truth(generator: torch.Generator)
     assert torch.allclose(loss_weights("edm", SIGMA, data) * SIGMA**2, (SIGMA**2 + data**2) / data**2)
 
 
-def test_edm_by_our_chains_is_our_sampler() -> None:
+def test_edm_by_our_sampler_is_our_sampler() -> None:
     """The same network gives the same images as `DenoisingEBM.sample` from noise."""
-    steps: dict[str, Any] = {"texture_step_size": 0.0, "texture_order": 2, "texture_steps": 5, "consistent": True}
-    sampling = replace(CONFIG.sampling, drift="denoiser", **steps)
+    pixel = replace(CONFIG.sampling.pixel, method="dpmpp-2m-sde", steps=5, step_size=None, drift="denoiser")
+    sampling = replace(CONFIG.sampling, pixel=pixel)
     config = replace(CONFIG, sampling=sampling, energy=replace(CONFIG.energy, inner_noise=False))
     ours, theirs = DenoisingEBM(config), EDM(config)
     randomise(ours)
     theirs.dae.load_state_dict(ours.dae.state_dict())
     ours.eval(), theirs.eval()
+    for changes in ({}, {"low_temperature": 0.3, "low_temperature_sigma": 0.5}, {"method": "ancestral"}):
+        sampler = replace(pixel, **changes)  # type: ignore[arg-type]
+        with torch.no_grad():
+            images = theirs.draw_as_ours(3, torch.Generator().manual_seed(4), sampler)
+        noise = config.noise
+        expected = ours.sample(
+            3, sampler=replace(sampler, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min), seed=4
+        )
+        torch.testing.assert_close(images, expected.images, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        images = theirs.chains(3, torch.Generator().manual_seed(4))
-    torch.testing.assert_close(images, ours.sample(3, sampler="annealed", seed=4), rtol=1e-4, atol=1e-4)
+        images = theirs.draw_as_ours(3, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(images, ours.sample(3, sampler="dpmpp-2m-sde", seed=4).images, rtol=1e-4, atol=1e-4)
+
+
+def test_heun_and_ancestral_sampling_of_baselines_are_those_of_our_samplers() -> None:
+    """For the truth of a point at 0.3, D = 0.3: all of them end there."""
+    for kind in (EDM, PlainDAE):
+        model = kind(CONFIG)
+        as_denoiser(model, lambda x, sigma: torch.full_like(x, 0.3))
+        images = model.draw(2, torch.Generator().manual_seed(1))
+        torch.testing.assert_close(images, torch.full_like(images, 0.3), rtol=0, atol=5 * model.config.noise.sigma_min)
 
 
 def test_ncsn_loss_is_zero_for_the_score_of_a_point(generator: torch.Generator) -> None:

@@ -242,7 +242,7 @@ def _table_view(table: Table, number: int) -> dict[str, object]:
 def _format_column(cells: Sequence[Cell]) -> list[str]:
     """Cells as text; floats with the decimals which give the largest of them four digits."""
     floats = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell) and cell != 0]
-    decimals = min(4, max(0, 4 - math.ceil(math.log10(max(floats))))) if floats else 1
+    decimals = min(6, max(0, 4 - math.ceil(math.log10(max(floats))))) if floats else 1
     return [_format_cell(cell, decimals) for cell in cells]
 
 
