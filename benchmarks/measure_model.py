@@ -16,9 +16,10 @@ import torch
 
 from denoising_ebm import DenoisingEBM, load_images, to_float, to_uint8
 from denoising_ebm.experiments.drawing import draw
-from denoising_ebm.experiments.settings import METHOD_TITLES, sampler_title, with_drift
+from denoising_ebm.experiments.settings import sampler_title, with_drift
 from denoising_ebm.model import Sampler
 from denoising_ebm.quality.evaluator import FidelityEvaluator
+from denoising_ebm.samplers import METHODS
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.grids import save_grid
 from denoising_ebm.viz.report import Table, print_table
@@ -61,8 +62,8 @@ def main() -> None:
     cases: dict[str, Sampler] = {
         own: sampling,
         f"{own}, exact gradient": with_drift(sampling, "energy"),
-        f"{METHOD_TITLES[method]} from noise, T = 60": model.configure_sampler(method, steps=60),
-        f"{METHOD_TITLES['heun']} from noise, T = 20": model.configure_sampler("heun", steps=20),
+        f"{METHODS[method].title} from noise, T = 60": model.configure_sampler(method, steps=60),
+        f"{METHODS['heun'].title} from noise, T = 20": model.configure_sampler("heun", steps=20),
     }
     records: dict[str, dict[str, Any]] = {"training images (floor)": {"FD": evaluator.frechet_distance(train)}}
     for name, sampler in cases.items():

@@ -14,8 +14,9 @@ import torch
 
 from denoising_ebm import DenoisingEBM
 from denoising_ebm.config import Drift
-from denoising_ebm.experiments.settings import METHOD_TITLES, sampler_title, with_drift
+from denoising_ebm.experiments.settings import sampler_title, with_drift
 from denoising_ebm.model import Sampler
+from denoising_ebm.samplers import METHODS
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.report import Table, print_table
 
@@ -31,8 +32,8 @@ def main() -> None:
     model = DenoisingEBM.from_pretrained(args.model, device=args.device).set_precision("auto")
     sampling = model.config.sampling
     cases: dict[str, Sampler] = {
-        f"{METHOD_TITLES['heun']}, T = 20": model.configure_sampler("heun", steps=20),
-        f"{METHOD_TITLES['mala']}, T = 50": model.configure_sampler("mala", steps=50),
+        f"{METHODS['heun'].title}, T = 20": model.configure_sampler("heun", steps=20),
+        f"{METHODS['mala'].title}, T = 50": model.configure_sampler("mala", steps=50),
     }
     # A model trained by `score` has one drift only.
     drifts: tuple[Drift, ...] = ("energy",) if model.config.energy.denoiser == "gradient" else ("energy", "denoiser")

@@ -18,7 +18,16 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "denoising_ebm"
 #: Ends of the names of what the package needs beside its code: each must be in the wheel.
-DATA = ("model.safetensors", "config.json", "cifar10-paper.yaml", "prose.yaml", "scales.yaml", ".parquet", ".html.j2", "py.typed")
+DATA = (
+    "model.safetensors",
+    "config.json",
+    "cifar10-paper.yaml",
+    "prose.yaml",
+    "scales.yaml",
+    ".parquet",
+    ".html.j2",
+    "py.typed",
+)
 
 # Python imports a module of this name when it starts. An image drawn with its help was drawn offline.
 NO_NETWORK = """

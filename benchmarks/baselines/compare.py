@@ -32,10 +32,10 @@ from denoising_ebm.config import SamplingConfig
 from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.experiments.cache import ResultCache, settings_of
 from denoising_ebm.experiments.drawing import finite
-from denoising_ebm.experiments.settings import METHOD_TITLES
 from denoising_ebm.model import DenoisingEBM, Sampler
 from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.quality.tuning import tune_low_temperature
+from denoising_ebm.samplers import METHODS
 from denoising_ebm.training.once import train_once
 from denoising_ebm.utils.device import autocast, choose_precision, describe
 from denoising_ebm.viz.grids import save_grid
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 VERSION = 2
 #: Samplers of our model.
 OURS: dict[Sampler, str] = {
-    "two-stage": f"ours, {METHOD_TITLES['dpmpp-2m-sde']} from h(z)",
+    "two-stage": f"ours, {METHODS['dpmpp-2m-sde'].title} from h(z)",
     "dpmpp-2m-sde": f"ours, {FROM_NOISE}",
     "heun": "ours, Heun 20",
 }

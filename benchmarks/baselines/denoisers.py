@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from denoising_ebm.config import Config, PixelSampler
 from denoising_ebm.energies import TextureEnergy
 from denoising_ebm.experiments.drawing import NCSN_NUM_SIGMAS, NCSN_SIGMAS, NCSN_STEP_SIZE
-from denoising_ebm.experiments.settings import METHOD_TITLES
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import append_dims, expand_sigma, geometric_sigmas, karras_sigmas, loss_weights
-from denoising_ebm.samplers import ancestral, annealed_langevin, heun, sample_pixels
+from denoising_ebm.samplers import METHODS, ancestral, annealed_langevin, heun, sample_pixels
 from denoising_ebm.training.objectives import Batch
 
 NCSN_STEPS = 100  # at each level, as published
 #: The default sampler of our models, which rivals are drawn from too.
-FROM_NOISE = f"{METHOD_TITLES['dpmpp-2m-sde']} from noise"
+FROM_NOISE = f"{METHODS['dpmpp-2m-sde'].title} from noise"
 
 
 class Denoiser(nn.Module):

@@ -138,7 +138,6 @@ def test_refuses_and_keeps_a_folder_of_something_else(tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_unfinished_demo_is_continued_and_overwrite_keeps_foreign_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
