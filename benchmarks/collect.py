@@ -34,6 +34,7 @@ Row = dict[str, Any]
 
 DATA_SETS = {"fashion-mnist": "Fashion-MNIST", "CIFAR10": "CIFAR-10"}
 _H, _NOISE = "DPM-Solver++ from h(z)", "DPM-Solver++ from noise"
+_ANCESTRAL = "ancestral sampling, 100 steps from sigma 1"
 #: Rows of `compare.py` by the name of their file: method, sampler, network evaluations an image (None: not of a denoiser).
 RIVALS: dict[str, tuple[str, str, int | None]] = {
     "ours-two-stage": ("ours", _H, 32),
@@ -49,8 +50,21 @@ RIVALS: dict[str, tuple[str, str, int | None]] = {
     "NCSN-our-chains-from-noise-tuned": ("NCSN", f"{_NOISE}, tuned", 17),
     "MDSM-300-annealed-steps": ("MDSM", "annealed Langevin, 300 steps", None),
     "IGEBM-replay-buffer": ("IGEBM", "60 Langevin steps from its replay buffer", None),
-    "plain-DAE-100-Langevin-steps-from-sigma-=-1": ("plain DAE", "annealed Langevin, 100 steps from sigma 1", None),
+    "plain-DAE-100-Langevin-steps-from-sigma-=-1": ("plain DAE", _ANCESTRAL, None),
     "ebmkit-ResNetEnergy-by-PCD": ("ebmkit ResNetEnergy", "persistent chains", None),
+    # Today's names of rows above.
+    "ours-SDE-DPM-Solver-2M-from-h-z": ("ours", _H, 32),
+    "ours-SDE-DPM-Solver-2M-from-h-z-low-temperature-end": ("ours", f"{_H}, tuned", 32),
+    "ours-SDE-DPM-Solver-2M-from-noise": ("ours", _NOISE, 17),
+    "EDM-style-diffusion-SDE-DPM-Solver-2M-from-noise": ("EDM-style diffusion", _NOISE, 17),
+    "EDM-style-diffusion-SDE-DPM-Solver-2M-from-noise-low-temperature-end": (
+        "EDM-style diffusion",
+        f"{_NOISE}, tuned",
+        17,
+    ),
+    "NCSN-SDE-DPM-Solver-2M-from-noise": ("NCSN", _NOISE, 17),
+    "NCSN-SDE-DPM-Solver-2M-from-noise-low-temperature-end": ("NCSN", f"{_NOISE}, tuned", 17),
+    "plain-DAE-100-ancestral-steps-from-sigma-=-1": ("plain DAE", _ANCESTRAL, None),
 }
 #: Names that rows had before stand first, those of today behind them.
 STARTS = {

@@ -52,10 +52,10 @@ OURS: dict[Sampler, str] = {
     "heun": "ours, Heun 20",
 }
 TUNED = ", low-temperature end"
-METHODS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
+RIVALS = (EDM, NCSN, MDSM, IGEBM, PlainDAE)
 #: Drawn from by our sampler too: what the model gives, apart from what its own sampler does.
 AS_OURS = (EDM, NCSN)
-BASELINES = [method.title for method in METHODS] + [method.title_as_ours for method in AS_OURS]
+BASELINES = [method.title for method in RIVALS] + [method.title_as_ours for method in AS_OURS]
 TUNED_ROWS = [title + TUNED for title in (OURS["two-stage"], *(method.title_as_ours for method in AS_OURS))]
 TITLES = [*OURS.values(), *BASELINES, *TUNED_ROWS, EbmKit.title, TorchEBMChains.title]
 COLUMNS = {
@@ -179,7 +179,7 @@ def main() -> None:
     for sampler, title in OURS.items():
         row(title, partial(of_ours, sampler))
     row(OURS["two-stage"] + TUNED, partial(of_ours, "two-stage", tune=True))
-    for method in METHODS:
+    for method in RIVALS:
         for rate in args.rates or [None]:
             more = "" if rate is None else f", rate {rate:g}"
 
