@@ -51,6 +51,7 @@ def test_info_counts_parameters(debm: Any, run: Path) -> None:
     text = debm("info", run).out
     assert re.search(r"NFE per image +25 *\n", text)
     assert f"{counts['dae']:,}" in text and "0.01 to 10" in text and "images seen" in text
-    assert "SDE-DPM-Solver++(2M), 6 steps, sigma 4 to 0.01, karras schedule, drift of the denoiser" in " ".join(
-        text.split()
+    assert (
+        "SDE-DPM-Solver++(2M) from h(z) plus noise, 6 steps, sigma 4 to 0.01, karras schedule, drift of the denoiser"
+        in " ".join(text.split())
     )

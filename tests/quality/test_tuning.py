@@ -70,7 +70,7 @@ def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run
         drawn = torch.cat([reference.sample(8, sampler=sampling, seed=seed).images for seed in (2, 3)])
         expected[temperature] = evaluator.frechet_distance(to_uint8(drawn))
     best = min(expected, key=expected.__getitem__)
-    assert outcome.out.startswith("Fréchet distance of 16 samples to 40 images")
+    assert outcome.out.startswith("Fréchet distance (FD) of 16 samples to 40 images")
     assert f"sampling.pixel.low_temperature {'stays 1' if best == 1 else '1 -> 0.2'}" in outcome.err
     for temperature, distance in expected.items():
         chosen = " (chosen)" if temperature == best else ""
@@ -109,5 +109,5 @@ def test_command_refuses(debm: Any, folder: Path, run: Path, options: list[str],
 
 
 def test_command_leaves_bundled_models_alone(debm: Any) -> None:
-    message = "fashion-mnist: is part of the package; say with --out where the tuned model goes"
+    message = "fashion-mnist: is part of the package; choose a folder for the tuned model with --out"
     assert debm("tune", "fashion-mnist", "fashion-mnist").error == message

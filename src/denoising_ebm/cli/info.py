@@ -78,15 +78,16 @@ def _sampler(sampling: SamplingConfig) -> dict[str, str]:
 
     chain, pixel = sampling.semantic, sampling.pixel
     step_size = f" of {pixel.step_size:g}" if pixel.step_size else ""
+    start = "h(z) plus noise" if sampling.noise_init else "h(z)"
     temperature = (
         ""
         if pixel.low_temperature == 1
-        else f", temperature {pixel.low_temperature:g} below {pixel.low_temperature_sigma:g}"
+        else f", temperature {pixel.low_temperature:g} below sigma {pixel.low_temperature_sigma:g}"
     )
     return {
         "sampling in z": f"annealed Langevin, {chain.steps} steps of {chain.step_size:g}, sigma {chain.sigma_max:g} to "
         f"{chain.sigma_min:g}, prior {chain.prior:g}",
-        "sampling in x": f"{METHODS[pixel.method].title}, {pixel.steps} steps{step_size}, sigma {pixel.sigma_max:g} to "
+        "sampling in x": f"{METHODS[pixel.method].title} from {start}, {pixel.steps} steps{step_size}, sigma {pixel.sigma_max:g} to "
         f"{pixel.sigma_min:g}, {pixel.schedule} schedule, drift of the {pixel.drift}{temperature}",
     }
 
