@@ -1,8 +1,8 @@
 """What README.md and docs/ tell a reader to type works, and their links lead somewhere.
 
 Python blocks run in order, those of a file in one namespace. So that they take seconds, large counts in calls are lowered
-before (`CAPS`); nothing else is changed. `debm` lines of shell blocks go through the command-line parser; those that need no
-training and no images of the reader's are executed.
+before (`CAPS`), and detectors learn from fewer corrupted images; nothing else is changed. `debm` lines of shell blocks go
+through the command-line parser; those that need no training and no images of the reader's are executed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from denoising_ebm import cli
 from denoising_ebm.hub import bundled_models
+from denoising_ebm.ood import detector
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,10 +94,18 @@ def run_block(code: str, first_line: int, where: str, namespace: dict[str, Any])
         assert (value.ndim, tuple(value.shape[1:])) == (len(shape), shape[1:]), f"{where}: {ast.unparse(statement)}"
 
 
+@dataclass(frozen=True)
+class FewCorrupted(detector.DetectorConfig):
+    """The default settings of detectors but for the number of images that are corrupted in every way."""
+
+    num_corrupted: int = 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=relative)
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(detector, "DetectorConfig", FewCorrupted)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for first_line, code in blocks(path, "python"):
         run_block(code, first_line, str(path), namespace)

@@ -11,7 +11,6 @@ from torch.func import functional_call
 
 from denoising_ebm.config import NetworkConfig
 from denoising_ebm.networks.decoder import SemanticDecoder
-from denoising_ebm.networks.whitening import Whitening
 from denoising_ebm.networks.layers import (
     NoiseEmbedding,
     ResidualBlock,
@@ -21,6 +20,7 @@ from denoising_ebm.networks.layers import (
     upsample,
 )
 from denoising_ebm.networks.precondition import DenoisingAutoencoder, coefficients
+from denoising_ebm.networks.whitening import Whitening
 from support import TINY_NETWORK, randomise
 
 
