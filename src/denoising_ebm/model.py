@@ -48,7 +48,7 @@ class Inspection:
 
     reconstruction: Tensor  #: r(x, sigma), shape of x.
     code: Tensor  #: z = f_alpha(x, sigma), whitened, shape (batch, latent_dim).
-    pooled: Tensor  #: Mean and standard deviation of every inner channel of the U-Net, shape (batch, columns).
+    statistics: Tensor  #: Mean and standard deviation of every inner channel of the U-Net, shape (batch, columns).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +149,12 @@ class DenoisingEBM(nn.Module):
             reconstruction, code = self.dae(x, sigma, inner)
             z = self.dae.unet.whitening(code)
         flat = [features.float().flatten(2) for features in inner]
-        pooled = [
+        statistics = [
             part
             for features in flat
             for part in (features.mean(2), features.std(2, correction=min(1, features.shape[2] - 1)))
         ]
-        return Inspection(reconstruction, z, torch.cat(pooled, dim=1))
+        return Inspection(reconstruction, z, torch.cat(statistics, dim=1))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the semantic images h_gamma(z) of codes of shape (batch, latent_dim)."""

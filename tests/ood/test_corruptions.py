@@ -13,16 +13,11 @@ from denoising_ebm.datasets.images import load_images, to_float, to_uint8
 from denoising_ebm.ood.corruptions import (
     CORRUPTIONS,
     SYNTHETIC_OOD,
+    Change,
     Corruption,
-    blur,
-    contrast,
     corrupt,
     corruptions,
-    gaussian_noise,
-    impulse_noise,
-    jpeg,
     shuffle,
-    zoom_to_middle,
 )
 from support import random_pixels
 
@@ -174,6 +169,11 @@ def test_resampling_loses_detail_and_zooming_moves_edges(clothes: Tensor) -> Non
 # -- synthetic OOD sets -------------------------------------------------------------------------------------------------
 
 
+def of_strength(change: str | Change, pixels: Tensor, strength: float) -> Tensor:
+    chosen = CORRUPTIONS[change].change if isinstance(change, str) else change
+    return corrupt(pixels, chosen, strength, torch.Generator().manual_seed(0))
+
+
 def draw(name: str, pixels: Tensor, seed: int = 0) -> Tensor:
     return SYNTHETIC_OOD[name](pixels, torch.Generator().manual_seed(seed))
 
@@ -200,10 +200,9 @@ def test_interpolations_are_means_of_two_different_images() -> None:
 
 def test_sets_of_noise_have_the_stated_strength() -> None:
     gray = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    noise = to_float(corrupt(gray, gaussian_noise, 0.1, generator)) - to_float(gray)
+    noise = to_float(of_strength("noise", gray, 0.1)) - to_float(gray)
     assert float(noise.std()) == pytest.approx(0.1, rel=0.03) and abs(float(noise.mean())) < 0.005
-    impulses = corrupt(gray, impulse_noise, 0.2, generator)
+    impulses = of_strength("impulses", gray, 0.2)
     assert float((impulses == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
     assert float((impulses == 255).float().mean()) == pytest.approx(0.1, abs=0.01)
     uniform = draw("uniform-noise", gray)
@@ -214,14 +213,14 @@ def test_sets_of_noise_have_the_stated_strength() -> None:
 def test_blur_of_an_edge_is_the_normal_distribution() -> None:
     edge = torch.zeros(1, 1, 8, 64, dtype=torch.uint8)
     edge[..., 32:] = 255
-    made = corrupt(edge, blur, 2.0, torch.Generator()).double()[0, 0, 4] / 255
+    made = of_strength("blur", edge, 2.0).double()[0, 0, 4] / 255
     expected = torch.as_tensor(stats.norm(31.5, 2.0).cdf(range(64)))
     torch.testing.assert_close(made, expected, rtol=0, atol=0.005)
 
 
 def test_sets_of_contrast_and_brightness(clothes: Tensor) -> None:
     x = to_float(clothes)
-    made = to_float(corrupt(clothes, contrast, 0.5, torch.Generator()))
+    made = to_float(of_strength("less contrast", clothes, 0.5))
     torch.testing.assert_close(made.std((1, 2, 3)), 0.5 * x.std((1, 2, 3)), rtol=0.02, atol=0)
     torch.testing.assert_close(made.mean((1, 2, 3)), x.mean((1, 2, 3)), rtol=0, atol=0.005)
     gray = torch.full((40, 1, 4, 4), 128, dtype=torch.uint8)
@@ -235,7 +234,7 @@ def test_pieces_are_all_there_and_moved() -> None:
     )
     pixels = pixels.expand(50, 1, 8, 8).contiguous()
     for parts in (2, 4):
-        made = corrupt(pixels, shuffle(parts), 1.0, torch.Generator().manual_seed(0))
+        made = of_strength(shuffle(parts), pixels, 1.0)
         assert torch.equal(made.flatten(1).sort().values, pixels.flatten(1).sort().values)
         assert bool((made != pixels).flatten(1).any(1).all())
         size = 8 // parts
@@ -258,7 +257,7 @@ def test_halves_come_from_two_images(clothes: Tensor) -> None:
 
 def test_zoom_enlarges_the_middle() -> None:
     ramp = torch.arange(32.0).mul(8).to(torch.uint8).expand(1, 1, 32, 32)
-    made = corrupt(ramp, zoom_to_middle, 0.5, torch.Generator()).float()[0, 0, 0]
+    made = draw("zoom", ramp).float()[0, 0, 0]
     inner = made[4:-4]
     assert float((inner[1:] - inner[:-1]).mean()) == pytest.approx(4.0, rel=0.02)
 
@@ -274,5 +273,5 @@ def test_sets_of_plain_changes() -> None:
 
 
 def test_jpeg_loses_detail_and_little_else(clothes: Tensor) -> None:
-    error = [(corrupt(clothes, jpeg, q, torch.Generator()).float() - clothes.float()).square().mean() for q in (15, 90)]
+    error = [(of_strength("jpeg", clothes, q).float() - clothes.float()).square().mean() for q in (15, 90)]
     assert float(error[1]) < 0.1 * float(error[0]) < 50

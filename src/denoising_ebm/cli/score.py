@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
+    from denoising_ebm.ood.table import Score
 
 
 def score(
@@ -100,10 +101,10 @@ def score(
     check_at_least(1, batch_size=batch_size, noise_samples=noise_samples)
     check_at_least(0, seed=seed)
     check_output(report, ".html")
-    from denoising_ebm.datasets.images import check_png_names
-    from denoising_ebm.model import REFERENCE_SIGMAS
+    from denoising_ebm.datasets.images import check_png_names, to_float
+    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest, write_maps
     from denoising_ebm.ood.conformal import check_rate, min_bh_rejections
-    from denoising_ebm.ood.table import check_table_path, csv_text, energy_rows, write_table
+    from denoising_ebm.ood.table import check_table_path, energy_rows
     from denoising_ebm.utils.progress import progress_bar
 
     if out is not None:
@@ -139,20 +140,11 @@ def score(
             rows = fitted.predict(loaded, fpr=fpr, fdr=fdr, sigma=sigma, progress=progress, **how)
     readable = [row for row in rows if row.status == "ok"]
     if fitted is None and readable:
-        note("no p-values: the model has no detector; `debm fit-detector` makes one")
-        if readable[0].percentile is None:
-            levels = zip(REFERENCE_SIGMAS, net.reference, strict=True)
-            kept = ", ".join(f"{level:g}" for level, row in levels if row.isfinite().all()) or "no level"
-            note(f"no percentiles: the model keeps them for {kept}, not for sigma {sigma:g}")
-    if out is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # Names of files need not be valid Unicode.
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-        sys.stdout.write(csv_text(rows))
-    else:
-        write_table(rows, out)
-        asked = readable and readable[0].flagged is not None
-        flagged = f", {sum(bool(row.flagged) for row in readable)} flagged" if asked else ""
+        _note_what_is_missing(net, sigma, readable[0])
+    _write_rows(rows, out)
+    if out is not None:
+        flags = [row.flagged for row in readable if row.flagged is not None]
+        flagged = f", {sum(flags)} flagged" if flags else ""
         resized = f", resized with {options.resize}" if options.resize else ""
         note(f"{out}: {len(loaded)} images scored{flagged}, {len(loaded.unreadable)} unreadable{resized}")
     if not readable:
@@ -160,32 +152,27 @@ def score(
         raise ValueError(f"{images}: none of {len(rows)} images can be read; {first.name}: {first.reason}")
 
     def anomaly_maps(pixels: Tensor) -> tuple[Tensor, float]:
-        return _maps(net, fitted, pixels, sigma, noise_samples, seed, batch_size)
+        with progress_bar("maps", len(pixels)) as progress:
+            if fitted is not None:
+                return fitted.maps(pixels, batch_size=batch_size, progress=progress), Z_LIMIT
+            values = anomaly_map(net, to_float(pixels), sigma, progress=progress, **how)
+            return values, brightest(values)
 
     if maps is not None:
         if fitted is not None and tiles:
-            count, limit = _write_tiled_maps(maps, fitted, images, len(loaded), options, batch_size)
+            count, limit = _write_tiled_maps(maps, fitted, images, len(loaded), options, batch_size), Z_LIMIT
         else:
-            from denoising_ebm.ood.anomaly_maps import write_maps
-
             values, limit = anomaly_maps(loaded.pixels)
             write_maps(loaded.pixels, values, loaded.names, maps, limit=limit, signed=fitted is not None)
             count = len(loaded)
         unit = "an energy" if fitted is None else "a z-score"
         note(f"{maps}: {count} maps, strongest colours at {unit} of {limit:.3g} per pixel")
     if report is not None:
-        import torch
-
         from denoising_ebm.ood.report import most_anomalous, score_metadata, score_sections
         from denoising_ebm.utils.device import describe
         from denoising_ebm.viz.report import write_report
 
-        values, limit = anomaly_maps(loaded.pixels[torch.tensor(most_anomalous(rows))])
-        rate = ""
-        if fpr is not None:
-            rate = f"at most {fpr:.3g} of normal images"
-        elif fdr is not None:
-            rate = f"at most {fdr:.3g} of the flagged are normal, in expectation"
+        values, limit = anomaly_maps(loaded.take(most_anomalous(rows)).pixels)
         settings = {"command": shlex.join(["debm", *sys.argv[1:]]), "hardware": describe(net.device)}
         if options.resize:
             settings["resized with"] = options.resize
@@ -194,43 +181,38 @@ def score(
         write_report(
             report,
             title="Which images are anomalous",
-            sections=score_sections(loaded, rows, values, limit, fitted, rate=rate),
+            sections=score_sections(loaded, rows, values, limit, fitted, fpr=fpr, fdr=fdr),
             metadata=score_metadata(model, images, loaded, rows, settings),
         )
         note(f"page: {report}")
 
 
-def _maps(
-    model: DenoisingEBM,
-    detector: Detector | None,
-    pixels: Tensor,
-    sigma: float,
-    noise_samples: int,
-    seed: int,
-    batch_size: int,
-) -> tuple[Tensor, float]:
-    """Return the maps of images of the model's size, and the value of the strongest colour."""
-    import torch
+def _note_what_is_missing(model: DenoisingEBM, sigma: float, row: Score) -> None:
+    from denoising_ebm.model import REFERENCE_SIGMAS
 
-    from denoising_ebm.datasets.images import to_float
-    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest
-    from denoising_ebm.utils.progress import progress_bar
+    note("no p-values: the model has no detector; `debm fit-detector` makes one")
+    if row.percentile is None:
+        levels = zip(REFERENCE_SIGMAS, model.reference, strict=True)
+        kept = ", ".join(f"{level:g}" for level, energies in levels if energies.isfinite().all()) or "no level"
+        note(f"no percentiles: the model keeps them for {kept}, not for sigma {sigma:g}")
 
-    with progress_bar("maps", len(pixels)) as progress:
-        if detector is not None:
-            return detector.maps(pixels, batch_size=batch_size, progress=progress), Z_LIMIT
-        parts = []
-        for part in torch.split(pixels, batch_size):
-            x = to_float(part).to(model.device)
-            parts.append(anomaly_map(model, x, sigma, num_noise_samples=noise_samples, seed=seed).cpu())
-            progress(len(part))
-    maps = torch.cat(parts)
-    return maps, brightest(maps)
+
+def _write_rows(rows: list[Score], out: Path | None) -> None:
+    from denoising_ebm.ood.table import csv_text, write_table
+
+    if out is not None:
+        write_table(rows, out)
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be valid Unicode.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    sys.stdout.write(csv_text(rows))
 
 
 def _write_tiled_maps(
     folder: Path, detector: Detector, source: str, num: int, options: ImageOptions, batch_size: int
-) -> tuple[int, float]:
+) -> int:
+    """Write maps of images of any size; return how many."""
     from denoising_ebm.datasets.images import each_image
     from denoising_ebm.ood.anomaly_maps import Z_LIMIT, write_maps
     from denoising_ebm.utils.progress import progress_bar
@@ -248,4 +230,4 @@ def _write_tiled_maps(
             write_maps(pixels[None], maps, [name], folder, limit=Z_LIMIT, signed=True)
             count += 1
             progress(1)
-    return count, Z_LIMIT
+    return count

@@ -183,8 +183,17 @@ class AnomalyMaps:
 
 
 @torch.no_grad()
-def anomaly_map(model: DenoisingEBM, x: Tensor, sigma: float, *, num_noise_samples: int = 4, seed: int = 0) -> Tensor:
-    """Return the energy of every pixel as a map without a detector, shape (batch, height, width).
+def anomaly_map(
+    model: DenoisingEBM,
+    x: Tensor,
+    sigma: float,
+    *,
+    num_noise_samples: int = 4,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Return the energy of every pixel as a map without a detector, on the CPU, shape (n, height, width).
 
     It is eq. 7 with its inner noise, averaged over samples that are the same for every image, whether or not the model's
     energy for chains has that noise: without it r(x) copies what it sees, anomalous or not. A model trained by `score` has r
@@ -192,13 +201,21 @@ def anomaly_map(model: DenoisingEBM, x: Tensor, sigma: float, *, num_noise_sampl
 
     Args:
         model: The model.
-        x: Images in [-1, 1], shape (batch, channels, height, width).
+        x: Images in [-1, 1], shape (n, channels, height, width).
         sigma: Noise level, > 0.
         num_noise_samples: Samples to average over.
         seed: Seed of the samples.
+        batch_size: Images per forward pass.
+        progress: Called with the number of images after each batch.
     """
     by_output = model.config.energy.denoiser == "output"
-    return model.energy_map(x, sigma, model.scoring_noise(num_noise_samples, seed) if by_output else None)
+    noise = model.scoring_noise(num_noise_samples, seed) if by_output else None
+    maps = []
+    for part in torch.split(x, batch_size):
+        maps.append(model.energy_map(part.to(model.device), sigma, noise).cpu())
+        if progress is not None:
+            progress(len(part))
+    return torch.cat(maps)
 
 
 def brightest(maps: Tensor) -> float:

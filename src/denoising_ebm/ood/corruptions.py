@@ -81,32 +81,12 @@ def corruptions(channels: int) -> dict[str, Corruption]:
     return {name: each for name, each in CORRUPTIONS.items() if channels == 3 or each.group != "colour"}
 
 
-# -- tone and colour ----------------------------------------------------------------------------------------------------
+# -- changes that take more than a line ---------------------------------------------------------------------------------
 
 
 def _away_from(centre: Callable[[Tensor], Tensor]) -> Change:
     """Scale the distance of every value from its centre by the strength."""
     return lambda x, strength, generator: centre(x) + strength * (x - centre(x))
-
-
-def _coarse(x: Tensor) -> Tensor:
-    return gaussian_blur(x, _pixels(x, 2.0))
-
-
-contrast = _away_from(lambda x: x.mean((1, 2, 3), keepdim=True))
-saturation = _away_from(lambda x: x.mean(1, keepdim=True))
-detail = _away_from(_coarse)
-
-
-def flatten(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Scale what is coarse and keep the detail."""
-    mean, coarse = x.mean((2, 3), keepdim=True), _coarse(x)
-    return mean + strength * (coarse - mean) + (x - coarse)
-
-
-def gamma(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Raise light, from 0 to 1, to the power of the strength."""
-    return 2 * ((x + 1) / 2).pow(strength) - 1
 
 
 def _shift(channel: int | None = None) -> Change:
@@ -117,10 +97,27 @@ def _shift(channel: int | None = None) -> Change:
     return change
 
 
-brightness = _shift()
+def _turn(quarters: int) -> Change:
+    return lambda x, strength, generator: torch.rot90(x, quarters, (2, 3))
 
 
-def fog(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _one_by_one(change: Callable[[Tensor, float, torch.Generator], Tensor]) -> Change:
+    return lambda x, strength, generator: torch.cat(
+        [change(image[None], float(s), generator) for image, s in zip(x, strength, strict=True)]
+    )
+
+
+def _coarse(x: Tensor) -> Tensor:
+    return gaussian_blur(x, _pixels(x, 2.0))
+
+
+def _flatten(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale what is coarse by the strength and keep the detail."""
+    mean, coarse = x.mean((2, 3), keepdim=True), _coarse(x)
+    return mean + strength * (coarse - mean) + (x - coarse)
+
+
+def _fog(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Lay a gray cloud of 1/f noise over images, as the corruption "fog" of Hendrycks & Dietterich (2019)."""
     height, width = x.shape[2:]
     radius = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width) ** 2).sqrt()
@@ -136,47 +133,15 @@ def fog(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     return changed
 
 
-def negative(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Swap black and white."""
-    return -x
-
-
-def swapped_channels(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn red, green, blue into blue, red, green (gray images stay)."""
-    return x.roll(1, dims=1)
-
-
-# -- smoothness ---------------------------------------------------------------------------------------------------------
-
-
-def _one_by_one(change: Callable[[Tensor, float, torch.Generator], Tensor]) -> Change:
-    return lambda x, strength, generator: torch.cat(
-        [change(image[None], float(s), generator) for image, s in zip(x, strength, strict=True)]
-    )
-
-
-@_one_by_one
-def blur(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Blur by a Gaussian of so many pixels."""
-    return gaussian_blur(x, strength)
-
-
-def sharpen(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Enlarge what a slight blur removes."""
-    return x + strength * (x - gaussian_blur(x, 0.7))
-
-
-@_one_by_one
-def resample(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Bring images to a fraction of their size and back, by filters drawn at random."""
+def _resample(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Bring an image to a fraction of its size and back, by filters drawn at random."""
     bicubic, antialias = torch.randint(0, 2, (2,), generator=generator).tolist()
     mode = "bicubic" if bicubic else "bilinear"
     small = F.interpolate(x, (_side(x, strength),) * 2, mode=mode, antialias=bool(antialias))
     return F.interpolate(small, x.shape[2:], mode=mode)
 
 
-@_one_by_one
-def zoom_in(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _zoom_in(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Enlarge a part anywhere, of a fraction of the side, by a filter drawn at random."""
     side, size = _side(x, strength), x.shape[-1]
     top, left = torch.randint(0, size - side + 1, (2,), generator=generator).tolist()
@@ -184,29 +149,18 @@ def zoom_in(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     return F.interpolate(x[..., top : top + side, left : left + side], x.shape[2:], mode=mode)
 
 
-@_one_by_one
-def zoom_to_middle(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Enlarge the middle, of a fraction of the side."""
-    side = _side(x, strength)
-    start = (x.shape[-1] - side) // 2
-    middle = x[..., start : start + side, start : start + side]
-    return F.interpolate(middle, x.shape[2:], mode="bicubic", antialias=True)
-
-
-@_one_by_one
-def zoom_out(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Shrink the image and mirror it at the margins, each of a fraction of the side."""
+def _zoom_out(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Mirror an image at margins of a fraction of the side, and shrink it to its size."""
     margin = max(1, round(strength * x.shape[-1]))
     return F.interpolate(F.pad(x, (margin,) * 4, "reflect"), x.shape[2:], mode="bilinear", antialias=True)
 
 
-@_one_by_one
-def pixelate(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Bring images to a fraction of their size by means, and back by squares."""
+def _pixelate(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Bring an image to a fraction of its size by means, and back by squares."""
     return F.interpolate(F.interpolate(x, (_side(x, strength),) * 2, mode="area"), x.shape[2:], mode="nearest")
 
 
-def warp(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _warp(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Move pixels along a smooth random field; strength is its standard deviation as a fraction of half the side."""
     field = gaussian_blur(torch.randn((len(x), 2, *x.shape[2:]), generator=generator), _pixels(x, 4.0))
     field = field / field.std((2, 3), keepdim=True) * strength
@@ -215,7 +169,7 @@ def warp(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, place + field.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=True)
 
 
-def rotate(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _rotate(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Rotate by an angle in radians, to a side drawn at random."""
     angle = strength[:, 0, 0, 0] * (2 * torch.randint(0, 2, (len(x),), generator=generator) - 1)
     zero = torch.zeros_like(angle)
@@ -224,46 +178,23 @@ def rotate(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, place, padding_mode="reflection", align_corners=False)
 
 
-# -- noise --------------------------------------------------------------------------------------------------------------
-
-
-def gaussian_noise(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise of this standard deviation."""
+def _noise(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     return x + strength * torch.randn(x.shape, generator=generator)
 
 
-def gray_noise(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise that is the same in all channels."""
-    return x + strength * torch.randn((len(x), 1, *x.shape[2:]), generator=generator)
-
-
-def impulse_noise(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _impulses(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Set a fraction of all values to black or white."""
     draw = torch.rand(x.shape, generator=generator)
     return torch.where(draw < strength, torch.where(draw < strength / 2, -1.0, 1.0), x)
 
 
-def posterize(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Round to few levels."""
-    steps = strength.round()
-    return 2 * ((x + 1) / 2 * steps).round() / steps - 1
-
-
-@_one_by_one
-def jpeg(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _jpeg(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Compress as JPEG of a quality from 1 to 95, and decode again."""
     pixels = to_uint8(x)[0].permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "JPEG", quality=round(strength))
     decoded = torch.from_numpy(np.array(Image.open(buffer)).reshape(pixels.shape))
     return to_float(decoded.permute(2, 0, 1)[None])
-
-
-# -- turns and parts ----------------------------------------------------------------------------------------------------
-
-
-def _turn(quarters: int) -> Change:
-    return lambda x, strength, generator: torch.rot90(x, quarters, (2, 3))
 
 
 def shuffle(parts: int) -> Change:
@@ -283,13 +214,13 @@ def shuffle(parts: int) -> Change:
     return change
 
 
-def splice(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _splice(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Put left halves beside right halves of other images."""
     half = x.shape[-1] // 2
     return torch.cat([x[..., :half], x[_partners(len(x), generator)][..., half:]], dim=-1)
 
 
-def paste(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _paste(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Paste a rectangle from the image before, from anywhere to anywhere; strength is its mean side over the image's."""
     size, result = x.shape[-1], x.clone()
     for i, s in enumerate(strength.flatten().tolist()):
@@ -319,96 +250,109 @@ def _partners(count: int, generator: torch.Generator) -> Tensor:
     return partner
 
 
+_contrast = _away_from(lambda x: x.mean((1, 2, 3), keepdim=True))
+_saturation = _away_from(lambda x: x.mean(1, keepdim=True))
+_detail = _away_from(_coarse)
+_blur = _one_by_one(lambda x, strength, generator: gaussian_blur(x, strength))
+
+# Fitting draws in this order: an entry in between changes all later ones.
 CORRUPTIONS: dict[str, Corruption] = {
-    "less contrast": Corruption("tone", contrast, 0.5, 0.95),
-    "more contrast": Corruption("tone", contrast, 1.05, 1.6),
-    "less detail": Corruption("tone", detail, 0.4, 0.9),
-    "more detail": Corruption("tone", detail, 1.2, 2.0),
-    "flat": Corruption("tone", flatten, 0.3, 0.8),
-    "lighter midtones": Corruption("tone", gamma, 0.5, 0.9, True),
-    "darker midtones": Corruption("tone", gamma, 1.1, 2.0, True),
-    "brighter": Corruption("tone", brightness, 0.1, 0.4),
-    "darker": Corruption("tone", brightness, -0.4, -0.1),
-    "fog": Corruption("tone", fog, 0.2, 1.5),
-    "less colour": Corruption("colour", saturation, 0.0, 0.85),
-    "more colour": Corruption("colour", saturation, 1.15, 2.0),
+    "less contrast": Corruption("tone", _contrast, 0.5, 0.95),
+    "more contrast": Corruption("tone", _contrast, 1.05, 1.6),
+    "less detail": Corruption("tone", _detail, 0.4, 0.9),
+    "more detail": Corruption("tone", _detail, 1.2, 2.0),
+    "flat": Corruption("tone", _flatten, 0.3, 0.8),
+    "lighter midtones": Corruption("tone", lambda x, s, _: 2 * ((x + 1) / 2).pow(s) - 1, 0.5, 0.9, True),
+    "darker midtones": Corruption("tone", lambda x, s, _: 2 * ((x + 1) / 2).pow(s) - 1, 1.1, 2.0, True),
+    "brighter": Corruption("tone", _shift(), 0.1, 0.4),
+    "darker": Corruption("tone", _shift(), -0.4, -0.1),
+    "fog": Corruption("tone", _fog, 0.2, 1.5),
+    "less colour": Corruption("colour", _saturation, 0.0, 0.85),
+    "more colour": Corruption("colour", _saturation, 1.15, 2.0),
     "more red": Corruption("colour", _shift(0), 0.1, 0.4),
     "less red": Corruption("colour", _shift(0), -0.4, -0.1),
     "more green": Corruption("colour", _shift(1), 0.1, 0.4),
     "less green": Corruption("colour", _shift(1), -0.4, -0.1),
     "more blue": Corruption("colour", _shift(2), 0.1, 0.4),
     "less blue": Corruption("colour", _shift(2), -0.4, -0.1),
-    "swapped channels": Corruption("colour", swapped_channels),
-    "negative": Corruption("tone", negative),
-    "slight blur": Corruption("smoothness", blur, 0.35, 0.7),
-    "blur": Corruption("smoothness", blur, 0.7, 1.5),
-    "sharper": Corruption("smoothness", sharpen, 0.2, 1.5),
-    "resampled": Corruption("smoothness", resample, 0.4, 0.95),
-    "zoomed in": Corruption("smoothness", zoom_in, 0.45, 0.95),
-    "zoomed out": Corruption("smoothness", zoom_out, 0.06, 0.45),
-    "pixelated": Corruption("smoothness", pixelate, 0.25, 0.85),
-    "warped": Corruption("smoothness", warp, 0.03, 0.15),
-    "rotated": Corruption("smoothness", rotate, 0.15, 0.8),
-    "slight noise": Corruption("noise", gaussian_noise, 0.02, 0.08, True),
-    "noise": Corruption("noise", gaussian_noise, 0.1, 0.4, True),
-    "gray noise": Corruption("noise", gray_noise, 0.02, 0.4, True),
-    "impulses": Corruption("noise", impulse_noise, 0.005, 0.15, True),
-    "few levels": Corruption("noise", posterize, 3.0, 16.0),
-    "jpeg": Corruption("noise", jpeg, 10.0, 90.0),
+    "swapped channels": Corruption("colour", lambda x, s, _: x.roll(1, dims=1)),
+    "negative": Corruption("tone", lambda x, s, _: -x),
+    "slight blur": Corruption("smoothness", _blur, 0.35, 0.7),
+    "blur": Corruption("smoothness", _blur, 0.7, 1.5),
+    "sharper": Corruption("smoothness", lambda x, s, _: x + s * (x - gaussian_blur(x, 0.7)), 0.2, 1.5),
+    "resampled": Corruption("smoothness", _one_by_one(_resample), 0.4, 0.95),
+    "zoomed in": Corruption("smoothness", _one_by_one(_zoom_in), 0.45, 0.95),
+    "zoomed out": Corruption("smoothness", _one_by_one(_zoom_out), 0.06, 0.45),
+    "pixelated": Corruption("smoothness", _one_by_one(_pixelate), 0.25, 0.85),
+    "warped": Corruption("smoothness", _warp, 0.03, 0.15),
+    "rotated": Corruption("smoothness", _rotate, 0.15, 0.8),
+    "slight noise": Corruption("noise", _noise, 0.02, 0.08, True),
+    "noise": Corruption("noise", _noise, 0.1, 0.4, True),
+    "gray noise": Corruption("noise", lambda x, s, g: x + _noise(torch.zeros_like(x[:, :1]), s, g), 0.02, 0.4, True),
+    "impulses": Corruption("noise", _impulses, 0.005, 0.15, True),
+    "few levels": Corruption("noise", lambda x, s, _: 2 * ((x + 1) / 2 * s.round()).round() / s.round() - 1, 3.0, 16.0),
+    "jpeg": Corruption("noise", _one_by_one(_jpeg), 10.0, 90.0),
     "turned left": Corruption("turn", _turn(1)),
     "turned right": Corruption("turn", _turn(3)),
     "upside down": Corruption("turn", _turn(2)),
     "shuffled quarters": Corruption("parts", shuffle(2)),
-    "two halves": Corruption("parts", splice),
-    "pasted": Corruption("parts", paste, 0.2, 0.6),
+    "two halves": Corruption("parts", _splice),
+    "pasted": Corruption("parts", _paste, 0.2, 0.6),
 }
 
 
 # -- synthetic OOD sets -------------------------------------------------------------------------------------------------
 
 
-def interpolation(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def _interpolation(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Return means of two random images (Du & Mordatch, 2019; the paper's Interp.)."""
     other = pixels[_partners(len(pixels), generator)]
     return ((pixels.int() + other.int() + 1) // 2).to(torch.uint8)
 
 
-def constant(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def _constant(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Return images of one random colour each."""
     colours = torch.randint(0, 256, (*pixels.shape[:2], 1, 1), generator=generator, dtype=torch.uint8)
     return colours.expand_as(pixels).contiguous()
 
 
-def uniform_noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images of independent uniform pixels."""
+def _uniform_noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 256, tuple(pixels.shape), generator=generator, dtype=torch.uint8)
 
 
-def brighter_or_darker(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def _brightness(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Shift every image by a quarter of the range, up or down at random."""
     sign = 2.0 * torch.randint(0, 2, (len(pixels), 1, 1, 1), generator=generator) - 1
-    return corrupt(pixels, brightness, 0.5 * sign, generator)
+    return corrupt(pixels, _shift(), 0.5 * sign, generator)
 
 
-def _fixed(change: Change, strength: float = 1.0) -> SyntheticSet:
-    return lambda pixels, generator: corrupt(pixels, change, strength, generator)
+def _zoom(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Enlarge the middle to twice its size."""
+    side = _side(pixels, 0.5)
+    start = (pixels.shape[-1] - side) // 2
+    middle = to_float(pixels[..., start : start + side, start : start + side])
+    return to_uint8(F.interpolate(middle, pixels.shape[2:], mode="bicubic", antialias=True))
+
+
+def _of_strength(name: str, strength: float = 1.0) -> SyntheticSet:
+    return lambda pixels, generator: corrupt(pixels, CORRUPTIONS[name].change, strength, generator)
 
 
 SYNTHETIC_OOD: dict[str, SyntheticSet] = {
-    "interpolation": interpolation,
-    "constant": constant,
-    "uniform-noise": uniform_noise,
-    "gaussian-noise": _fixed(gaussian_noise, 0.2),
-    "impulse-noise": _fixed(impulse_noise, 0.05),
-    "blur": _fixed(blur, 1.0),
-    "contrast": _fixed(contrast, 0.4),
-    "brightness": brighter_or_darker,
-    "pixelate": _fixed(pixelate, 0.5),
-    "jpeg": _fixed(jpeg, 15),
-    "zoom": _fixed(zoom_to_middle, 0.5),
-    "upside-down": _fixed(_turn(2)),
-    "shuffled": _fixed(shuffle(2)),
-    "spliced": _fixed(splice),
-    "inverted": _fixed(negative),
-    "swapped-channels": _fixed(swapped_channels),
+    "interpolation": _interpolation,
+    "constant": _constant,
+    "uniform-noise": _uniform_noise,
+    "gaussian-noise": _of_strength("noise", 0.2),
+    "impulse-noise": _of_strength("impulses", 0.05),
+    "blur": _of_strength("blur", 1.0),
+    "contrast": _of_strength("less contrast", 0.4),
+    "brightness": _brightness,
+    "pixelate": _of_strength("pixelated", 0.5),
+    "jpeg": _of_strength("jpeg", 15),
+    "zoom": _zoom,
+    "upside-down": _of_strength("upside down"),
+    "shuffled": _of_strength("shuffled quarters"),
+    "spliced": _of_strength("two halves"),
+    "inverted": _of_strength("negative"),
+    "swapped-channels": _of_strength("swapped channels"),
 }

@@ -5,23 +5,18 @@ features of the model -> residuals given covariates -> projections on Fisher dis
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from denoising_ebm.config import from_dict
 from denoising_ebm.datasets.images import image_hashes
-from denoising_ebm.hub import DETECTOR_FILES, find_model_folder
-from denoising_ebm.migration import DETECTOR_FORMAT, migrate_detector
+from denoising_ebm.hub import find_model_folder
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
 from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged, p_values
@@ -30,10 +25,9 @@ from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, Family, Featu
 from denoising_ebm.ood.lda import FisherDiscriminants, log_mean_exp
 from denoising_ebm.ood.preprocessing import Images, Preprocessing
 from denoising_ebm.ood.regression import Scaler
+from denoising_ebm.ood.storage import CONFIG_FILE, TENSORS_FILE, read_detector, write_detector
 from denoising_ebm.ood.table import Score, energy_rows, with_columns
-from denoising_ebm.utils.io import read_json, write_atomically, write_text_atomically
 
-CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
 #: Images that the statistics of maps are taken from, at most.
 MAP_IMAGES = 1000
 #: Images whose features, some thousand numbers each, are kept at a time in scoring.
@@ -101,6 +95,9 @@ class Explanation:
 class Detector:
     """Tells OOD images from those like the ones it was fitted to.
 
+    `fit`, `predict` and `explain` take images as pixels, uint8 of shape `(n, channels, height, width)`, as a loaded
+    `ImageSet`, or as a source of files, which go through `preprocessing`; the methods on tensors take pixels.
+
     Args:
         model: The model whose features are used.
         config: What to compute; the default of the package if None.
@@ -145,14 +142,13 @@ class Detector:
         """Fit to normal images.
 
         Args:
-            images: Normal images: uint8 `(n, channels, height, width)`, a loaded set, or a source of files (its split
-                `train`). They may be those the model was trained on.
-            calibration: Normal images for the p-values, as `images` but of a source its split `test`; best not among those
-                of training. If None a fifth of `images`, by `seed`, which then takes no part in fitting. Those that are
-                fitted to as well are left out.
+            images: Normal images (of a source its split `train`); they may be those the model was trained on.
+            calibration: Normal images for the p-values (of a source its split `test`), best not among those of training. If
+                None a fifth of `images`, by `seed`, which then takes no part in fitting. Those that are fitted to as well
+                are left out.
             seed: Of the split and the corruptions.
             batch_size: Images per forward pass.
-            progress: Called with the number of images after each batch, up to `fit_work` in all.
+            progress: Called with the number of images after each batch, `fit_work` in all.
 
         Returns:
             Itself.
@@ -202,7 +198,7 @@ class Detector:
         directions were found on.
 
         Args:
-            images: Normal images, uint8 `(n, channels, height, width)`; the last `DetectorConfig.num_corrupted` are used.
+            images: Normal pixels; the last `DetectorConfig.num_corrupted` images are used.
             seed: Of the corruptions.
             batch_size: Images per forward pass.
             progress: Called with the number of images after each batch.
@@ -257,7 +253,7 @@ class Detector:
         """Take normal images as what p-values compare with.
 
         Args:
-            images: As for `fit`, best new to the model; those of `fit` are left out.
+            images: Best new to the model; those of `fit` are left out.
             batch_size: Images per forward pass.
             progress: Called with the number of images after each batch.
 
@@ -271,11 +267,7 @@ class Detector:
         return self
 
     def was_fitted_on(self, images: Tensor) -> Tensor:
-        """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones.
-
-        Args:
-            images: uint8, shape `(n, channels, height, width)`.
-        """
+        """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones."""
         return torch.isin(image_hashes(images), torch.cat(list(self._hashes.values())))
 
     # -- images to rows and maps ------------------------------------------------------------------------------------
@@ -296,8 +288,7 @@ class Detector:
         """Return a row for every image, with score, p-value, energy and percentile; unreadable ones have a row too.
 
         Args:
-            images: uint8 `(n, channels, height, width)`, a loaded set, or a source of files, which are preprocessed as those
-                of fitting were.
+            images: Images.
             fpr: False-alarm rate: flag so that at most this share of normal images is, in expectation.
             fdr: False discovery rate instead: flag so that at most this share of the flagged images is normal
                 (Benjamini-Hochberg over all of them).
@@ -305,8 +296,8 @@ class Detector:
             sigma: Noise level of the energy, > 0.
             num_noise_samples: Samples of the energy's inner noise to average over, >= 1, if it has any.
             seed: Of these samples.
-            batch_size: Images per forward pass, >= 1.
-            progress: Called with the number of images after each batch: once for energies, once for scores.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch, first for energies, then for scores.
 
         Raises:
             ValueError: If both rates are given, one is out of range or cannot be promised with so few calibration images, or
@@ -349,7 +340,7 @@ class Detector:
         """Return where images are anomalous, and what they resemble.
 
         Args:
-            images: As for `predict`; a tensor may also hold images larger than the model's.
+            images: Images; pixels may also be of images larger than the model's.
             split: Part of a source that has parts.
             batch_size: Images per forward pass.
         """
@@ -365,21 +356,13 @@ class Detector:
     def score(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> Tensor:
         """Return the score of each image, float64 on the CPU, shape `(n,)`; 0 is normal, larger is more anomalous.
 
-        Args:
-            images: uint8, shape `(n, channels, height, width)`.
-            batch_size: Images per forward pass.
-            progress: Called with the number of images after each batch.
-
         Raises:
             ValueError: If the detector is not fitted or the images are of another shape.
         """
         return self._score(self.projections(images, batch_size=batch_size, progress=progress))
 
     def projections(self, images: Tensor, *, batch_size: int = 256, progress: Progress | None = None) -> Tensor:
-        """Return how many standard deviations each image lies in the direction of each corruption, float64 `(n, kinds)`.
-
-        Arguments and errors as for `score`.
-        """
+        """Return how many standard deviations each image lies in the direction of each corruption, float64 `(n, kinds)`."""
         self._require()
         self._check_precision()
         parts = [torch.empty(0, len(self._corruptions), dtype=torch.float64)]
@@ -424,7 +407,7 @@ class Detector:
         return flagged(self.p_values(scores), fpr, len(self.calibration))
 
     def maps(self, images: Tensor, *, batch_size: int = 128, progress: Progress | None = None) -> Tensor:
-        """Return anomaly maps: z-scores, shape `(n, height, width)`; arguments and errors as for `AnomalyMaps.maps`."""
+        """Return anomaly maps, z-scores of shape `(n, height, width)`; larger images than the model's are tiled."""
         self._check_precision()
         return self._maps.maps(images, batch_size=batch_size, progress=progress)
 
@@ -456,21 +439,15 @@ class Detector:
         tensors = {f"{part}.{name}": t.float() for part, found in fitted.items() for name, t in found.items()}
         tensors |= {f"score.{name}": tensor for name, tensor in scaler.tensors().items()}
         tensors |= {f"hashes.{name}": hashes for name, hashes in self._hashes.items()}
-        tensors["calibration"] = self.calibration
-        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         values = {
-            "format": DETECTOR_FORMAT,
             "model": self.model.fingerprint(),
             "precision": self._precision,
             "config": asdict(self.config),
             "corruptions": self._corruptions,
             "metadata": self.metadata,
             "preprocessing": asdict(self.preprocessing),
-            # One file may be written and the other not.
-            "tensors": hashlib.sha256(content).hexdigest(),
         }
-        write_atomically(Path(folder) / TENSORS_FILE, lambda path: path.write_bytes(content))
-        write_text_atomically(Path(folder) / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
+        write_detector(Path(folder), values, tensors | {"calibration": self.calibration})
 
     @classmethod
     def load(cls, folder: str | Path, model: DenoisingEBM) -> Detector:
@@ -484,21 +461,15 @@ class Detector:
             FileNotFoundError: If there is none.
             ValueError: If a file is damaged, or the detector belongs to other weights.
         """
-        path = Path(folder) / CONFIG_FILE
-        values, tensors = _read_files(path)
-        if values["model"] != model.fingerprint():
-            raise ValueError(
-                f"{path}: fitted for other weights ({values['model']}) than those given ({model.fingerprint()}); "
-                "fit it again with `debm fit-detector`"
-            )
-        config = from_dict(DetectorConfig, values["config"], where=f"{path}: config")
+        folder = Path(folder)
+        values, tensors = read_detector(folder, fingerprint=model.fingerprint())
+        config = from_dict(DetectorConfig, values["config"], where=f"{folder / CONFIG_FILE}: config")
         files = asdict(Preprocessing.of(model)) | values.get("preprocessing", {})
-        detector = cls(model, config, preprocessing=from_dict(Preprocessing, files, where=f"{path}: preprocessing"))
+        preprocessing = from_dict(Preprocessing, files, where=f"{folder / CONFIG_FILE}: preprocessing")
+        detector = cls(model, config, preprocessing=preprocessing)
         detector.metadata = dict(values.get("metadata", {}))
         detector._corruptions = tuple(values["corruptions"])
-        detector._hashes |= {
-            name: tensors[f"hashes.{name}"] for name in detector._hashes if f"hashes.{name}" in tensors
-        }
+        detector._hashes = {name: tensors.get(f"hashes.{name}", none) for name, none in detector._hashes.items()}
         try:
             detector._discriminants = FisherDiscriminants.from_tensors(tensors, "lda.")
             detector._scaler = Scaler.from_tensors(tensors, "score.")
@@ -507,9 +478,8 @@ class Detector:
             if any(name.startswith("maps.") for name in tensors):
                 detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
         except KeyError as error:
-            raise ValueError(f"{path.with_name(TENSORS_FILE)}: {error} is missing") from None
-        model.set_precision(values["precision"])
-        detector._precision = model.precision
+            raise ValueError(f"{folder / TENSORS_FILE}: {error} is missing") from None
+        detector._precision = model.set_precision(values["precision"]).precision
         return detector
 
     @classmethod
@@ -545,32 +515,3 @@ def _without(calibration: Tensor, fitted: Tensor) -> Tensor:
     if len(kept) == 0:
         raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
     return kept
-
-
-def _read_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what both files hold, in today's form."""
-    for file in (path, path.with_name(TENSORS_FILE)):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
-    values = read_json(path)
-    try:
-        content = path.with_name(TENSORS_FILE).read_bytes()
-        tensors = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{path.with_name(TENSORS_FILE)}: not a readable safetensors file ({error})") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if values.get("tensors", digest) != digest:  # the oldest files have none
-        raise ValueError(
-            f"{path}: belongs to another {TENSORS_FILE} than the one beside it; fit the detector again with "
-            "`debm fit-detector`"
-        )
-    try:
-        values, tensors = migrate_detector(values, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; fit it again with `debm fit-detector`") from None
-    if values.get("format") != DETECTOR_FORMAT:
-        raise ValueError(f"{path}: not a detector of format {DETECTOR_FORMAT}; fit it again with `debm fit-detector`")
-    lacking = [name for name in ("model", "precision", "config", "corruptions") if name not in values]
-    if lacking:
-        raise ValueError(f"{path}: {lacking[0]!r} is missing")
-    return values, tensors

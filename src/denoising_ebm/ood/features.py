@@ -209,7 +209,7 @@ def _split(inspection: Inspection, size: int) -> list[Inspection]:
     parts = (
         torch.split(inspection.reconstruction, size),
         torch.split(inspection.code, size),
-        torch.split(inspection.pooled, size),
+        torch.split(inspection.statistics, size),
     )
     return [Inspection(*values) for values in zip(*parts, strict=True)]
 
@@ -276,7 +276,7 @@ def _latent(passes: _Passes) -> Tensor:
 
 def _feature_statistics(passes: _Passes) -> Tensor:
     assert passes.clean is not None
-    return passes.clean.pooled
+    return passes.clean.statistics
 
 
 _FORMULAS: dict[Family, Callable[[_Passes], Tensor]] = {

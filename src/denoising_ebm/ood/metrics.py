@@ -1,8 +1,9 @@
 """How well a score separates OOD images from normal ones, by scikit-learn, with bootstrap intervals.
 
-Every function takes the scores of in-distribution images and those of OOD images. High = anomalous, and OOD images are the
-positive class, as in pytorch-ood. Only the order of the scores matters, so they are passed on as ranks: torchmetrics, for
-one, sends values outside [0, 1] through a sigmoid first, which ties all large energies at 1.
+Every function takes the scores of n in-distribution images, shape `(n,)`, and those of m OOD images, shape `(m,)`, and
+raises a ValueError if either is empty, of another shape, or contains NaN. High = anomalous, and OOD images are the positive
+class, as in pytorch-ood. Only the order of the scores matters, so they are passed on as ranks: torchmetrics, for one, sends
+values outside [0, 1] through a sigmoid first, which ties all large energies at 1.
 """
 
 from __future__ import annotations
@@ -24,15 +25,8 @@ def auroc(in_scores: Scores, out_scores: Scores) -> float:
 
     $$P(s_{out} > s_{in}) + \tfrac12 P(s_{out} = s_{in})$$
 
-    Args:
-        in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of OOD images, shape `(m,)`.
-
     Returns:
         A number in [0, 1]; 0.5 is chance, 1 perfect separation.
-
-    Raises:
-        ValueError: If either argument is empty, not one-dimensional, or contains NaN.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -46,16 +40,8 @@ def fpr_at_tpr(in_scores: Scores, out_scores: Scores, tpr: float = 0.95) -> floa
     OOD images. Swapping the classes gives another number: papers that call in-distribution the positive class report the
     share of OOD images missed when 95 % of in-distribution images are accepted.
 
-    Args:
-        in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of OOD images, shape `(m,)`.
-        tpr: Share of OOD images to catch, in (0, 1].
-
-    Returns:
-        A number in [0, 1]; low is good.
-
     Raises:
-        ValueError: If `tpr` is not in (0, 1], or either argument is empty, not one-dimensional, or contains NaN.
+        ValueError: If `tpr` is not in (0, 1].
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must be in (0, 1], got {tpr}")
@@ -69,16 +55,9 @@ def fpr_at_tpr(in_scores: Scores, out_scores: Scores, tpr: float = 0.95) -> floa
 def roc_curve(in_scores: Scores, out_scores: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Points of the ROC curve: share of in-distribution images flagged, and of OOD images caught, from (0, 0) to (1, 1).
 
-    Args:
-        in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of OOD images, shape `(m,)`.
-
     Returns:
         False alarms and catches at every distinct threshold, falling, each of shape `(thresholds + 1,)`. The area under
         the straight lines between them is `auroc`.
-
-    Raises:
-        ValueError: If either argument is empty, not one-dimensional, or contains NaN.
     """
     from sklearn.metrics import roc_curve as curve
 
@@ -94,15 +73,8 @@ def aupr(in_scores: Scores, out_scores: Scores) -> float:
     over the distinct thresholds in falling order, with recall R and precision P. Chance level is the share of OOD images,
     m / (n + m), so values are comparable only at equal proportions.
 
-    Args:
-        in_scores: Scores of in-distribution images, shape `(n,)`.
-        out_scores: Scores of OOD images, shape `(m,)`.
-
     Returns:
         A number in (0, 1].
-
-    Raises:
-        ValueError: If either argument is empty, not one-dimensional, or contains NaN.
     """
     from sklearn.metrics import average_precision_score
 

@@ -36,7 +36,14 @@ def most_anomalous(rows: Sequence[Score], count: int = SHOWN) -> list[int]:
 
 
 def score_sections(
-    images: ImageSet, rows: Sequence[Score], maps: Tensor, limit: float, detector: Detector | None, *, rate: str = ""
+    images: ImageSet,
+    rows: Sequence[Score],
+    maps: Tensor,
+    limit: float,
+    detector: Detector | None,
+    *,
+    fpr: float | None = None,
+    fdr: float | None = None,
 ) -> list[Section]:
     """Return the page of `debm score`: how many images are anomalous, which, and where.
 
@@ -46,9 +53,13 @@ def score_sections(
         maps: Maps of the `most_anomalous` images, in that order, shape (up to `SHOWN`, height, width).
         limit: Value of the strongest colour of maps.
         detector: What scored them; None if only energies were computed.
-        rate: What was asked for when flagging, in words; empty if nothing was.
+        fpr: False-alarm rate at which images were flagged, if so.
+        fdr: False discovery rate, if so.
     """
     readable = [row for row in rows if row.status == "ok"]
+    rate = "" if fpr is None else f"at most {fpr:.3g} of normal images"
+    if fdr is not None:
+        rate = f"at most {fdr:.3g} of the flagged are normal, in expectation"
     overview = _energies(readable) if detector is None else _p_values(readable, detector, rate)
     sections = [overview, _most_anomalous(images, readable, maps, limit)]
     if images.unreadable:
