@@ -96,7 +96,7 @@ def chain_energies(energies: Mapping[str, Sequence[Tensor]]) -> Figure:
     Returns:
         A figure with the panels side by side.
     """
-    names = {"semantic": "latent chain, U^s", "texture": "pixel chain, U^c"}
+    names = {"semantic": "latent chain, $U^s$", "texture": "pixel chain, $U^c$"}
     stages = {stage: np.stack([np.asarray(step) for step in steps]) for stage, steps in energies.items()}
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axes = figure.subplots(1, len(stages), squeeze=False)[0]
