@@ -17,6 +17,7 @@ import torch
 from denoising_ebm import Detector, load_images
 from denoising_ebm.ood.conformal import flagged, fpr_interval, p_values
 from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.report import Cell, Table, print_table
 
 
 def main() -> None:
@@ -34,9 +35,7 @@ def main() -> None:
     scores, half = detector.score(pixels), len(pixels) // 2
     counts = f"{half} calibration and {len(pixels) - half} other images, seeds 0 to {args.splits - 1}"
     print(f"{describe(detector.model.device)}; {counts}\n")
-    print(
-        "| nominal | mean observed | least | most | 95 % interval of a split | splits inside |\n|---|---|---|---|---|---|"
-    )
+    rows: list[list[Cell]] = []
     for rate in (0.01, 0.05, 0.1):
         shares = []
         for seed in range(args.splits):
@@ -46,8 +45,10 @@ def main() -> None:
         low, high = fpr_interval(rate, half, len(pixels) - half)
         inside = sum(low - 1e-9 <= share <= high + 1e-9 for share in shares)
         mean = math.fsum(shares) / len(shares)
-        cells = [f"{rate:g}", *(f"{value:.4f}" for value in (mean, min(shares), max(shares)))]
-        print("| " + " | ".join(cells) + f" | {low:.4f} to {high:.4f} | {inside} of {len(shares)} |")
+        interval = f"{low:.4f} to {high:.4f}"
+        rows.append([f"{rate:g}", mean, min(shares), max(shares), interval, f"{inside} of {len(shares)}"])
+    columns = ["nominal", "mean observed", "least", "most", "95 % interval of a split", "splits inside"]
+    print_table(Table(columns, rows))
 
 
 if __name__ == "__main__":

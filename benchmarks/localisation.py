@@ -20,6 +20,7 @@ from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
 from denoising_ebm.ood.blur import gaussian_blur
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.report import print_head, print_row
 
 
 def paste(pixels: Tensor, side: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -48,12 +49,12 @@ def main() -> None:
     train = load_images(args.data, split="train", limit=args.fit, **size).pixels
     pasted, mask = paste(test, args.side, args.seed)
     print(f"{describe(model.device)}; {args.num} images, square {args.side}, fitted on {args.fit}, seed {args.seed}")
-    print("\n| map | all pixels | mean over images |\n|---|---|---|")
+    print_head(["map", "all pixels", "mean over images"])
 
     def show(label: str, maps: Tensor) -> None:
         pooled = auroc(maps[~mask], maps[mask])
         each = sum(auroc(m[~inside], m[inside]) for m, inside in zip(maps, mask, strict=True)) / len(maps)
-        print(f"| {label} | {pooled:.3f} | {each:.3f} |", flush=True)
+        print_row([label, pooled, each])
 
     @torch.no_grad()
     def bare(sigma: float, num_noise_samples: int, blur: float) -> Tensor:

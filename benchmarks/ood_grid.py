@@ -36,6 +36,7 @@ from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import write_atomically
+from denoising_ebm.viz.report import print_head, print_row
 
 Features = dict[str, Tensor]
 
@@ -91,7 +92,7 @@ def main() -> None:
     metadata = {name: model.metadata.get(name) for name in ("images seen", "held-out denoising loss")}
     counts = f"{args.num} images a set, {args.fit} to fit, {args.corrupted} of them corrupted"
     print(f"{describe(model.device)}; {metadata}; {counts}; seed 0\n")
-    print("| score | " + " | ".join(OOD) + " | held-out corruptions |\n|---|" + "---|" * (len(OOD) + 1))
+    print_head(["score", *OOD, "held-out corruptions"])
     if args.only != "detectors":
         energies(sets)
     if args.only is None:
@@ -106,8 +107,7 @@ def main() -> None:
 
 def show(label: str, score: Callable[[str], Tensor], held_out: float | None = None) -> None:
     inside = score("test")
-    found = " | ".join(f"{auroc(inside, score(name)):.3f}" for name in OOD)
-    print(f"| {label} | {found} | {'-' if held_out is None else f'{held_out:.3f}'} |", flush=True)
+    print_row([label, *(auroc(inside, score(name)) for name in OOD), held_out])
 
 
 def energies(sets: Sets) -> None:
@@ -213,7 +213,8 @@ def densities(sets: Sets) -> None:
 
 def linear_probe(sets: Sets) -> None:
     """A linear classifier of half of the test and half of the OOD images, measured on the other halves."""
-    print("\n| features | " + " | ".join(OOD) + " |\n|---|" + "---|" * len(OOD))
+    print()
+    print_head(["features", *OOD])
     for label, families in {**GROUPS, "all of them": tuple({f for fs in GROUPS.values() for f in fs})}.items():
         normal, cells = table_of(sets.features["test"], families), []
         mean, std = normal.mean(0), normal.std(0).clamp_min(1e-9)
@@ -224,8 +225,8 @@ def linear_probe(sets: Sets) -> None:
             y = np.repeat([0, 1], [len(a[::2]), len(b[::2])])
             classifier = LogisticRegression(C=0.01, max_iter=300).fit(x, y)
             scores = [torch.from_numpy(classifier.decision_function(part)) for part in (a[1::2], b[1::2])]
-            cells.append(f"{auroc(*scores):.3f}")
-        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+            cells.append(auroc(*scores))
+        print_row([label, *cells])
 
 
 # -- images and features ------------------------------------------------------------------------------------------------

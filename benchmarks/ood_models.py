@@ -23,6 +23,7 @@ from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.utils.device import choose_device, describe
+from denoising_ebm.viz.report import Cell, Table, print_table
 
 #: The energy without inner noise, and the paper's.
 ENERGIES: dict[Family, str] = {"energy": "clean", "noisy-energy": "eq. 7"}
@@ -40,7 +41,8 @@ def main() -> None:
     sets = image_sets(args.data, args.num, args.fit)
     del sets["more train"]
     config = replace(DetectorConfig(), num_corrupted=args.corrupted)
-    first, second = [], []
+    first: list[list[Cell]] = []
+    second: list[list[Cell]] = []
     for name in args.models:
         model = load(name)
         features = {key: features_of(model, pixels, config.features, args.flip) for key, pixels in sets.items()}
@@ -48,19 +50,17 @@ def main() -> None:
         detector = Detector(model, config).fit_features(features["train"], corrupted)
         scores = {key: detector.score_features(values) for key, values in features.items()}
         seen, loss = model.metadata.get("images seen", 0), model.metadata.get("held-out denoising loss", "-")
-        first.append([name, seen, loss, *(f"{auroc(scores['test'], scores[ood]):.3f}" for ood in OOD)])
+        first.append([name, seen, loss, *(auroc(scores["test"], scores[ood]) for ood in OOD)])
         for family, what in ENERGIES.items():
             for i, sigma in enumerate(config.features.sigmas):
                 energies = {key: values[family][:, i] for key, values in features.items()}
-                cells = [f"{auroc(energies['test'], energies[ood]):.3f}" for ood in OOD]
+                cells = [auroc(energies["test"], energies[ood]) for ood in OOD]
                 second.append([name, f"U^c {what}, sigma {sigma:g}", *cells])
         print(first[-1], flush=True)
     counts = f"{args.num} images a set, {args.fit} to fit, {args.corrupted} corrupted"
     print(f"\n{describe(choose_device('auto'))}; {counts}; seed 0\n")
     for head, rows in ((["model", "images seen", "held-out loss"], first), (["model", "score"], second)):
-        print("| " + " | ".join([*head, *OOD]) + " |\n|" + "---|" * (len(head) + len(OOD)))
-        for row in rows:
-            print("| " + " | ".join(map(str, row)) + " |")
+        print_table(Table([*head, *OOD], rows))
         print()
 
 

@@ -23,6 +23,7 @@ from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.ood.detector import DetectorConfig
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
 from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.report import Table, print_table
 
 
 def at(config: FeatureConfig, sigma: float, families: tuple[Family, ...]) -> FeatureConfig | None:
@@ -76,9 +77,11 @@ def main() -> None:
     print(
         f"{describe(model.device)}; {args.num} images, {args.rounds} rounds, {2 * len(config.sigmas)} forwards an image"
     )
-    print("\n| way | images/s | times as long as batched |\n|---|---|---|")
-    for name, value in medians.items():
-        print(f"| {name} | {args.num / value:.1f} | {value / medians['batched']:.2f} |")
+    records = {
+        name: {"images/s": args.num / value, "times as long as batched": value / medians["batched"]}
+        for name, value in medians.items()
+    }
+    print_table(Table.from_records(records, first="way"))
 
 
 if __name__ == "__main__":

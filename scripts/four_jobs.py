@@ -53,7 +53,7 @@ def main() -> None:
     normal = load_images(args.data, split="test", limit=8, progress=False).pixels
     bad = anomalies(normal, load_images(args.ood, limit=1, progress=False).pixels[0])
     figure = Figure(figsize=(8.4, 5.2), layout="constrained", dpi=160)
-    top, bottom = figure.subfigures(2, 1, hspace=0.04)
+    top, bottom = figure.subfigures(2, 1, hspace=0.04, squeeze=False).flat
     panels = [*top.subfigures(1, 2, wspace=0.04), *bottom.subfigures(1, 2, wspace=0.04)]
 
     panels[0].suptitle("Score: p-values; flagged at a false-alarm rate of 5 %", fontsize=9)

@@ -23,6 +23,7 @@ from denoising_ebm.config import TrainingStage
 from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.trainer import train
 from denoising_ebm.utils.device import describe
+from denoising_ebm.viz.report import Table, print_table
 
 PART = 15_000_000
 
@@ -92,9 +93,8 @@ def main() -> None:
     names = [
         name for name in dict.fromkeys(key for record in records for key in record) if name not in ("stage", "step")
     ]
-    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
-    for record in records[:: max(1, len(records) // 20)]:
-        print("| " + " | ".join(f"{record.get(name, float('nan')):.5g}" for name in names) + " |")
+    some = records[:: max(1, len(records) // 20)]
+    print_table(Table(names, [[record.get(name) for name in names] for record in some]))
     if torch.cuda.is_available():
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

@@ -16,6 +16,8 @@ from denoising_ebm.viz.report import (
     Table,
     markdown,
     markdown_page,
+    print_head,
+    print_row,
     print_table,
     render_report,
     write_report,
@@ -169,3 +171,15 @@ def test_printed_tables_line_up_and_are_markdown(capsys: pytest.CaptureFixture[s
     assert lines[:2] == ["Caption.", ""] and len({len(line) for line in lines[2:]}) == 1
     assert lines[2].split() == ["|", "set", "|", "n", "|"] and set(lines[3]) == {"|", "-", ":"}
     assert lines[4].endswith("| 1,000 |") and lines[5].endswith("|     2 |") and "longer \\| name" in lines[5]
+
+
+def test_rows_that_come_one_by_one_are_a_markdown_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_head(["score", "AUROC"])
+    print_row(["a | b", 0.98765])
+    print_row(["c", None])
+    assert capsys.readouterr().out.splitlines() == [
+        "| score | AUROC |",
+        "|---|---|",
+        "| a \\| b | 0.988 |",
+        "| c | – |",
+    ]

@@ -192,6 +192,17 @@ def print_table(table: Table) -> None:
     print(markdown(table, aligned=True), end="", flush=True)
 
 
+def print_head(columns: Sequence[str]) -> None:
+    """Print the head of a Markdown table whose rows come one by one, by `print_row`, since they take minutes each."""
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
+
+
+def print_row(cells: Sequence[Cell], *, decimals: int = 3) -> None:
+    """Print a row below `print_head`; floats with so many decimals, since the rows to come are not known."""
+    texts = [_format_cell(cell, decimals).replace("|", "\\|") for cell in cells]
+    print("| " + " | ".join(texts) + " |", flush=True)
+
+
 def markdown_page(sections: Sequence[Section], *, title: str, metadata: Mapping[str, str], pictures: str = "") -> str:
     """Return a page as Markdown; a section's pictures are links to `pictures` and their number, `1.png` and so on."""
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in metadata.items())]
