@@ -85,6 +85,7 @@ def test_fit_detector_and_tune_decode_no_more_than_they_use(
     assert len(count) == 20
 
 
+@pytest.mark.slow
 def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()

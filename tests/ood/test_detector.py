@@ -146,6 +146,7 @@ def test_corrupted_images_are_what_it_learns_from(detector: Detector, model: Den
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_false_alarm_rate_on_real_images_over_splits() -> None:
     """The promise: a share of at most alpha of new normal images is flagged, for a poor model as for a good one."""
     model = DenoisingEBM.from_pretrained("fashion-mnist")

@@ -96,7 +96,7 @@ class HeteroscedasticRegression(Fitted):
         standardise(y, covariates) = (y - m(c)) / sqrt(v(c)).
 
     How far features of an image lie from their mean depends most of all on how much there is to see in it. Compared with
-    images of equal energies, what is left is how unusual it is.
+    images of equal energies, what is left tells how atypical it is.
 
     Attributes:
         pca: From covariates to c.
