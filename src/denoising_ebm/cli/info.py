@@ -87,8 +87,8 @@ def _sampler(sampling: SamplingConfig) -> dict[str, str]:
     return {
         "sampling in z": f"annealed Langevin, {chain.steps} steps of {chain.step_size:g}, sigma {chain.sigma_max:g} to "
         f"{chain.sigma_min:g}, prior {chain.prior:g}",
-        "sampling in x": f"{METHODS[pixel.method].title} from {start}, {pixel.steps} steps{step_size}, sigma {pixel.sigma_max:g} to "
-        f"{pixel.sigma_min:g}, {pixel.schedule} schedule, drift of the {pixel.drift}{temperature}",
+        "sampling in x": f"{METHODS[pixel.method].title} from {start}, {pixel.steps} steps{step_size}, sigma "
+        f"{pixel.sigma_max:g} to {pixel.sigma_min:g}, {pixel.schedule} schedule, drift of the {pixel.drift}{temperature}",
     }
 
 
