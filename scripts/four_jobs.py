@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ def main() -> None:
     bad = anomalies(normal, load_images(args.ood, limit=1, progress=False).pixels[0])
     figure = Figure(figsize=(8.4, 5.2), layout="constrained", dpi=160)
     top, bottom = figure.subfigures(2, 1, hspace=0.04, squeeze=False).flat
-    panels = [*top.subfigures(1, 2, wspace=0.04), *bottom.subfigures(1, 2, wspace=0.04)]
+    panels = [panel for half in (top, bottom) for panel in np.ravel(half.subfigures(1, 2, wspace=0.04))]
 
     panels[0].suptitle("Score: p-values; flagged at a false-alarm rate of 5 %", fontsize=9)
     pixels = torch.cat([normal[:4], torch.stack(list(bad.values()))])

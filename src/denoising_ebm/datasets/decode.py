@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from denoising_ebm.datasets.sources import Entry, read_bytes
 from denoising_ebm.literals import Resize
@@ -66,6 +66,8 @@ def decode_each(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Decoded | Non
             yield entry, decode(read_bytes(entry.value)), ""
         except MemoryError:
             raise
+        except UnidentifiedImageError:
+            yield entry, None, f"cannot identify the format (read are {', '.join(_FORMATS)})"
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
             yield entry, None, str(error).partition("\n")[0] or type(error).__name__
 
