@@ -8,6 +8,7 @@ from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
 from support import Projections
 
 
+@pytest.mark.slow
 def test_evaluator_agrees_with_its_parts() -> None:
     test = load_images("fashion-mnist", split="test", limit=48).pixels
     samples = load_images("fashion-mnist", split="train", limit=40).pixels
