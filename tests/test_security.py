@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
 
+import datasets
 from command import TRAIN
 from denoising_ebm import DenoisingEBM, load_images
 
@@ -102,3 +106,44 @@ def test_images_that_would_fill_the_memory_are_unreadable(tmp_path: Path, monkey
     images = load_images(tmp_path)
     assert images.names == ("a.png",)
     assert "decompression bomb" in images.unreadable[0].reason
+
+
+def test_only_data_is_taken_from_a_model_of_the_hub(
+    trap: tuple[bytes, Path], tiny_model: DenoisingEBM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub is a folder here, and downloading copies from it the files that were asked for."""
+    pickled, made = trap
+    hub, local = tmp_path / "hub", tmp_path / "local"
+    tiny_model.save_pretrained(hub)
+    for name in ("pytorch_model.bin", "modeling.py", "requirements.txt"):
+        (hub / name).write_bytes(pickled)
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (repository, revision) == ("owner/name", "v1")
+        local.mkdir()
+        for path in hub.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, local)
+        return str(local)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = DenoisingEBM.from_pretrained("owner/name", revision="v1")
+    assert {path.name for path in local.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    for name, value in tiny_model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
+    assert not made.exists()
+
+
+def test_data_sets_of_the_hub_run_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(name: str, **options: Any) -> datasets.Dataset:
+        asked.append(options)
+        png = io.BytesIO()
+        Image.new("L", (8, 8)).save(png, "PNG")
+        rows = {"image": [{"bytes": png.getvalue(), "path": None}]}
+        return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert load_images("owner/name").names == ("train#0",)
+    assert not asked[0].get("trust_remote_code")
