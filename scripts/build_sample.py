@@ -1,4 +1,4 @@
-"""Build the bundled real images: a balanced part of Fashion-MNIST, and scikit-learn's digits as an odd set.
+"""Build the bundled real images: a balanced part of Fashion-MNIST, and scikit-learn's digits as an OOD set.
 
 python scripts/build_sample.py FOLDER_WITH_THE_FOUR_IDX_GZ_FILES
 """

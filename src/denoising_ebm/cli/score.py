@@ -22,6 +22,7 @@ from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, Im
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
     from denoising_ebm.ood.table import Score
@@ -90,22 +91,10 @@ def score(
         options: How to read IMAGES.
         hardware: Where to compute.
     """
-    check_positive(sigma=sigma)
-    for name, share in (("fpr", fpr), ("fdr", fdr)):
-        if share is not None and not 0 < share < 1:
-            raise ValueError(f"--{name} must be in (0, 1), got {share:g}")
-    if fpr is not None and fdr is not None:
-        raise ValueError("--fpr and --fdr exclude each other")
-    if tiles and maps is None:
-        raise ValueError("--tiles needs --maps")
-    check_at_least(1, batch_size=batch_size, noise_samples=noise_samples)
+    _check_options(sigma, fpr, fdr, tiles and maps is None, noise_samples=noise_samples, batch_size=batch_size)
     check_at_least(0, seed=seed)
     check_output(report, ".html")
-    from denoising_ebm.datasets.images import check_png_names, to_float
-    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest, write_maps
-    from denoising_ebm.ood.conformal import check_rate, min_bh_rejections
-    from denoising_ebm.ood.table import check_table_path, energy_rows
-    from denoising_ebm.utils.progress import progress_bar
+    from denoising_ebm.ood.table import check_table_path
 
     if out is not None:
         check_table_path(out)
@@ -114,30 +103,12 @@ def score(
     check_output_folder(maps)
     net = hardware.load_model(model)
     fitted = load_detector(model, detector, net)
-    if fitted is None and (fpr is not None or fdr is not None):
-        raise ValueError(f"{model}: --fpr and --fdr need a detector; `debm fit-detector` makes it")
-    if fitted is None and tiles:
-        raise ValueError(f"{model}: --tiles needs a detector; `debm fit-detector` makes it")
-    if fitted is not None and fpr is not None:
-        check_rate(fpr, len(fitted.calibration))
+    _check_detector(model, fitted, fpr, fdr, tiles)
     options = options.as_fitted(fitted)
     loaded = options.load(images, net.image_shape, skip_unfit=True)
-    if maps is not None:
-        check_png_names(loaded.names)
-    if fitted is not None and fdr is not None:
-        least = min_bh_rejections(fdr, len(fitted.calibration), max(len(loaded), 1))
-        if least > 1:
-            note(
-                f"--fdr {fdr:g} of {len(loaded):,} images with {len(fitted.calibration):,} calibration images: "
-                f"either none or at least {least:,} are flagged"
-            )
+    _check_images(loaded, fitted, fdr, names=maps is not None)
     how: dict[str, Any] = {"num_noise_samples": noise_samples, "seed": seed, "batch_size": batch_size}
-    with progress_bar("scoring", len(loaded) * (1 if fitted is None else 2)) as progress:
-        if fitted is None:
-            rows = energy_rows(net, loaded, sigma, resize=options.resize, progress=progress, **how)
-        else:
-            fitted.preprocessing = options.preprocessing(net)
-            rows = fitted.predict(loaded, fpr=fpr, fdr=fdr, sigma=sigma, progress=progress, **how)
+    rows = _score(net, fitted, loaded, options, sigma, fpr, fdr, how)
     readable = [row for row in rows if row.status == "ok"]
     if fitted is None and readable:
         _note_what_is_missing(net, sigma, readable[0])
@@ -150,41 +121,143 @@ def score(
     if not readable:
         first = loaded.unreadable[0]
         raise ValueError(f"{images}: none of {len(rows)} images can be read; {first.name}: {first.reason}")
-
-    def anomaly_maps(pixels: Tensor) -> tuple[Tensor, float]:
-        with progress_bar("maps", len(pixels)) as progress:
-            if fitted is not None:
-                return fitted.maps(pixels, batch_size=batch_size, progress=progress), Z_LIMIT
-            values = anomaly_map(net, to_float(pixels), sigma, progress=progress, **how)
-            return values, brightest(values)
-
     if maps is not None:
         if fitted is not None and tiles:
-            count, limit = _write_tiled_maps(maps, fitted, images, len(loaded), options, batch_size), Z_LIMIT
+            _write_tiled_maps(maps, fitted, images, len(loaded), options, batch_size)
         else:
-            values, limit = anomaly_maps(loaded.pixels)
-            write_maps(loaded.pixels, values, loaded.names, maps, limit=limit, signed=fitted is not None)
-            count = len(loaded)
-        unit = "an energy" if fitted is None else "a z-score"
-        note(f"{maps}: {count} maps, strongest colours at {unit} of {limit:.3g} per pixel")
+            _write_maps(maps, net, fitted, loaded, sigma, how)
     if report is not None:
-        from denoising_ebm.ood.report import most_anomalous, score_metadata, score_sections
-        from denoising_ebm.utils.device import describe
-        from denoising_ebm.viz.report import write_report
-
-        values, limit = anomaly_maps(loaded.take(most_anomalous(rows)).pixels)
-        settings = {"command": shlex.join(["debm", *sys.argv[1:]]), "hardware": describe(net.device)}
+        settings = {"command": shlex.join(["debm", *sys.argv[1:]])}
         if options.resize:
             settings["resized with"] = options.resize
-        if fitted is not None:
-            settings["detector"] = ", ".join(f"{name} {num:,} images" for name, num in fitted.metadata.items())
-        write_report(
-            report,
-            title="Which images are anomalous",
-            sections=score_sections(loaded, rows, values, limit, fitted, fpr=fpr, fdr=fdr),
-            metadata=score_metadata(model, images, loaded, rows, settings),
+        _write_report(report, net, fitted, loaded, rows, (model, images), settings, sigma, fpr, fdr, how)
+
+
+def _check_options(sigma: float, fpr: float | None, fdr: float | None, tiles_without_maps: bool, **counts: int) -> None:
+    """Refuse options that are out of range or exclude each other."""
+    check_positive(sigma=sigma)
+    for name, share in (("fpr", fpr), ("fdr", fdr)):
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"--{name} must be in (0, 1), got {share:g}")
+    if fpr is not None and fdr is not None:
+        raise ValueError("--fpr and --fdr exclude each other")
+    if tiles_without_maps:
+        raise ValueError("--tiles needs --maps")
+    check_at_least(1, **counts)
+
+
+def _check_detector(model: str, detector: Detector | None, fpr: float | None, fdr: float | None, tiles: bool) -> None:
+    """Refuse what needs a detector without one, and a rate that its calibration cannot promise."""
+    from denoising_ebm.ood.conformal import check_rate
+
+    if detector is None and (fpr is not None or fdr is not None):
+        raise ValueError(f"{model}: --fpr and --fdr need a detector; `debm fit-detector` makes it")
+    if detector is None and tiles:
+        raise ValueError(f"{model}: --tiles needs a detector; `debm fit-detector` makes it")
+    if detector is not None and fpr is not None:
+        check_rate(fpr, len(detector.calibration))
+
+
+def _check_images(images: ImageSet, detector: Detector | None, fdr: float | None, *, names: bool) -> None:
+    """Refuse names whose maps would share a file; say how few images `--fdr` can flag."""
+    from denoising_ebm.datasets.images import check_png_names
+    from denoising_ebm.ood.conformal import min_bh_rejections
+
+    if names:
+        check_png_names(images.names)
+    if detector is None or fdr is None:
+        return
+    least = min_bh_rejections(fdr, len(detector.calibration), max(len(images), 1))
+    if least > 1:
+        note(
+            f"--fdr {fdr:g} of {len(images):,} images with {len(detector.calibration):,} calibration images: "
+            f"either none or at least {least:,} are flagged"
         )
-        note(f"page: {report}")
+
+
+def _score(
+    model: DenoisingEBM,
+    detector: Detector | None,
+    images: ImageSet,
+    options: ImageOptions,
+    sigma: float,
+    fpr: float | None,
+    fdr: float | None,
+    how: dict[str, Any],
+) -> list[Score]:
+    """Return a row for each image, by the detector or, without one, by energies alone."""
+    from denoising_ebm.ood.table import energy_rows
+    from denoising_ebm.utils.progress import progress_bar
+
+    with progress_bar("scoring", len(images) * (1 if detector is None else 2)) as progress:
+        if detector is None:
+            return energy_rows(model, images, sigma, resize=options.resize, progress=progress, **how)
+        detector.preprocessing = options.preprocessing(model)
+        return detector.predict(images, fpr=fpr, fdr=fdr, sigma=sigma, progress=progress, **how)
+
+
+def _anomaly_maps(
+    model: DenoisingEBM, detector: Detector | None, pixels: Tensor, sigma: float, how: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """Return the maps of images of the model's size, and the value of the strongest colour."""
+    from denoising_ebm.datasets.images import to_float
+    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest
+    from denoising_ebm.utils.progress import progress_bar
+
+    with progress_bar("maps", len(pixels)) as progress:
+        if detector is not None:
+            return detector.maps(pixels, batch_size=how["batch_size"], progress=progress), Z_LIMIT
+        values = anomaly_map(model, to_float(pixels), sigma, progress=progress, **how)
+        return values, brightest(values)
+
+
+def _write_maps(
+    folder: Path,
+    model: DenoisingEBM,
+    detector: Detector | None,
+    images: ImageSet,
+    sigma: float,
+    how: dict[str, Any],
+) -> None:
+    from denoising_ebm.ood.anomaly_maps import write_maps
+
+    values, limit = _anomaly_maps(model, detector, images.pixels, sigma, how)
+    write_maps(images.pixels, values, images.names, folder, limit=limit, signed=detector is not None)
+    _note_maps(folder, len(images), limit, "an energy" if detector is None else "a z-score")
+
+
+def _note_maps(folder: Path, count: int, limit: float, unit: str) -> None:
+    note(f"{folder}: {count} maps, strongest colours at {unit} of {limit:.3g} per pixel")
+
+
+def _write_report(
+    path: Path,
+    model: DenoisingEBM,
+    detector: Detector | None,
+    images: ImageSet,
+    rows: list[Score],
+    names: tuple[str, str],
+    settings: dict[str, str],
+    sigma: float,
+    fpr: float | None,
+    fdr: float | None,
+    how: dict[str, Any],
+) -> None:
+    from denoising_ebm.ood.report import most_anomalous, score_metadata, score_sections
+    from denoising_ebm.utils.device import describe
+    from denoising_ebm.viz.report import write_report
+
+    values, limit = _anomaly_maps(model, detector, images.take(most_anomalous(rows)).pixels, sigma, how)
+    settings = settings | {"hardware": describe(model.device)}
+    if detector is not None:
+        settings["detector"] = ", ".join(f"{name} {num:,} images" for name, num in detector.metadata.items())
+    write_report(
+        path,
+        title="Which images are anomalous",
+        sections=score_sections(images, rows, values, limit, detector, fpr=fpr, fdr=fdr),
+        metadata=score_metadata(*names, images, rows, settings),
+    )
+    note(f"page: {path}")
 
 
 def _note_what_is_missing(model: DenoisingEBM, sigma: float, row: Score) -> None:
@@ -211,8 +284,8 @@ def _write_rows(rows: list[Score], out: Path | None) -> None:
 
 def _write_tiled_maps(
     folder: Path, detector: Detector, source: str, num: int, options: ImageOptions, batch_size: int
-) -> int:
-    """Write maps of images of any size; return how many."""
+) -> None:
+    """Write maps of images of any size."""
     from denoising_ebm.datasets.images import each_image
     from denoising_ebm.ood.anomaly_maps import Z_LIMIT, write_maps
     from denoising_ebm.utils.progress import progress_bar
@@ -230,4 +303,4 @@ def _write_tiled_maps(
             write_maps(pixels[None], maps, [name], folder, limit=Z_LIMIT, signed=True)
             count += 1
             progress(1)
-    return count
+    _note_maps(folder, count, Z_LIMIT, "a z-score")

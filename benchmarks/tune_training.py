@@ -1,8 +1,8 @@
-"""Tune a recipe at small cost: one change a row, same minutes, same seed; which gives the lowest denoising error?
+"""Tune the training at small cost: one change a row, same minutes, same seed; which gives the lowest denoising error?
 
-    python benchmarks/tune_recipe.py --data CIFAR10 --minutes 3 --out runs/tune
-    python benchmarks/tune_recipe.py --data CIFAR10 --minutes 3 --out runs/tune --jobs 2     # one thread each
-    python benchmarks/tune_recipe.py --data CIFAR10 --minutes 5 --out runs/batch --samples 1000 --only "batch 128" "batch 32"
+    python benchmarks/tune_training.py --data CIFAR10 --minutes 3 --out runs/tune
+    python benchmarks/tune_training.py --data CIFAR10 --minutes 3 --out runs/tune --jobs 2     # one thread each
+    python benchmarks/tune_training.py --data CIFAR10 --minutes 5 --out runs/batch --samples 1000 --only "batch 128"
 
 A row is a config file's worth of changes to the preset. It is trained, and its denoiser measured on test images: the
 mean square error at a few noise levels, and the loss of the training draw (the EDM weights of the preset for all rows, so
