@@ -48,7 +48,17 @@ def ancestral(
     Raises:
         ValueError: If `temperature` is negative, or it or `sigmas` is of another shape.
     """
-    return _solve(energy, x, sigmas, False, temperature, generator, callback)
+    temperatures, grid = expand_temperature(temperature, len(sigmas), x), expand_sigmas(sigmas, x)
+    energy, x = as_energy(energy), x.detach().clone()
+    contraction = x.new_zeros(len(x))  # a single level is left at its own noise around D
+    for i, sigma, scale, target in steps_of(energy, grid):
+        value, denoised = energy.resample_noise(x, generator).denoise(x, sigma)
+        if i + 1 < len(grid):
+            contraction = (target / scale) ** 2
+        x = _reverse_step(x, denoised, contraction, scale, target, temperatures[i], generator)
+        if callback is not None:
+            callback(ChainState(i + 1, len(grid), float(sigma.mean()), x, value))
+    return x
 
 
 @torch.no_grad()
@@ -85,40 +95,44 @@ def dpmpp_2m_sde(
     Raises:
         ValueError: If `temperature` is negative, or it or `sigmas` is of another shape.
     """
-    return _solve(energy, x, sigmas, True, temperature, generator, callback)
-
-
-def _solve(
-    energy: EnergyFunction | Energy,
-    x: Tensor,
-    sigmas: Tensor,
-    second_order: bool,
-    temperature: float | Tensor,
-    generator: torch.Generator | None,
-    callback: Callback | None,
-) -> Tensor:
     temperatures, grid = expand_temperature(temperature, len(sigmas), x), expand_sigmas(sigmas, x)
     energy, x = as_energy(energy), x.detach().clone()
-    contraction = x.new_zeros(len(x))  # a single level is left at its own noise around D
-    denoised_before = h_before = None
+    contraction = x.new_zeros(len(x))
+    before: tuple[Tensor, Tensor] | None = None
     for i, sigma, scale, target in steps_of(energy, grid):
         value, denoised = energy.resample_noise(x, generator).denoise(x, sigma)
-        estimate, h = denoised, (scale / target).log()
-        if second_order and denoised_before is not None and h_before is not None:
-            # Where levels stay the same, but for rounding, there is nothing to carry on.
-            ratio = torch.where(h_before > 1e-5, 0.5 * h / h_before.clamp_min(1e-5), 0.0)
-            estimate = denoised + append_dims(ratio, x) * (denoised - denoised_before)
-        denoised_before, h_before = denoised, h
         if i + 1 < len(grid):
             contraction = (target / scale) ** 2
-        # l'^2 (1 - c) from level to level; at the last one, which it stays at, l^2 (1 - c^2).
-        variance = (target**2 - (contraction * scale) ** 2).clamp_min(0)
-        noise = draw_noise(tuple(x.shape), generator, x)
-        keep = append_dims(contraction, x)
-        x = keep * x + (1 - keep) * estimate + append_dims((temperatures[i] * variance).sqrt(), x) * noise
+        h = (scale / target).log()
+        estimate = denoised if before is None else _extrapolate(denoised, h, *before)
+        before = denoised, h
+        x = _reverse_step(x, estimate, contraction, scale, target, temperatures[i], generator)
         if callback is not None:
             callback(ChainState(i + 1, len(grid), float(sigma.mean()), x, value))
     return x
+
+
+def _reverse_step(
+    x: Tensor,
+    denoised: Tensor,
+    contraction: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return c x + (1 - c) D and the noise that is missing at the level of noise scale `target`."""
+    # l'^2 (1 - c) from level to level; at the last one, which it stays at, l^2 (1 - c^2).
+    variance = (target**2 - (contraction * scale) ** 2).clamp_min(0)
+    noise = draw_noise(tuple(x.shape), generator, x)
+    keep = append_dims(contraction, x)
+    return keep * x + (1 - keep) * denoised + append_dims((temperature * variance).sqrt(), x) * noise
+
+
+def _extrapolate(denoised: Tensor, h: Tensor, denoised_before: Tensor, h_before: Tensor) -> Tensor:
+    """Return D + h / 2 h_0 (D - D_0); D where the levels before were equal but for rounding: nothing to carry on."""
+    ratio = torch.where(h_before > 1e-5, 0.5 * h / h_before.clamp_min(1e-5), 0.0)
+    return denoised + append_dims(ratio, denoised) * (denoised - denoised_before)
 
 
 ANCESTRAL = Method(
