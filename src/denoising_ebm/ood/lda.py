@@ -73,7 +73,7 @@ class FisherDiscriminants(Fitted):
         adjustment = CovariateAdjustment.fit(train, covariates[num_held:], components=components)
         normal, fresh = adjustment(train, covariates[num_held:]), adjustment(held_out, covariates[:num_held])
         tables = zip(corrupted, corrupted_covariates, strict=True)
-        clean, *changed = (adjustment(table, given).mean(0) for table, given in tables)
+        clean, *changed = (adjustment(table, by).mean(0) for table, by in tables)
 
         # 3: solve for the directions, block by block; each block has the same say.
         covariance = torch.cov(normal.mT).reshape(features.shape[1], -1)
