@@ -1,10 +1,10 @@
-"""One leg of training on a GPU: start anew or from an earlier leg's weights, stop by the clock, leave small files.
+"""One timed run of training on a GPU: start anew or from the weights of an earlier one, stop by the clock, leave small files.
 
-    python benchmarks/gpu/train_leg.py --preset cifar10 --data DATA --minutes 9 --out OUT [--init OLD] [--contrastive]
+    python benchmarks/gpu/train_timed.py --preset cifar10 --data DATA --minutes 9 --out OUT [--init OLD] [--contrastive]
 
 OUT gets metrics.jsonl, the last grids, and the model folder with its averaged weights in bf16, split into parts of at
 most 15 MB so that they can be copied where files are limited; `--init` takes such a folder. Adam's averages start anew
-each leg.
+each run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def join_model(out: Path) -> DenoisingEBM:
     """Read what `split_model` wrote."""
     parts = sorted(out.glob("part-*.bin"))
     if not parts:
-        raise FileNotFoundError(f"{out}: no part-*.bin of an earlier leg")
+        raise FileNotFoundError(f"{out}: no part-*.bin of an earlier run")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.safetensors").write_bytes(b"".join(part.read_bytes() for part in parts))
         shutil.copy(out / "config.json", folder)
@@ -53,15 +53,15 @@ def join_model(out: Path) -> DenoisingEBM:
 
 
 def main() -> None:
-    """Run a leg and print its table."""
+    """Train, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10")
     parser.add_argument("--data", default="fashion-mnist", help="folder of Parquet files, or a bundled name")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="OUT of an earlier leg")
-    parser.add_argument("--contrastive", action="store_true", help="train by Algorithm 1 in this leg")
-    parser.add_argument("--seed", type=int, default=0, help="another one for each leg")
+    parser.add_argument("--init", type=Path, help="OUT of an earlier run")
+    parser.add_argument("--contrastive", action="store_true", help="train by Algorithm 1 in this run")
+    parser.add_argument("--seed", type=int, default=0, help="another one for each run")
     args = parser.parse_args()
 
     config = preset(args.preset)
