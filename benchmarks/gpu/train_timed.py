@@ -1,4 +1,4 @@
-"""One timed run of training on a GPU: start anew or from the weights of an earlier one, stop by the clock, leave small files.
+"""A timed training on a GPU: start anew or from the weights of an earlier one, stop by the clock, leave small files.
 
     python benchmarks/gpu/train_timed.py --preset cifar10 --data DATA --minutes 9 --out OUT [--init OLD] [--contrastive]
 
