@@ -19,7 +19,7 @@ from denoising_ebm.samplers.diffusion import ancestral, dpmpp_2m_sde
 from denoising_ebm.samplers.heun import heun
 from denoising_ebm.samplers.langevin import annealed_langevin, ula
 from denoising_ebm.samplers.mala import mala
-from denoising_ebm.samplers.methods import METHODS, num_chain_steps, pixel_nfe, sample_pixels
+from denoising_ebm.samplers.methods import METHODS, default_step_size, num_chain_steps, pixel_nfe, sample_pixels
 from denoising_ebm.samplers.replay import ReplayBuffer
 from denoising_ebm.samplers.trajectory import Trajectory
 from denoising_ebm.samplers.two_stage import TwoStageSample, two_stage, two_stage_nfe, two_stage_steps
@@ -35,6 +35,7 @@ __all__ = [
     "ancestral",
     "annealed_langevin",
     "consistent_annealed_sampling",
+    "default_step_size",
     "dpmpp_2m_sde",
     "heun",
     "mala",

@@ -51,10 +51,22 @@ def sample_pixels(
     sigmas = falling_sigmas(sampler.schedule, sampler.sigma_max, sampler.sigma_min, sampler.steps)
     options: dict[str, Any] = {}
     if method.default_step_size is not None:
-        options["step_size"] = sampler.step_size or method.default_step_size(x[0].numel())
+        options["step_size"] = sampler.step_size or default_step_size(sampler.method, x[0].numel())
     if method.stochastic:
         options["temperature"] = _temperatures(sampler, sigmas)
     return method.run(energy, x, sigmas, generator=generator, callback=callback, **options)
+
+
+def default_step_size(method: PixelMethod, dim: int) -> float:
+    """Return eta of a method whose settings name none, for images of `dim` dimensions.
+
+    Raises:
+        ValueError: If the steps of the method follow the noise levels.
+    """
+    found = METHODS[method].default_step_size
+    if found is None:
+        raise ValueError(f"{method} has no step size: its steps follow the noise levels")
+    return found(dim)
 
 
 def num_chain_steps(sampler: PixelSampler) -> int:

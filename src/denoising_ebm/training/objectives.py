@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from denoising_ebm.config import Config, ObjectiveName
+from denoising_ebm.config import Config, ObjectiveName, PixelMethod
 from denoising_ebm.energies import SemanticEnergy, draw_noise, semantic_energy, texture_energy
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims, draw_sigmas, loss_weights
-from denoising_ebm.samplers import ReplayBuffer, annealed_langevin, consistent_annealed_sampling
-
-#: eta of pixel chains in training where the method of `sampling.pixel` has no step size.
-CHAIN_STEP_SIZE = 0.4
+from denoising_ebm.samplers import ReplayBuffer, annealed_langevin, consistent_annealed_sampling, default_step_size
 
 
 @dataclass(frozen=True)
@@ -278,14 +275,16 @@ class Contrastive:
         if kept and bool(going_on.any()):
             x[going_on] = kept["x"].to(x0.device)
         # Levels of these chains may stay where they are, where a solver of the reverse diffusion would stand still.
-        run = annealed_langevin if pixel.method == "annealed-langevin" else consistent_annealed_sampling
+        langevin = pixel.method == "annealed-langevin"
+        run = annealed_langevin if langevin else consistent_annealed_sampling
+        name: PixelMethod = "annealed-langevin" if langevin else "consistent-annealed"
         x = run(
             # Of the energy itself, whatever samplers follow: its first term alone is the gradient of no energy, and these
             # chains must end where the energy that is learned is low.
             model.texture("energy"),
             x,
             _chain_sigmas(start, sigma, options.texture_steps),
-            step_size=pixel.step_size or (0.01 if pixel.method == "annealed-langevin" else CHAIN_STEP_SIZE),
+            step_size=pixel.step_size or default_step_size(name, x0[0].numel()),
             temperature=pixel.temperature,
             generator=generator,
         )
