@@ -13,7 +13,15 @@ import torch
 from PIL import Image
 
 import denoising_ebm
-from denoising_ebm.datasets.images import ImageSet, check_png_names, image_hashes, load_images, to_float, to_uint8
+from denoising_ebm.datasets.images import (
+    ImageSet,
+    check_png_names,
+    image_hashes,
+    load_images,
+    stream_images,
+    to_float,
+    to_uint8,
+)
 from pictures import encoded, noise, write_parquet
 
 DATA = Path(denoising_ebm.__file__).parent / "assets" / "datasets"
@@ -138,6 +146,30 @@ def test_a_set_is_held_once_while_it_is_read(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert images.pixels.numel() == 500 * 3 * 64 * 64
     assert peak < 1.3 * images.pixels.numel()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_a_stream_joined_is_the_set(tmp_path: Path, chunk: int) -> None:
+    rows = [encoded(noise(seed), "PNG") for seed in range(6)]
+    rows[1] = rows[2] = rows[5] = b"damaged"
+    write_parquet(tmp_path / "x.parquet", rows)
+    images = load_images(tmp_path / "x.parquet")
+    assert images.names == ("x.parquet#0", "x.parquet#3", "x.parquet#4")
+    assert [(lost.name, lost.place) for lost in images.unreadable] == [
+        ("x.parquet#1", 1),
+        ("x.parquet#2", 1),
+        ("x.parquet#5", 3),
+    ]
+    chunks = list(stream_images(tmp_path / "x.parquet", chunk=chunk))
+    assert all(len(part) + len(part.unreadable) <= chunk for part in chunks)
+    assert torch.equal(torch.cat([part.pixels for part in chunks if len(part)]), images.pixels)
+    assert sum((part.names for part in chunks), ()) == images.names
+    assert sum((part.stored for part in chunks), ()) == images.stored
+    before = [sum(len(part) for part in chunks[:i]) for i in range(len(chunks))]
+    places = [
+        (lost.name, start + lost.place) for start, part in zip(before, chunks, strict=True) for lost in part.unreadable
+    ]
+    assert places == [(lost.name, lost.place) for lost in images.unreadable]
 
 
 def test_take_keeps_names_and_pixels_together(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.config import from_dict, to_dict
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
 from denoising_ebm.ood.conformal import benjamini_hochberg, fpr_interval
 from denoising_ebm.ood.corruptions import SYNTHETIC_OOD, corruptions
@@ -20,7 +21,6 @@ from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig, compute_features
 from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.ood.preprocessing import Preprocessing
 from support import randomise, tiny_config
 
 SMALL = DetectorConfig(

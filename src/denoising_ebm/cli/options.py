@@ -11,9 +11,9 @@ from denoising_ebm.literals import Precision, Resize
 
 if TYPE_CHECKING:
     from denoising_ebm.datasets.images import ImageSet
+    from denoising_ebm.datasets.preprocessing import Preprocessing
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
-    from denoising_ebm.ood.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ImageOptions:
 
     def preprocessing(self, model: DenoisingEBM) -> Preprocessing:
         """Return how these options make images of a model's size and channels."""
-        from denoising_ebm.ood.preprocessing import Preprocessing
+        from denoising_ebm.datasets.preprocessing import Preprocessing
 
         return Preprocessing.of(model, resize=self.resize, center_crop=self.center_crop, convert=self.convert)
 

@@ -25,11 +25,28 @@ RESIZE: dict[Resize, Image.Resampling] = {
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
+class Stored(NamedTuple):
+    """How an image was stored, and how much of it the pixels show."""
+
+    format: str  #: PNG, JPEG, ...; empty where unknown.
+    width: int  #: In pixels as stored, after the turn that EXIF asks for.
+    height: int
+    bits: int = 8  #: Per channel.
+    frames: int = 1  #: In the file.
+    quality: int | None = None  #: Of a JPEG, 1 to 100, estimated from its quantisation tables.
+    seen: float = 1.0  #: Share of its area that the pixels show, 0 to 1.
+    scale: float = (
+        1.0  #: Pixels as stored for one that is given on, along a side: above 1 made smaller, below 1 enlarged.
+    )
+    notes: tuple[str, ...] = ()  #: Decisions that changed its meaning, in plain words: `frame 1 of 5`.
+
+
 class Decoded(NamedTuple):
     """An image in its own size and channels."""
 
     image: Image.Image  #: In mode L or RGB.
     channels: tuple[int, ...]  #: The channel counts that it can stand for without conversion, its own first.
+    stored: Stored
 
 
 def decode(raw: bytes) -> Decoded:
@@ -38,6 +55,8 @@ def decode(raw: bytes) -> Decoded:
     format_has_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
     opened.load()
     image: Image.Image = ImageOps.exif_transpose(opened)
+    bits = {"1": 1, "I": 16}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
+    stored = Stored(opened.format or "", *image.size, bits=bits, frames=getattr(opened, "n_frames", 1))
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode == "I" and opened.format == "PPM":
@@ -50,13 +69,13 @@ def decode(raw: bytes) -> Decoded:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if gray:
-        return Decoded(image.convert("L"), (1,) if format_has_gray else (1, 3))
+        return Decoded(image.convert("L"), (1,) if format_has_gray else (1, 3), stored)
     image = image.convert("RGB")
     if not format_has_gray:
         array = np.asarray(image)
         if (array == array[..., :1]).all():
-            return Decoded(image.convert("L"), (1, 3))
-    return Decoded(image, (3,))
+            return Decoded(image.convert("L"), (1, 3), stored)
+    return Decoded(image, (3,), stored)
 
 
 def decode_each(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Decoded | None, str]]:
@@ -74,7 +93,7 @@ def decode_each(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Decoded | Non
 
 def with_channels(decoded: Decoded, channels: int | None, convert: bool) -> Image.Image:
     """Return the image with `channels` channels, or refuse."""
-    image, kinds = decoded
+    image, kinds, _ = decoded
     if channels is None:
         return image
     if channels not in kinds and not convert:
@@ -88,27 +107,34 @@ def to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def fit_shape(
-    image: Image.Image, image_size: int | None, resize: Resize | None, center_crop: int | None
-) -> Image.Image:
+class Fitted(NamedTuple):
+    """A square image, and how it came from the stored one."""
+
+    image: Image.Image
+    seen: float  #: Share of the area that is left.
+    scale: float  #: Pixels before for one of now, along a side.
+
+
+def fit_shape(image: Image.Image, image_size: int | None, resize: Resize | None, center_crop: int | None) -> Fitted:
     """Crop and resize to a square of `image_size`, or refuse."""
     size = f"{image.width}x{image.height}"
+    area = image.width * image.height
     if center_crop is not None:
         if min(image.size) < center_crop and image.size == (image_size, image_size):
-            return image  # made already
+            return Fitted(image, 1.0, 1.0)  # made already
         if min(image.size) < center_crop:
             raise ValueError(f"is {size}, smaller than the center crop of {center_crop}")
         image = _central_square(image, center_crop)
-    if resize is not None and image_size is not None:
-        if image.size == (image_size, image_size):
-            return image
-        return _central_square(image, min(image.size)).resize((image_size, image_size), RESIZE[resize])
+    if resize is not None and image_size is not None and image.size != (image_size, image_size):
+        side = min(image.size)
+        square = _central_square(image, side).resize((image_size, image_size), RESIZE[resize])
+        return Fitted(square, side**2 / area, side / image_size)
     size = f"{image.width}x{image.height}"
     if image_size is not None and image.size != (image_size, image_size):
         raise ValueError(f"is {size}, expected {image_size}x{image_size}; --resize brings it there")
     if image.width != image.height:
         raise ValueError(f"is {size}, not square; give the image size and --resize to crop and resize it")
-    return image
+    return Fitted(image, image.width**2 / area, 1.0)
 
 
 def _central_square(image: Image.Image, side: int) -> Image.Image:

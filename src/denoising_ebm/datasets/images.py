@@ -6,19 +6,21 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
-from denoising_ebm.datasets.decode import RESIZE, decode_each, fit_shape, to_array, with_channels
+from denoising_ebm.datasets.decode import RESIZE, Stored, decode_each, fit_shape, to_array, with_channels
 from denoising_ebm.datasets.sources import Entry, open_source
 from denoising_ebm.literals import Resize
+
+_CHUNK_BYTES = 2**26
+"""Pixels of a chunk, at least those of one image: 64 MiB."""
 
 
 class Unreadable(NamedTuple):
@@ -39,17 +41,21 @@ class ImageSet:
         unreadable: The images that were left out, in order.
         labels: Class of each image, None where the source does not say it: column `label`, `labels` or `fine_label`, or
             the folder of an image file. Nothing learns from them; they serve to measure.
+        stored: How each image was stored, None where unknown.
     """
 
     pixels: Tensor
     names: tuple[str, ...]
     unreadable: tuple[Unreadable, ...] = ()
     labels: tuple[str | None, ...] = ()
+    stored: tuple[Stored | None, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", self.labels or (None,) * len(self.names))
-        if len(self.labels) != len(self.names):
-            raise ValueError(f"labels must be as many as names, got {len(self.labels)} and {len(self.names)}")
+        for field_name in ("labels", "stored"):
+            values = getattr(self, field_name) or (None,) * len(self.names)
+            object.__setattr__(self, field_name, values)
+            if len(values) != len(self.names):
+                raise ValueError(f"{field_name} must be as many as names, got {len(values)} and {len(self.names)}")
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or len(self.pixels) != len(self.names):
             got = f"{self.pixels.dtype} {tuple(self.pixels.shape)} and {len(self.names)} names"
             raise ValueError(f"pixels must be uint8 (n, c, h, w) with n names, got {got}")
@@ -62,7 +68,7 @@ class ImageSet:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         places = chosen.tolist()
         names, labels = tuple(self.names[i] for i in places), tuple(self.labels[i] for i in places)
-        return ImageSet(self.pixels[chosen], names, labels=labels)
+        return ImageSet(self.pixels[chosen], names, labels=labels, stored=tuple(self.stored[i] for i in places))
 
 
 def png_name(name: str) -> str:
@@ -159,57 +165,56 @@ def load_images(
             (without `resize`) or channel count (without `convert`) than expected, or no image can be read (both without
             `skip_unfit`); with `strict` at any unreadable image.
     """
-    _check_arguments(image_size, channels, resize, center_crop, limit, sample)
-    if skip_unfit and (image_size is None or channels is None):
-        raise ValueError("skip_unfit needs an image_size and channels to fit")
-    root, entries, count = open_source(source, split, limit is not None)
-    wanted = limit if sample is None else sample
-    if sample is not None:
-        entries, count = _draw(entries, count, sample, limit, generator)
-    elif limit is not None and count is not None:
-        count = min(count, limit)
-    if progress and sys.stderr.isatty() and (count is None or count > 2000):
-        entries = _with_progress(entries, limit if count is None else count)
-
-    pixels = _Pixels(count)
+    reading = _Reading(
+        source,
+        split=split,
+        image_size=image_size,
+        channels=channels,
+        resize=resize,
+        center_crop=center_crop,
+        limit=limit,
+        sample=sample,
+        generator=generator,
+        convert=convert,
+        strict=strict,
+        skip_unfit=skip_unfit,
+        progress=progress,
+    )
+    pixels = _Pixels(reading.count)
     names: list[str] = []
     labels: list[str | None] = []
+    stored: list[Stored | None] = []
     unreadable: list[Unreadable] = []
-    for (name, _, label), decoded, reason in decode_each(entries):
-        image: Image.Image | None = None
-        if decoded is not None:
-            try:
-                image = fit_shape(with_channels(decoded, channels, convert), image_size, resize, center_crop)
-            except ValueError as error:
-                reason = str(error)
-                if strict or not skip_unfit:
-                    raise ValueError(f"{root}/{name}: {reason}") from None
-        elif strict:
-            raise ValueError(f"{root}/{name}: unreadable image: {reason}")
-        if image is None:
-            unreadable.append(Unreadable(name, reason, len(names)))
-            continue
-        if names and image.width != pixels.size:
-            raise ValueError(
-                f"{root}: sizes differ: {names[0]} is {pixels.size}x{pixels.size}, {name} is "
-                f"{image.width}x{image.height}; give the image size and --resize to bring all to one size"
-            )
-        pixels.append(to_array(image))
-        names.append(name)
-        labels.append(label)
-        if len(names) == wanted:
-            break
-
+    # Small chunks, since what is in one is held twice until it is copied.
+    for images in reading.chunks(16):
+        unreadable += [lost._replace(place=lost.place + len(names)) for lost in images.unreadable]
+        if len(images):
+            pixels.extend(images.pixels.numpy())
+        names += images.names
+        labels += images.labels
+        stored += images.stored
     if not names:
-        if unreadable and skip_unfit:
-            assert image_size is not None and channels is not None
-            empty = torch.empty((0, channels, image_size, image_size), dtype=torch.uint8)
-            return ImageSet(empty, (), tuple(unreadable))
-        if unreadable:
-            first = unreadable[0]
-            raise ValueError(f"{source}: none of {len(unreadable)} images can be read; {first.name}: {first.reason}")
-        raise FileNotFoundError(f"{source}: holds no images")
-    return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels))
+        return ImageSet(images.pixels, (), tuple(unreadable))
+    return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels), tuple(stored))
+
+
+def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> Iterator[ImageSet]:
+    """Load the images of `load_images` in chunks, of which one at a time is held.
+
+    Errors are those of `load_images`; that of an image comes with the chunk it would stand in. Where `channels` is None
+    each chunk has its own: 1 where all of its images are gray.
+
+    Args:
+        source: As for `load_images`.
+        chunk: Images and unreadable ones in a chunk, at most; large images come in smaller chunks.
+        options: All others of `load_images`.
+
+    Returns:
+        The sets of the images in order, each with those that were left out among them.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be >= 1, got {chunk}")
+    return _Reading(source, **options).chunks(chunk)
 
 
 def each_image(
@@ -250,6 +255,128 @@ def each_image(
     yield from itertools.islice(readable(), limit)
 
 
+@dataclass
+class _Reading:
+    """A source that is being read, by the arguments of `load_images`."""
+
+    source: str | Path
+    split: str = "train"
+    image_size: int | None = None
+    channels: int | None = None
+    resize: Resize | None = None
+    center_crop: int | None = None
+    limit: int | None = None
+    sample: int | None = None
+    generator: torch.Generator | None = None
+    convert: bool = False
+    strict: bool = False
+    skip_unfit: bool = False
+    progress: bool = True
+    count: int | None = field(init=False)  #: Images that are expected.
+    _root: str = field(init=False)
+    _entries: Iterable[Entry] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_arguments(self.image_size, self.channels, self.resize, self.center_crop, self.limit, self.sample)
+        if self.skip_unfit and (self.image_size is None or self.channels is None):
+            raise ValueError("skip_unfit needs an image_size and channels to fit")
+        self._root, entries, count = open_source(self.source, self.split, self.limit is not None)
+        if self.sample is not None:
+            entries, count = _draw(entries, count, self.sample, self.limit, self.generator)
+        elif self.limit is not None and count is not None:
+            count = min(count, self.limit)
+        if self.progress and sys.stderr.isatty() and (count is None or count > 2000):
+            entries = _with_progress(entries, self.limit if count is None else count)
+        self._entries, self.count = entries, count
+
+    def chunks(self, size: int) -> Iterator[ImageSet]:
+        """Yield sets of at most `size` images and unreadable ones, and of at most `_CHUNK_BYTES` of pixels."""
+        wanted = self.limit if self.sample is None else self.sample
+        held = _Chunk(self.channels or 1, self.image_size or 0)
+        num, first_name, first_lost, num_lost = 0, "", None, 0
+        for (name, _, label), decoded, reason in decode_each(self._entries):
+            image: npt.NDArray[np.uint8] | None = None
+            if decoded is not None:
+                try:
+                    one = with_channels(decoded, self.channels, self.convert)
+                    fitted = fit_shape(one, self.image_size, self.resize, self.center_crop)
+                    image = to_array(fitted.image)
+                except ValueError as error:
+                    reason = str(error)
+                    if self.strict or not self.skip_unfit:
+                        raise ValueError(f"{self._root}/{name}: {reason}") from None
+            elif self.strict:
+                raise ValueError(f"{self._root}/{name}: unreadable image: {reason}")
+            if image is None:
+                held.unreadable.append(Unreadable(name, reason, len(held.names)))
+                first_lost = first_lost or held.unreadable[-1]
+                num_lost += 1
+            else:
+                height, width = image.shape[1:]
+                if not num:
+                    first_name = name
+                    held.size = height
+                elif height != held.size:
+                    raise ValueError(
+                        f"{self._root}: sizes differ: {first_name} is {held.size}x{held.size}, {name} is "
+                        f"{width}x{height}; give the image size and --resize to bring all to one size"
+                    )
+                assert decoded is not None
+                held.add(image, name, label, decoded.stored._replace(seen=fitted.seen, scale=fitted.scale))
+                num += 1
+            if num == wanted:
+                break
+            if len(held.names) + len(held.unreadable) >= size or held.bytes >= _CHUNK_BYTES:
+                yield held.take()
+        if not num and not (num_lost and self.skip_unfit):
+            if first_lost is not None:
+                raise ValueError(
+                    f"{self.source}: none of {num_lost} images can be read; {first_lost.name}: {first_lost.reason}"
+                )
+            raise FileNotFoundError(f"{self.source}: holds no images")
+        if held.names or held.unreadable:
+            yield held.take()
+
+
+class _Chunk:
+    """Images as they come, until they are taken as a set."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        self.channels = channels  #: Of a set without images.
+        self.size = size  #: Height and width.
+        self.unreadable: list[Unreadable] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self.names: list[str] = []
+        self.unreadable = []
+        self.bytes = 0
+        self._images: list[npt.NDArray[np.uint8]] = []
+        self._labels: list[str | None] = []
+        self._stored: list[Stored | None] = []
+
+    def add(self, image: npt.NDArray[np.uint8], name: str, label: str | None, stored: Stored) -> None:
+        """Add an image, uint8 `(channels, height, width)`."""
+        self._images.append(image)
+        self.names.append(name)
+        self._labels.append(label)
+        self._stored.append(stored)
+        self.bytes += image.nbytes
+
+    def take(self) -> ImageSet:
+        """Return what came, gray images as RGB beside RGB ones, and begin anew."""
+        channels = max(map(len, self._images), default=self.channels)
+        pixels = np.empty((len(self._images), channels, self.size, self.size), np.uint8)
+        for place, image in zip(pixels, self._images, strict=True):
+            place[:] = image
+        pixels_of = torch.from_numpy(pixels)
+        images = ImageSet(
+            pixels_of, tuple(self.names), tuple(self.unreadable), tuple(self._labels), tuple(self._stored)
+        )
+        self._clear()
+        return images
+
+
 class _Pixels:
     """Images as they come, in one array that is copied only where their number or channels turn out larger."""
 
@@ -257,24 +384,20 @@ class _Pixels:
         self._array = np.empty((expected or 256, 0, 0, 0), np.uint8)
         self._count = 0
 
-    @property
-    def size(self) -> int:
-        """Height and width of the images so far."""
-        return self._array.shape[-1]
-
-    def append(self, image: npt.NDArray[np.uint8]) -> None:
-        """Add an image `(channels, height, width)`; gray ones become RGB once there is an RGB one."""
+    def extend(self, images: npt.NDArray[np.uint8]) -> None:
+        """Add images `(n, channels, height, width)`; gray ones become RGB once there is an RGB one."""
         capacity, channels = self._array.shape[:2]
+        needed = self._count + len(images)
         if self._count == 0:
             # The system gives memory as it is written to: images that do not come cost nothing.
-            self._array = np.empty((capacity, *image.shape), np.uint8)
-        elif self._count == capacity or len(image) > channels:
+            self._array = np.empty((max(capacity, needed), *images.shape[1:]), np.uint8)
+        elif needed > capacity or images.shape[1] > channels:
             held = self._array[: self._count]
-            larger = capacity if self._count < capacity else 2 * capacity
-            self._array = np.empty((larger, max(channels, len(image)), *image.shape[1:]), np.uint8)
+            larger = capacity if needed <= capacity else max(needed, 2 * capacity)
+            self._array = np.empty((larger, max(channels, images.shape[1]), *images.shape[2:]), np.uint8)
             self._array[: self._count] = held
-        self._array[self._count] = image
-        self._count += 1
+        self._array[self._count : needed] = images
+        self._count = needed
 
     def tensor(self) -> Tensor:
         """Return all images, uint8."""
@@ -305,9 +428,9 @@ def _check_arguments(
     sample: int | None,
 ) -> None:
     positive = {"image_size": image_size, "center_crop": center_crop, "limit": limit, "sample": sample}
-    for field, value in positive.items():
+    for name, value in positive.items():
         if value is not None and value < 1:
-            raise ValueError(f"{field} must be >= 1, got {value}")
+            raise ValueError(f"{name} must be >= 1, got {value}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     if resize is not None and resize not in RESIZE:

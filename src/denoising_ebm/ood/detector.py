@@ -16,6 +16,7 @@ from torch import Tensor
 
 from denoising_ebm.config import from_dict
 from denoising_ebm.datasets.images import image_hashes
+from denoising_ebm.datasets.preprocessing import Images, Preprocessing
 from denoising_ebm.hub import find_model_folder
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
@@ -23,7 +24,6 @@ from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged,
 from denoising_ebm.ood.corruptions import corruptions
 from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, Family, FeatureConfig, compute_features
 from denoising_ebm.ood.lda import FisherDiscriminants, log_mean_exp
-from denoising_ebm.ood.preprocessing import Images, Preprocessing
 from denoising_ebm.ood.regression import Scaler
 from denoising_ebm.ood.storage import CONFIG_FILE, TENSORS_FILE, read_detector, write_detector
 from denoising_ebm.ood.table import Score, energy_rows, with_columns

@@ -1,19 +1,25 @@
-"""How files become images: the same way for those that a detector is fitted to and those that it judges."""
+"""How files become images: the same way for those that a model learns from and those that it judges."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from denoising_ebm.datasets.images import ImageSet, load_images
+from denoising_ebm.datasets.images import ImageSet, load_images, stream_images
 from denoising_ebm.literals import Resize
-from denoising_ebm.model import DenoisingEBM
 
 #: uint8 pixels `(n, channels, height, width)`, a loaded set, or where `load_images` finds one.
 Images = Tensor | ImageSet | str | Path
+
+
+class _Model(Protocol):
+    """What has a `config.network` with `image_size` and `channels`: a `DenoisingEBM`, which this room may not import."""
+
+    config: Any
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Preprocessing:
     convert: bool = False
 
     @classmethod
-    def of(cls, model: DenoisingEBM, **settings: Any) -> Self:
+    def of(cls, model: _Model, **settings: Any) -> Self:
         """Return that of images of a model's size and channels, with other settings as given."""
         network = model.config.network
         return cls(network.image_size, network.channels, **settings)
@@ -43,6 +49,10 @@ class Preprocessing:
     def load(self, source: str | Path, **options: Any) -> ImageSet:
         """Load images; options (`split`, `limit`, `sample`, `strict`, ...) and errors as for `load_images`."""
         return load_images(source, **asdict(self), **options)
+
+    def stream(self, source: str | Path, **options: Any) -> Iterator[ImageSet]:
+        """Load images in chunks; options (`chunk`, `split`, ...) and errors as for `stream_images`."""
+        return stream_images(source, **asdict(self), **options)
 
     def read(self, images: Images, *, split: str, skip_unfit: bool = False) -> ImageSet:
         """Return images as a set: those of a source loaded, others as they are; a tensor's are named by their number."""
