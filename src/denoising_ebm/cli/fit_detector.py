@@ -15,7 +15,7 @@ def fit_detector(
     *,
     out: Path | None = None,
     calibration: str | None = None,
-    calibration_split: str = "test",
+    calibration_split: str | None = None,
     images: int = 5000,
     corrupted_images: int = 100,
     calibration_images: int = 2000,
@@ -49,7 +49,7 @@ def fit_detector(
             or Hub id owner/name.
         out: Folder to write the detector to. By default the model's.
         calibration: Normal images that the model was not trained on.
-        calibration_split: Part of --calibration to use.
+        calibration_split: Part of --calibration to use, that it must have; by default test, or all where it has no parts.
         images: Images to fit to, drawn at random.
         corrupted_images: Images to apply every corruption to.
         calibration_images: Images of --calibration to use, drawn at random. N of them allow false-alarm rates down to
@@ -82,7 +82,7 @@ def fit_detector(
         others = replace(options, split=calibration_split, limit=None)
         # As many more as may be among those that are fitted to.
         most = calibration_images + len(pixels)
-        held_out = others.load(calibration, net.image_shape, sample=most, generator=draws).pixels
+        held_out = others.load(calibration, net.image_shape, default_split="test", sample=most, generator=draws).pixels
         known = torch.isin(image_hashes(held_out), image_hashes(pixels))
         if bool(known.all()):
             raise ValueError(f"{calibration}: its images are all among those of {data} that are fitted to")

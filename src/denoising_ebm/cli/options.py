@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from denoising_ebm.cli.common import note
 from denoising_ebm.literals import Precision, Resize
@@ -21,7 +21,8 @@ class ImageOptions:
     """Images.
 
     Attributes:
-        split: Part of the source, if it has any; `all` takes every image of a folder.
+        split: Part of the source, such as train, validation or test, that it must have; `all` takes every image. By
+            default train to learn from and test to judge, or all images of a source without parts.
         limit: Use the first N images only.
         resize: Bring images of other sizes to the model's: the central square, then this filter.
         center_crop: First cut out the central square of N pixels.
@@ -29,7 +30,9 @@ class ImageOptions:
         strict: Stop at an unreadable image. By default it is left out and counted.
     """
 
-    split: str = "test"
+    default_split: ClassVar[str] = "test"  #: Taken if none is given and the source has parts.
+
+    split: str | None = None
     limit: int | None = None
     resize: Resize | None = None
     center_crop: int | None = None
@@ -45,6 +48,7 @@ class ImageOptions:
             options: Further ones of `load_images`, such as `sample` and `generator`.
         """
         channels, size, _ = image_shape
+        options = {"default_split": self.default_split, **options}
         options["skip_unfit"] = options.get("skip_unfit", False) and not self.strict
         return load_and_note(source, image_size=size, channels=channels, **vars(self), **options)
 
@@ -96,8 +100,14 @@ class HardwareOptions:
         return DenoisingEBM.from_pretrained(name, device=self.device).set_precision(self.precision)
 
 
-TRAIN_IMAGES = ImageOptions(split="train")
-TEST_IMAGES = ImageOptions(split="test")
+class LearningImages(ImageOptions):
+    """Images to learn from."""
+
+    default_split: ClassVar[str] = "train"
+
+
+TRAIN_IMAGES = LearningImages()
+TEST_IMAGES = ImageOptions()
 HARDWARE = HardwareOptions()
 
 

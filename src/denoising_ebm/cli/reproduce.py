@@ -145,9 +145,9 @@ def _read(
         ValueError: If there are no splits, and the model `known_to` may have been trained on what would be test images.
     """
     options: dict[str, Any] = {"resize": "lanczos" if size else None, "center_crop": crop}
-    train = load_and_note(source, split="train", image_size=size, **options)
+    train = load_and_note(source, default_split="train", image_size=size, **options)
     channels, size = train.pixels.shape[1:3]
-    test = load_and_note(source, split="test", image_size=size, channels=channels, convert=convert, **options)
+    test = load_and_note(source, default_split="test", image_size=size, channels=channels, convert=convert, **options)
     if train.names == test.names:
         # Without splits both are all images.
         if known_to:

@@ -293,7 +293,12 @@ def _write_tiled_maps(
     count, channels = 0, detector.model.config.network.channels
     with progress_bar("maps", num) as progress:
         for name, pixels in each_image(
-            source, split=options.split, channels=channels, limit=options.limit, convert=options.convert
+            source,
+            split=options.split,
+            default_split=options.default_split,
+            channels=channels,
+            limit=options.limit,
+            convert=options.convert,
         ):
             try:
                 maps = detector.maps(pixels[None], batch_size=batch_size)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.datasets.decode import RESIZE, Stored, decode_each, fit_shape, to_array, with_channels
-from denoising_ebm.datasets.sources import Entry, open_source
+from denoising_ebm.datasets.sources import Entry, Source, open_source
 from denoising_ebm.literals import Resize
 
 _CHUNK_BYTES = 2**26
@@ -117,7 +117,8 @@ def image_hashes(pixels: Tensor) -> Tensor:
 def load_images(
     source: str | Path,
     *,
-    split: str = "train",
+    split: str | None = None,
+    default_split: str = "train",
     image_size: int | None = None,
     channels: int | None = None,
     resize: Resize | None = None,
@@ -139,8 +140,9 @@ def load_images(
     Args:
         source: A name in `BUNDLED`, a folder of image files (searched recursively, sorted), a folder of Parquet files
             or one such file (column `image`, as on the Hugging Face Hub), one image file, or a Hub id `owner/name`.
-        split: Which part, where the source has parts: files `train.parquet`, `train-*.parquet` or a subfolder `train/`;
-            `all` for everything in a folder or of the Hub.
+        split: Which part of the source, that it must have: files `train.parquet`, `train-*.parquet` or a subfolder
+            `train/`; `all` for everything in a folder or of the Hub.
+        default_split: Which part if `split` is None and the source has parts; one without parts is taken whole.
         image_size: Expected height and width in pixels; those of the first image if None.
         channels: Expected channels, 1 or 3; if None, 1 where all images are gray and else 3.
         resize: Filter in `RESIZE` that brings the central square of other sizes to `image_size`, with antialiasing.
@@ -168,6 +170,7 @@ def load_images(
     reading = _Reading(
         source,
         split=split,
+        default_split=default_split,
         image_size=image_size,
         channels=channels,
         resize=resize,
@@ -220,7 +223,8 @@ def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> I
 def each_image(
     source: str | Path,
     *,
-    split: str = "train",
+    split: str | None = None,
+    default_split: str = "train",
     channels: int | None = None,
     limit: int | None = None,
     convert: bool = False,
@@ -229,7 +233,8 @@ def each_image(
 
     Args:
         source: As for `load_images`.
-        split: Part of the source.
+        split: As for `load_images`.
+        default_split: As for `load_images`.
         channels: Channels, 1 or 3, others being left out; each image's own if None.
         limit: Stop after this many images.
         convert: As for `load_images`.
@@ -240,7 +245,7 @@ def each_image(
     Raises:
         FileNotFoundError: If the source or the split does not exist.
     """
-    _, entries, _ = open_source(source, split, limit is not None)
+    entries = open_source(source, split, default_split=default_split, streaming=limit is not None).entries
 
     def readable() -> Iterator[tuple[str, Tensor]]:
         for entry, decoded, _ in decode_each(entries):
@@ -260,7 +265,8 @@ class _Reading:
     """A source that is being read, by the arguments of `load_images`."""
 
     source: str | Path
-    split: str = "train"
+    split: str | None = None
+    default_split: str = "train"
     image_size: int | None = None
     channels: int | None = None
     resize: Resize | None = None
@@ -273,6 +279,7 @@ class _Reading:
     skip_unfit: bool = False
     progress: bool = True
     count: int | None = field(init=False)  #: Images that are expected.
+    found: Source = field(init=False)  #: What was opened.
     _root: str = field(init=False)
     _entries: Iterable[Entry] = field(init=False)
 
@@ -280,7 +287,9 @@ class _Reading:
         _check_arguments(self.image_size, self.channels, self.resize, self.center_crop, self.limit, self.sample)
         if self.skip_unfit and (self.image_size is None or self.channels is None):
             raise ValueError("skip_unfit needs an image_size and channels to fit")
-        self._root, entries, count = open_source(self.source, self.split, self.limit is not None)
+        streaming = self.limit is not None
+        self.found = open_source(self.source, self.split, default_split=self.default_split, streaming=streaming)
+        self._root, entries, count = self.found.root, self.found.entries, self.found.count
         if self.sample is not None:
             entries, count = _draw(entries, count, self.sample, self.limit, self.generator)
         elif self.limit is not None and count is not None:

@@ -6,8 +6,9 @@ import glob
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,44 @@ class Entry(NamedTuple):
     label: str | None = None  #: Its class, where the source says it.
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Undecoded images, and what is to be said of where they come from.
+
+    Attributes:
+        root: Put before the names of images in messages.
+        entries: The images, in order; read once.
+        count: Their number, before any limit; None where it is not known before they are read.
+        split: The part that was taken; None where the source has no parts.
+        description: Which images of what, in one phrase: `300 images of DATA (split train; folders a, b)`.
+        passed_over: How many files beside the images were not taken, by kind: `masks`, `thumbnails`, `backups`, or their
+            suffix.
+        notes: What was decided about the source and the user should know, in plain words.
+    """
+
+    root: str
+    entries: Iterable[Entry]
+    count: int | None
+    split: str | None = None
+    description: str = ""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def summary(self, taken: int) -> str:
+        """Return one line on what was taken and what was passed over.
+
+        Args:
+            taken: How many of the images were.
+        """
+        of = "" if self.count in (None, taken) else f" of {self.count:,}"
+        part = f" (split {self.split})" if self.split else ""
+        text = f"{taken:,}{of} images{part}"
+        if self.passed_over:
+            kinds = ", ".join(f"{kind} {num:,}" for kind, num in self.passed_over.items())
+            text += f"; {sum(self.passed_over.values()):,} other files passed over ({kinds})"
+        return text
+
+
 _DATA = Path(__file__).parents[1] / "assets" / "datasets"
 _READ = {f".{name}" for name in "png jpg jpeg jpe jfif webp bmp gif ppm pgm pbm pnm tif tiff".split()}
 # Images that are not read here: named among the unreadable ones instead of passed over in silence.
@@ -32,8 +71,27 @@ _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "extra"}
 _LABELS = ("label", "labels", "fine_label")
 
 
-def open_source(source: str | Path, split: str, streaming: bool) -> tuple[str, Iterable[Entry], int | None]:
-    """Return the name to put before the names of images, the undecoded images, and their number where known."""
+def open_source(
+    source: str | Path, split: str | None = None, *, default_split: str = "train", streaming: bool = False
+) -> Source:
+    """Find the images of a source; none is decoded.
+
+    Args:
+        source: A name in `BUNDLED`, a folder or file, or a Hub id.
+        split: The part that the user asks for: one that the source must have, or `all`.
+        default_split: The part that is taken if none is asked for and the source has parts.
+        streaming: Read from the Hub image by image, for the first few of many.
+
+    Raises:
+        FileNotFoundError: If the source or the split does not exist or holds no images.
+        ValueError: If the source cannot be read as images.
+    """
+    root, entries, count = _open(source, default_split if split is None else split, streaming)
+    taken = default_split if split is None else split
+    return Source(root, entries, count, taken, f"{count or 'unknown'} images of {source}")
+
+
+def _open(source: str | Path, split: str, streaming: bool) -> tuple[str, Iterable[Entry], int | None]:
     if isinstance(source, str) and source in BUNDLED:
         if split not in BUNDLED[source]:
             raise FileNotFoundError(f"{source}: no split {split!r}, only {', '.join(BUNDLED[source])}")

@@ -157,7 +157,7 @@ class Detector:
             ValueError: If there are fewer than 20 images, no calibration images or only such as are fitted to, or images
                 are of another shape.
         """
-        pixels = self.preprocessing.read(images, split="train").pixels
+        pixels = self.preprocessing.read(images, default_split="train").pixels
         if len(pixels) < 20:
             raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(pixels)}")
         pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))]
@@ -165,7 +165,7 @@ class Detector:
             num_held = len(pixels) // 5
             held_out, pixels = pixels[:num_held], pixels[num_held:]
         else:
-            held_out = self.preprocessing.read(calibration, split="test").pixels
+            held_out = self.preprocessing.read(calibration).pixels
         if len(held_out) == 0:
             raise ValueError("there are no calibration images")
         fitted = image_hashes(pixels)
@@ -260,7 +260,7 @@ class Detector:
         Raises:
             ValueError: If none is left, or the detector is not fitted.
         """
-        pixels = _without(self.preprocessing.read(images, split="test").pixels, self._hashes["fitted"])
+        pixels = _without(self.preprocessing.read(images).pixels, self._hashes["fitted"])
         self.calibration = self.score(pixels, batch_size=batch_size, progress=progress)
         self.metadata = {**self.metadata, "calibrated on": len(pixels)}
         self._hashes["calibrated"] = image_hashes(pixels)
@@ -278,7 +278,7 @@ class Detector:
         *,
         fpr: float | None = None,
         fdr: float | None = None,
-        split: str = "test",
+        split: str | None = None,
         sigma: float = 0.05,
         num_noise_samples: int = 4,
         seed: int = 0,
@@ -292,7 +292,7 @@ class Detector:
             fpr: False-alarm rate: flag so that at most this share of normal images is, in expectation.
             fdr: False discovery rate instead: flag so that at most this share of the flagged images is normal
                 (Benjamini-Hochberg over all of them).
-            split: Part of a source that has parts.
+            split: Part of a source, that it must have; if None, `test` of a source that has parts.
             sigma: Noise level of the energy, > 0.
             num_noise_samples: Samples of the energy's inner noise to average over, >= 1, if it has any.
             seed: Of these samples.
@@ -336,12 +336,12 @@ class Detector:
             columns["flagged"] = benjamini_hochberg(p, fdr).tolist()
         return with_columns(rows, columns)
 
-    def explain(self, images: Images, *, split: str = "test", batch_size: int = 128) -> Explanation:
+    def explain(self, images: Images, *, split: str | None = None, batch_size: int = 128) -> Explanation:
         """Return where images are anomalous, and what they resemble.
 
         Args:
             images: Images; pixels may also be of images larger than the model's.
-            split: Part of a source that has parts.
+            split: Part of a source, that it must have; if None, `test` of a source that has parts.
             batch_size: Images per forward pass.
         """
         pixels = self.preprocessing.read(images, split=split).pixels
