@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 import sys
@@ -191,6 +190,4 @@ def test_score_to_a_full_standard_output(folder: Path, run: Path, monkeypatch: p
         assert main(["score", str(run), str(folder), "--limit", "2"]) == 2
         monkeypatch.undo()
         assert capfd.readouterr().err.splitlines()[-1] == "debm: error: no space left on device"
-        with pytest.raises(OSError, match="No space"):
-            full.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+        full.flush()  # nothing is left that Python would try to write at its end

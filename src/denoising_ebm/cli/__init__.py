@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from jsonargparse import ArgumentParser
 from denoising_ebm import __version__
 from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train, tune
 from denoising_ebm.cli.arguments import Command, HelpFormatter, call, command_parser, error_line
+from denoising_ebm.cli.streams import drop_unwritten, flushed_stdout, open_streams
+from denoising_ebm.utils.text import print_line
 
 COMMANDS: dict[str, Command] = {
     "demo": demo.demo,
@@ -48,26 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process if None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     try:
-        status = _run(arguments)
-        sys.stdout.flush()
-        return status
+        with flushed_stdout():
+            return _run(arguments)
     except KeyboardInterrupt:
-        print("debm: interrupted", file=sys.stderr)
+        print_line("debm: interrupted")
         return 130
     except BrokenPipeError:
-        # Whoever reads our output (`| head`) has enough; Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever reads our output (`| head`) has enough.
         return 141
     except (ArgumentError, ValueError, OSError) as error:
-        print(f"debm: error: {error_line(error, COMMANDS.get(''.join(arguments[:1])))}", file=sys.stderr)
+        print_line(f"debm: error: {error_line(error, COMMANDS.get(''.join(arguments[:1])))}")
         return 2
     except RuntimeError as error:
         # By name: torch is not imported for this.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"debm: error: out of GPU memory: {error_line(error)}; use a smaller --batch-size", file=sys.stderr)
+        print_line(f"debm: error: out of GPU memory: {error_line(error)}; use a smaller --batch-size")
         return 2
+    finally:
+        drop_unwritten()
 
 
 def _run(arguments: list[str]) -> int:

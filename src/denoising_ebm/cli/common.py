@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from denoising_ebm.utils.text import print_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def note(message: str) -> None:
     """Print a line on stderr, beside the result; once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"debm: {message}", file=sys.stderr)
+        print_line(f"debm: {message}")
 
 
 # -- checks before any work -----------------------------------------------------------------------------------------

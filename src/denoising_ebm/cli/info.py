@@ -96,10 +96,12 @@ def _print_table(rows: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from denoising_ebm.utils.text import printable
+
     table = Table(show_header=False, box=None)
     # Names of figures may be sentences: they must leave room for the values.
     table.add_column(style="bold", max_width=36, overflow="fold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(printable(name), f"{value:,}" if isinstance(value, int) else printable(value))
     Console().print(table, highlight=False, markup=False)

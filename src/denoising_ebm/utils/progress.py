@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
+
+from denoising_ebm.utils.text import print_line
 
 #: Shows how far work is, by its description and its total count; yields the function that takes what was done since.
 Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
@@ -52,6 +53,6 @@ def _lines(description: str, total: int) -> Callable[[int], object]:
         if now - last >= EVERY:
             last = now
             left = (total / done - 1) * (now - started) / 60 if done else math.inf
-            print(f"{description}: {done / max(total, 1):.0%}, {left:.1f} min left", file=sys.stderr, flush=True)
+            print_line(f"{description}: {done / max(total, 1):.0%}, {left:.1f} min left")
 
     return advance

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from denoising_ebm.utils.io import write_atomically, write_text_atomically
+from denoising_ebm.utils.text import printable
 
 Cell: TypeAlias = str | int | float | None
 
@@ -120,8 +121,7 @@ def write_report(
         ValueError: If a picture is not a PNG.
     """
     html = render_report(title=title, sections=sections, metadata=metadata, summary=summary)
-    # Names of files need not be valid Unicode.
-    write_text_atomically(Path(path), html, errors="backslashreplace")
+    write_text_atomically(Path(path), html)
 
 
 def write_pages(
@@ -148,7 +148,9 @@ def render_report(
 ) -> str:
     """The page of `write_report` as a string, for the same arguments."""
     source = resources.files("denoising_ebm").joinpath("viz/templates/report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     figure_number = table_number = 0
     blocks = []
     for section in sections:
@@ -205,7 +207,7 @@ def print_row(cells: Sequence[Cell], *, decimals: int = 3) -> None:
 
 def markdown_page(sections: Sequence[Section], *, title: str, metadata: Mapping[str, str], pictures: str = "") -> str:
     """Return a page as Markdown; a section's pictures are links to `pictures` and their number, `1.png` and so on."""
-    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in metadata.items())]
+    lines = [f"# {title}", "", *(f"- {name}: {printable(value)}" for name, value in metadata.items())]
     number = 0
     for section in sections:
         lines += [""] * (lines[-1] != "") + [f"## {section.title}", ""]
@@ -264,7 +266,12 @@ def _format_cell(cell: Cell, decimals: int) -> str:
         return f"{cell:,.{decimals}f}"
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
-    return str(cell)
+    return printable(cell)
+
+
+def _shown(value: Any) -> Any:
+    """Return a value of the page, its text as lines that do nothing but show themselves."""
+    return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else value
 
 
 def _is_number(text: str) -> bool:

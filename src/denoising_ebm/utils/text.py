@@ -1,0 +1,53 @@
+"""Text from outside (names of files, words of damaged files) as it may be shown, and lines on stderr that stop no work."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import unicodedata
+
+# Format characters that spelling needs (Persian, Indian scripts, joined emoji), which reorder and hide nothing.
+_JOINERS = "\u200c\u200d"
+
+
+def printable(text: object) -> str:
+    r"""Return text on one line that does nothing but show itself.
+
+    Control characters, escape sequences, line ends and marks that turn the direction of writing become visible, in
+    Python's own spelling (`\x1b`, `\n`, `\u202e`); a byte of a file name that is not UTF-8 becomes `\xff`.
+    """
+    shown = str(text)
+    return shown if shown.isprintable() else "".join(map(_visible, shown))
+
+
+def valid_unicode(text: str) -> str:
+    r"""Return text that can be encoded: a byte of a file name that is not UTF-8 becomes `\xff`, all else stays."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join(_visible(character) if "\ud800" <= character <= "\udfff" else character for character in text)
+    return text
+
+
+def print_line(text: object) -> None:
+    """Print a line on stderr, made `printable`; where nobody can read it (closed, full, hung up) work goes on without."""
+    # Without a stderr `print` would take stdout, where results go.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+            print(printable(text), file=sys.stderr, flush=True)
+
+
+def stderr_is_terminal() -> bool:
+    """Say whether somebody watches stderr."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"  # as `os.fsdecode` keeps a byte
+    return repr(character)[1:-1]
