@@ -3,12 +3,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from denoising_ebm.utils.io import check_marker, read_json, write_atomically, write_npz
+from denoising_ebm.utils.io import check_marker, read_json, read_regular_file, write_atomically, write_npz
 
 
 def test_markers_tell_whose_a_folder_is(tmp_path: Path) -> None:
@@ -63,3 +64,38 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomically(path, lambda temporary: temporary.write_text("new"))
     assert caught.value.filename == str(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_regular_file_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a pipe would wait for ever, and a device need not end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)
+        server.bind("socket")
+        for name, kind in [
+            ("pipe", "a named pipe"),
+            ("link", "a named pipe"),
+            ("zeros", "a device"),
+            ("socket", "a socket"),
+            (".", "a folder"),
+        ]:
+            with pytest.raises(ValueError, match=f"^{name}: is {kind}, not a file$"):
+                read_regular_file(name)
+    with pytest.raises(FileNotFoundError):
+        read_regular_file(tmp_path / "gone")
+    # A pipe that took the place of a file after it was looked at.
+    (tmp_path / "file").write_text("text")
+    regular = os.stat(tmp_path / "file")
+    monkeypatch.setattr(os, "stat", lambda path: regular)
+    with pytest.raises(ValueError, match="^pipe: is a named pipe, not a file$"):
+        read_regular_file("pipe")
+
+
+def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_regular_file(path) == read_regular_file(path, 5) == b"12345"
+    with pytest.raises(ValueError, match=r"file: has 5 bytes, more than the 4 that are read$"):
+        read_regular_file(path, 4)

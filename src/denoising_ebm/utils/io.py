@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,6 +49,67 @@ def write_npz(path: Path, array: npt.NDArray[Any]) -> None:
     write_atomically(path, write)
 
 
+def open_regular_file(path: str | Path) -> BinaryIO:
+    """Open a file for reading, if it is one: a pipe would block, a device never end.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it is something else; the message names it and says what it is.
+    """
+    # Asked before, since opening a device can act on it, and after, since something else may stand there by then.
+    _check_regular(path, os.stat(path).st_mode)
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, flag, 0)
+    descriptor = os.open(path, flags)
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular_file(path: str | Path, max_bytes: int | None = None) -> bytes:
+    """Return the content of a file, as `open_regular_file` opens it.
+
+    Args:
+        path: Of the file.
+        max_bytes: Longer files are refused before they are read.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no regular file or too long; the message names it.
+    """
+    with open_regular_file(path) as file:
+        if max_bytes is None:
+            return file.read()
+        size = os.fstat(file.fileno()).st_size
+        if size <= max_bytes:
+            # Once more than allowed, since a file can grow.
+            content = file.read(max_bytes + 1)
+            size = max(size, len(content))
+            if len(content) <= max_bytes:
+                return content
+    raise ValueError(f"{path}: has {size:,} bytes, more than the {max_bytes:,} that are read")
+
+
+def special_kind(mode: int) -> str:
+    """Return what a file of this `st_mode` is, in words; nothing for a regular file."""
+    kinds = [
+        (stat.S_ISREG, ""),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    ]
+    return next((words for is_kind, words in kinds if is_kind(mode)), "a device")
+
+
+def _check_regular(path: str | Path, mode: int) -> None:
+    if kind := special_kind(mode):
+        raise ValueError(f"{path}: is {kind}, not a file")
+
+
 def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     """Return the mapping that a JSON file holds.
 
@@ -61,7 +123,7 @@ def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     """
     hint = hint and f"; {hint}"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular_file(path).decode())
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}){hint}") from None
     if not isinstance(values, dict):
