@@ -201,7 +201,24 @@ def load_images(
     return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels), tuple(stored))
 
 
-def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> Iterator[ImageSet]:
+class ImageStream(Iterator[ImageSet]):
+    """Chunks of images, of which one at a time is held.
+
+    Attributes:
+        source: What was opened.
+        count: How many images are expected, unreadable ones among them; None where it is not known.
+    """
+
+    def __init__(self, source: Source, count: int | None, chunks: Iterator[ImageSet]) -> None:
+        self.source = source
+        self.count = count
+        self._chunks = chunks
+
+    def __next__(self) -> ImageSet:
+        return next(self._chunks)
+
+
+def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> ImageStream:
     """Load the images of `load_images` in chunks, of which one at a time is held.
 
     Errors are those of `load_images`; that of an image comes with the chunk it would stand in. Where `channels` is None
@@ -217,7 +234,8 @@ def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> I
     """
     if chunk < 1:
         raise ValueError(f"chunk must be >= 1, got {chunk}")
-    return _Reading(source, **options).chunks(chunk)
+    reading = _Reading(source, **options)
+    return ImageStream(reading.found, reading.count, reading.chunks(chunk))
 
 
 def each_image(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from denoising_ebm.datasets.images import ImageSet, load_images, stream_images
+from denoising_ebm.datasets.images import ImageSet, ImageStream, load_images, stream_images
 from denoising_ebm.literals import Resize
 
 #: uint8 pixels `(n, channels, height, width)`, a loaded set, or where `load_images` finds one.
@@ -50,7 +49,7 @@ class Preprocessing:
         """Load images; options (`split`, `limit`, `sample`, `strict`, ...) and errors as for `load_images`."""
         return load_images(source, **asdict(self), **options)
 
-    def stream(self, source: str | Path, **options: Any) -> Iterator[ImageSet]:
+    def stream(self, source: str | Path, **options: Any) -> ImageStream:
         """Load images in chunks; options (`chunk`, `split`, ...) and errors as for `stream_images`."""
         return stream_images(source, **asdict(self), **options)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import from_dict
-from denoising_ebm.datasets.images import image_hashes
+from denoising_ebm.datasets.images import ImageSet, image_hashes
 from denoising_ebm.datasets.preprocessing import Images, Preprocessing
 from denoising_ebm.hub import find_model_folder
 from denoising_ebm.model import DenoisingEBM
@@ -308,18 +308,57 @@ class Detector:
             raise ValueError("give a false-alarm rate or a false discovery rate, not both")
         if fpr is not None:
             check_rate(fpr, len(self.calibration))
-        found = self.preprocessing.read(images, split=split, skip_unfit=True)
-        rows = energy_rows(
-            self.model,
-            found,
-            sigma,
+        rows, p = self.judge(
+            self.preprocessing.read(images, split=split, skip_unfit=True),
+            sigma=sigma,
             num_noise_samples=num_noise_samples,
             seed=seed,
             batch_size=batch_size,
             resize=None if isinstance(images, Tensor) else self.preprocessing.resize,
             progress=progress,
         )
-        projections = self.projections(found.pixels, batch_size=batch_size, progress=progress)
+        if fpr is not None:
+            rows = with_columns(rows, {"flagged": flagged(p, fpr, len(self.calibration)).tolist()})
+        elif fdr is not None:
+            rows = with_columns(rows, {"flagged": benjamini_hochberg(p, fdr).tolist()})
+        return rows
+
+    def judge(
+        self,
+        images: ImageSet,
+        *,
+        sigma: float = 0.05,
+        num_noise_samples: int = 4,
+        seed: int = 0,
+        batch_size: int = 256,
+        resize: str | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[list[Score], Tensor]:
+        """Return the rows of `predict` without flags, which may need those of images to come, and exact p-values.
+
+        Args:
+            images: Images of the model's size and channels.
+            sigma: As for `predict`, like all others.
+            num_noise_samples: Samples of the energy's inner noise.
+            seed: Of these samples.
+            batch_size: Images per forward pass.
+            resize: Name of the filter used, for the table.
+            progress: Called with the number of images after each batch, first for energies, then for scores.
+
+        Returns:
+            A row for every image, and the p-values of the readable ones, float64, shape `(n,)`.
+        """
+        rows = energy_rows(
+            self.model,
+            images,
+            sigma,
+            num_noise_samples=num_noise_samples,
+            seed=seed,
+            batch_size=batch_size,
+            resize=resize,
+            progress=progress,
+        )
+        projections = self.projections(images.pixels, batch_size=batch_size, progress=progress)
         scores = self._score(projections)
         p = self.p_values(scores)
         columns: dict[str, list[Any]] = {
@@ -330,11 +369,7 @@ class Detector:
                 for name, value in zip(self._nearest(projections), p.tolist(), strict=True)
             ],
         }
-        if fpr is not None:
-            columns["flagged"] = self.flag(scores, fpr).tolist()
-        elif fdr is not None:
-            columns["flagged"] = benjamini_hochberg(p, fdr).tolist()
-        return with_columns(rows, columns)
+        return with_columns(rows, columns), p
 
     def explain(self, images: Images, *, split: str | None = None, batch_size: int = 128) -> Explanation:
         """Return where images are anomalous, and what they resemble.
