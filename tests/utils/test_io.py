@@ -89,7 +89,7 @@ def test_what_is_no_regular_file_is_never_read(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").write_text("text")
     regular = os.stat(tmp_path / "file")
     monkeypatch.setattr(os, "stat", lambda path: regular)
-    with pytest.raises(ValueError, match="^pipe: is a named pipe, not a file$"):
+    with pytest.raises(ValueError, match=r"^pipe: is a named pipe, not a file$"):
         read_regular_file("pipe")
 
 
