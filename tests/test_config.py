@@ -7,11 +7,12 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoising_ebm import config as config_module
 from denoising_ebm.config import (
+    MAX_STEPS,
     Config,
     ContrastiveConfig,
     EnergyConfig,
@@ -30,7 +31,7 @@ from denoising_ebm.config import (
 # -- round trips ----------------------------------------------------------------------------------------------------
 
 positive = st.floats(1e-8, 1e6)
-natural = st.integers(0, 10**9)
+natural = st.integers(0, MAX_STEPS)
 sigmas = st.tuples(st.floats(1e-6, 1.0), st.floats(1.001, 1e4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
 
 
@@ -91,6 +92,7 @@ def configs(draw: st.DrawFn) -> Config:
     return Config(network, noise, energy, sampling, contrastive, training, tuple(stages))
 
 
+@settings(deadline=None)
 @given(configs())
 def test_round_trips(config: Config) -> None:
     values = to_dict(config)

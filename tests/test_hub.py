@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from denoising_ebm import DenoisingEBM, hub, to_float
 from denoising_ebm.config import to_dict
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model_folder
 from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.utils.io import write_atomically
@@ -220,3 +222,170 @@ def test_half_precision_keeps_weights_to_three_digits_and_statistics_exactly(
     for name, buffer in tiny_model.named_buffers():
         if name in loaded.state_dict():
             assert torch.equal(loaded.state_dict()[name].nan_to_num(), buffer.nan_to_num())
+
+
+# -- hashes ---------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: int, bit: int = 0) -> bytes:
+    """Flip one bit of a file and return what it held."""
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[place] ^= 1 << bit
+    path.write_bytes(changed)
+    return content
+
+
+def test_any_flipped_bit_of_the_weights_is_noticed(folder: Path) -> None:
+    path, size = folder / WEIGHTS_FILE, (folder / WEIGHTS_FILE).stat().st_size
+    for i in range(40):
+        content = flip(path, i if i < 10 else (i * 7919 * 31) % size, i % 8)
+        refuse(folder, ValueError, str(path))
+        path.write_bytes(content)
+    DenoisingEBM.from_pretrained(folder)
+
+
+def test_weights_of_another_model_are_named(folder: Path, tiny_model: DenoisingEBM, tmp_path: Path) -> None:
+    """What a crash between the two replacements leaves: new weights, and the config of the old ones."""
+    old = (folder / CONFIG_FILE).read_bytes()
+    with torch.no_grad():
+        next(tiny_model.parameters()).add_(1)
+    tiny_model.save_pretrained(folder)
+    DenoisingEBM.from_pretrained(folder)
+    (folder / CONFIG_FILE).write_bytes(old)
+    refuse(folder, ValueError, str(folder / WEIGHTS_FILE), "not the file that config.json was written with")
+
+
+def test_a_changed_config_is_named_and_can_be_meant(folder: Path) -> None:
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    values["config"]["sampling"]["pixel"]["steps"] = 3
+    change_config(folder, config=values["config"])
+    refuse(folder, ValueError, str(folder / CONFIG_FILE), 'delete "config.json" from its entry sha256')
+    del values["sha256"][CONFIG_FILE]
+    change_config(folder, sha256=values["sha256"])
+    assert DenoisingEBM.from_pretrained(folder).config.sampling.pixel.steps == 3
+
+
+def test_folders_of_before_have_no_hashes(folder: Path, tiny_model: DenoisingEBM) -> None:
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    del values["sha256"], values["preprocessing"]
+    (folder / CONFIG_FILE).write_text(json.dumps(values))
+    change_weights(folder, lambda tensors: tensors["decoder.head.bias"].fill_(0.25))
+    model = DenoisingEBM.from_pretrained(folder)
+    assert model.preprocessing is None and model.config == tiny_model.config
+    assert bool((model.decoder.head.bias == 0.25).all())
+
+
+def test_another_config_keeps_what_is_known_of_the_weights(folder: Path, tiny_model: DenoisingEBM) -> None:
+    config = replace(tiny_model.config, stages=(*tiny_model.config.stages, *tiny_model.config.stages))
+    hub.rewrite_config(folder, config)
+    loaded = DenoisingEBM.from_pretrained(folder)
+    assert loaded.config == config and loaded.metadata == tiny_model.metadata
+    # Damage since then is no weight of the model, whatever is written beside it.
+    flip(folder / WEIGHTS_FILE, (folder / WEIGHTS_FILE).stat().st_size - 1)
+    hub.rewrite_config(folder, config)
+    refuse(folder, ValueError, str(folder / WEIGHTS_FILE), "is damaged")
+
+
+def test_preprocessing_stays_with_the_model(tiny_model: DenoisingEBM, tmp_path: Path) -> None:
+    tiny_model.preprocessing = Preprocessing.of(tiny_model, resize="lanczos", center_crop=140)
+    tiny_model.save_pretrained(tmp_path / "model")
+    hub.copy_model_folder(tmp_path / "model", tmp_path / "copy")
+    for name in ("model", "copy"):
+        assert DenoisingEBM.from_pretrained(tmp_path / name).preprocessing == tiny_model.preprocessing
+    hub.rewrite_config(tmp_path / "copy", tiny_model.config)
+    assert DenoisingEBM.from_pretrained(tmp_path / "copy").preprocessing == tiny_model.preprocessing
+    assert "| images prepared | resize lanczos, center_crop 140 |" in (tmp_path / "model" / CARD_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "preprocessing: expected a mapping, got list"),
+        ({"resize": "magic"}, "preprocessing: resize: expected one of"),
+        ({"image_size": 32}, "preprocessing: image_size is 32, the model's images have 16"),
+        ({"channels": True}, "preprocessing: channels: expected int, got True"),
+        ({"crop": 3}, "preprocessing: unknown field 'crop'"),
+    ],
+)
+def test_wrong_preprocessing(values: Any, message: str, folder: Path) -> None:
+    change_config(folder, preprocessing=values)
+    refuse(folder, ValueError, f"{folder / CONFIG_FILE}: {message}")
+
+
+# -- sizes before memory --------------------------------------------------------------------------------------------
+
+
+def test_no_model_is_made_before_its_sizes_are_those_of_the_file(
+    folder: Path, tiny_model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config of six gigabytes beside a file of kilobytes."""
+    network = replace(tiny_model.config.network, widths=(2048, 4096), decoder_widths=(2048, 4096))
+    change_config(folder, config=to_dict(replace(tiny_model.config, network=network)))
+
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("memory was taken")
+
+    for name in ("load_file", "load"):
+        monkeypatch.setattr(safetensors.torch, name, made)
+    monkeypatch.setattr(DenoisingEBM, "load_state_dict", made)
+    refuse(folder, ValueError, str(folder / WEIGHTS_FILE), "has shape", "expected (2048")
+    values = to_dict(tiny_model.config)
+    values["network"]["widths"] = [1_000_000, 1_000_000]
+    change_config(folder, config=values)
+    refuse(folder, ValueError, str(folder / CONFIG_FILE), "network.widths must be <= 4,096, got (1000000, 1000000)")
+
+
+def test_a_head_beyond_all_bounds_is_not_read(folder: Path) -> None:
+    path = folder / WEIGHTS_FILE
+    with open(path, "wb") as file:
+        file.write((5 * 2**20).to_bytes(8, "little"))
+        file.write(b'{"a":' + b" " * (5 * 2**20 - 6) + b"}")
+    refuse(folder, ValueError, str(path), "its head is larger than 4,194,304 bytes")
+
+
+def test_types_of_tensors(folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors.update({"decoder.head.bias": torch.zeros(1, dtype=torch.int64)}))
+    refuse(
+        folder, ValueError, str(folder / WEIGHTS_FILE), "decoder.head.bias is of type int64, expected floating-point"
+    )
+    change_weights(folder, lambda tensors: tensors.update({"decoder.head.bias": torch.zeros(1, dtype=torch.int8)}))
+    refuse(folder, ValueError, str(folder / WEIGHTS_FILE), "'decoder.head.bias' is of type I8, expected one of F64")
+    # Finite as it stands, infinite as what the model computes with.
+    change_weights(
+        folder, lambda tensors: tensors.update({"decoder.head.bias": torch.full((1,), 1e300, dtype=torch.float64)})
+    )
+    refuse(folder, ValueError, str(folder / WEIGHTS_FILE), "decoder.head.bias holds values that are not finite")
+
+
+# -- the card -------------------------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "data": "a | b\n---\ntags: [x]\n# big <script>alert(1)</script> [link](https://e.org) ![i](x) `code` www.e.org \x1b[31m",
+    "k|ey\n\n<img src=x>": "*bold* _it_ ~~s~~ &lt; http://e.org \\| trailing\\",
+}
+
+
+def test_names_are_no_markup_in_the_card(tiny_model: DenoisingEBM, tmp_path: Path) -> None:
+    tiny_model.metadata.update(HOSTILE)
+    tiny_model.save_pretrained(tmp_path)
+    card = (tmp_path / CARD_FILE).read_text()
+    lines = card.splitlines()
+    # The front matter is ours, and each entry is one row of two cells.
+    assert lines[0] == lines[3] == "---" and lines.count("---") == 2
+    rows = lines[lines.index("## Training and figures") + 4 :]
+    assert len(rows) == 2
+    for row in rows:
+        cells = re.split(r"(?<!\\)(?:\\\\)*\|", row)
+        assert len(cells) == 4 and cells[0] == cells[3] == ""
+    text = "\n".join(rows)
+    for bare in (r"(?<!\\)[<>\[\]`*_~&]", r"[a-z]://", r"www\.", r"\x1b"):
+        assert not re.search(bare, text), bare
+    assert DenoisingEBM.from_pretrained(tmp_path).metadata == tiny_model.metadata
+
+
+def test_figures_that_are_not_finite_are_told_as_texts(tiny_model: DenoisingEBM, tmp_path: Path) -> None:
+    tiny_model.metadata["held-out denoising loss"] = float("nan")
+    tiny_model.save_pretrained(tmp_path)
+    assert "NaN" not in (tmp_path / CONFIG_FILE).read_text()
+    assert DenoisingEBM.from_pretrained(tmp_path).metadata["held-out denoising loss"] == "nan"

@@ -1,17 +1,24 @@
 """What a run is, as frozen dataclasses: checked on construction, read from and written to YAML and JSON.
 
+`from_dict` checks names and types, and each dataclass its ranges. Their ends are far beyond any use: they keep a file of a
+stranger's from asking for more memory or time than there is.
+
 The defaults of every field are the paper's numbers where it gives one; the files in `presets/` say where they differ.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
+
+from denoising_ebm.utils.parsing import shown
 
 Precondition = Literal["edm", "energy", "none"]
 Denoiser = Literal["output", "gradient"]
@@ -26,12 +33,37 @@ PixelMethod = Literal["annealed-langevin", "consistent-annealed", "ancestral", "
 #: The model's own two-stage sampler, or a method from noise.
 SamplerName = Literal["two-stage", PixelMethod]
 
+#: Most entries of any list.
+MAX_ENTRIES = 1000
+#: Most steps of a chain. The paper takes 135, NCSN a thousand; ten thousand are minutes of waiting for a single image.
+MAX_STEPS = 10_000
+#: Noise levels lie within, for images in [-1, 1]: beyond, squares leave what float32 holds.
+MIN_SIGMA, MAX_SIGMA = 1e-8, 1e6
+#: Weights, factors and step sizes are at most this.
+MAX_FACTOR = 1e6
+
 T = TypeVar("T")
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_most(values: Any, where: str, most: float, *names: str) -> None:
+    """Refuse fields, numbers or lists of them, that are above `most`."""
+    for name in names:
+        value = getattr(values, name)
+        largest = max(value, default=0) if isinstance(value, tuple) else value
+        _require(largest is None or largest <= most, f"{where}.{name} must be <= {most:,}, got {shown(value)}")
+
+
+def _require_chain_within(chain: Any, where: str, *factors: str) -> None:
+    """Refuse noise levels and numbers of steps that no chain could follow to its end."""
+    _require(chain.sigma_min >= MIN_SIGMA, f"{where}.sigma_min must be >= {MIN_SIGMA:g}, got {chain.sigma_min}")
+    _require_most(chain, where, MAX_STEPS, "steps")
+    _require_most(chain, where, MAX_SIGMA, "sigma_max")
+    _require_most(chain, where, MAX_FACTOR, *factors)
 
 
 def _require_falling(sigma_max: float, sigma_min: float, where: str) -> None:
@@ -74,7 +106,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _require(self.channels in (1, 3), f"network.channels must be 1 or 3, got {self.channels}")
         _require(16 <= self.image_size <= 256, f"network.image_size must be within 16..256, got {self.image_size}")
-        _require(len(self.widths) >= 2, f"network.widths needs at least two resolutions, got {self.widths}")
+        _require(2 <= len(self.widths) <= 9, f"network.widths needs 2 to 9 resolutions, got {shown(self.widths)}")
         factor = 2 ** (len(self.widths) - 1)
         _require(
             self.image_size % factor == 0,
@@ -87,19 +119,25 @@ class NetworkConfig:
         )
         for name in ("widths", "decoder_widths"):
             values = getattr(self, name)
-            _require(all(w > 0 and w % 8 == 0 for w in values), f"network.{name} must be multiples of 8, got {values}")
+            _require(
+                all(w > 0 and w % 8 == 0 for w in values), f"network.{name} must be multiples of 8, got {shown(values)}"
+            )
         sizes = [self.image_size // 2**i for i in range(len(self.widths))]
         _require(
-            set(self.attention) <= set(sizes), f"network.attention must be among {sizes}, got {list(self.attention)}"
+            set(self.attention) <= set(sizes),
+            f"network.attention must be among {sizes}, got {shown(list(self.attention))}",
         )
+        for name in ("blocks", "decoder_blocks", "latent_dim", "embedding_dim", "heads"):
+            _require(getattr(self, name) >= 1, f"network.{name} must be >= 1, got {getattr(self, name)}")
         for size, width in zip(sizes, self.widths, strict=True):
             _require(
                 size not in self.attention or width % self.heads == 0,
                 f"network.heads must divide the width {width} at {size} pixels, got {self.heads}",
             )
-        for name in ("blocks", "decoder_blocks", "latent_dim", "embedding_dim", "heads"):
-            _require(getattr(self, name) >= 1, f"network.{name} must be >= 1, got {getattr(self, name)}")
         _require(self.sigma_data > 0, f"network.sigma_data must be > 0, got {self.sigma_data}")
+        _require_most(self, "network", MAX_SIGMA, "sigma_data")
+        _require_most(self, "network", 4096, "widths", "decoder_widths", "latent_dim", "embedding_dim", "heads")
+        _require_most(self, "network", 32, "blocks", "decoder_blocks")
 
 
 @dataclass(frozen=True)
@@ -132,6 +170,11 @@ class NoiseConfig:
         )
         _require(self.num_sigmas >= 2, f"noise.num_sigmas must be >= 2, got {self.num_sigmas}")
         _require(self.p_std > 0, f"noise.p_std must be > 0, got {self.p_std}")
+        _require(self.sigma_min >= MIN_SIGMA, f"noise.sigma_min must be >= {MIN_SIGMA:g}, got {self.sigma_min}")
+        _require(abs(self.p_mean) <= 100, f"noise.p_mean must be within -100..100, got {self.p_mean}")
+        _require_most(self, "noise", MAX_SIGMA, "sigma_max")
+        _require_most(self, "noise", 100_000, "num_sigmas")
+        _require_most(self, "noise", 100, "p_std")
 
 
 @dataclass(frozen=True)
@@ -174,6 +217,7 @@ class SemanticChain:
         for name in ("step_size", "sigma_min"):
             _require(getattr(self, name) > 0, f"{where}.{name} must be > 0, got {getattr(self, name)}")
         _require_falling(self.sigma_max, self.sigma_min, where)
+        _require_chain_within(self, where, "step_size", "prior", "temperature")
 
 
 @dataclass(frozen=True)
@@ -220,6 +264,7 @@ class PixelSampler:
         _require(
             self.step_size is None or self.step_size > 0, f"{where}.step_size must be > 0 or null, got {self.step_size}"
         )
+        _require_chain_within(self, where, "step_size", "temperature", "low_temperature", "low_temperature_sigma")
         with_step = ("annealed-langevin", "consistent-annealed", "mala")
         _require(
             self.step_size is None or self.method in with_step,
@@ -284,6 +329,10 @@ class ContrastiveConfig:
         _require(self.buffer_size >= 1, f"contrastive.buffer_size must be >= 1, got {self.buffer_size}")
         _require(0 <= self.restart_rate <= 1, f"contrastive.restart_rate must be within 0..1, got {self.restart_rate}")
         _require(self.gap_bound > 0, f"contrastive.gap_bound must be > 0, got {self.gap_bound}")
+        _require_most(self, "contrastive", MAX_STEPS, "reconstruction_steps", "semantic_steps", "texture_steps")
+        _require_most(self, "contrastive", 2**20, "chain_batch")
+        _require_most(self, "contrastive", 10**9, "buffer_size", "gap_bound")
+        _require_most(self, "contrastive", MAX_FACTOR, "weight", "regularisation")
 
 
 @dataclass(frozen=True)
@@ -300,6 +349,7 @@ class TrainingStage:
 
     def __post_init__(self) -> None:
         _require(self.fraction > 0, f"stages.fraction must be > 0, got {self.fraction}")
+        _require_most(self, "stages", MAX_FACTOR, "fraction")
 
 
 @dataclass(frozen=True)
@@ -359,6 +409,13 @@ class TrainingConfig:
         names = ("micro_batch_size", "warmup_images", "clip_norm", "decoder_weight", "max_minutes", "sample_minutes")
         for name in (*names, "holdout"):
             _require(getattr(self, name) >= 0, f"training.{name} must be >= 0, got {getattr(self, name)}")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"training.betas must be within [0, 1), got {self.betas}")
+        _require_most(self, "training", 2**20, "batch_size", "micro_batch_size")
+        _require_most(self, "training", MAX_FACTOR, "learning_rate", "decoder_weight", "decoder_sigma_max")
+        _require_most(self, "training", 10**9, "clip_norm", "max_minutes", "sample_minutes", "log_every", "holdout")
+        _require_most(self, "training", 10**15, "max_images", "warmup_images")
+        # Batches add to it what numbers them.
+        _require(abs(self.seed) <= 2**62, f"training.seed must be within 62 bits, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -442,9 +499,9 @@ def from_dict(kind: type[T], values: dict[str, Any], *, where: str = "config") -
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a mapping, got {type(values).__name__}")
     hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
+    unknown = [name for name in values if name not in hints]
     if unknown:
-        raise ValueError(f"{where}: unknown field {unknown[0]!r} (known: {', '.join(hints)})")
+        raise ValueError(f"{where}: unknown field {shown(unknown[0])} (known: {', '.join(hints)})")
     built = {name: _coerce(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     try:
         return kind(**built)
@@ -458,23 +515,35 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast(type, hint), value, where=where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: expected a list, got {value!r}")
+            raise ValueError(f"{where}: expected a list, got {shown(value)}")
+        if len(value) > MAX_ENTRIES:
+            raise ValueError(f"{where}: expected at most {MAX_ENTRIES:,} values, got {len(value):,}")
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner) != len(value):
             raise ValueError(f"{where}: expected {len(inner)} values, got {len(value)}")
         return tuple(_coerce(kind, item, where) for kind, item in zip(inner, value, strict=True))
     if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
+        if not any(value == each and type(value) is type(each) for each in arguments):
+            raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {shown(value)}")
         return value
     if origin in (types.UnionType, typing.Union):  # the latter of a Literal
-        # Only `X | None` is used.
-        return None if value is None else _coerce(arguments[0], value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        kinds = [kind for kind in arguments if kind is not types.NoneType]
+        if value is None and len(kinds) < len(arguments):
+            return None
+        for kind in kinds[:-1]:
+            with contextlib.suppress(ValueError):
+                return _coerce(kind, value, where)
+        return _coerce(kinds[-1], value, where)
     if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         # YAML 1.1 takes 5e-4, without a point, and 1.5e3, without a sign, for texts.
+        value = float(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if is_whole and hint in (int, float) and abs(value) >= 2**63:
+        raise ValueError(f"{where}: expected a number within 64 bits, got {shown(value)}")
+    if hint is float and is_whole:
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    if not isinstance(value, hint) or (hint is int and not is_whole):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {shown(value)}")
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite number, got {value}")
     return value

@@ -5,19 +5,35 @@ It knows files, configs and tensors, and no network: `DenoisingEBM.from_pretrain
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.migration import MODEL_FORMAT, migrate_model, migrate_tensors
-from denoising_ebm.utils.io import read_json, write_atomically, write_text_atomically
+from denoising_ebm.schema import (
+    Specs,
+    check_file_hash,
+    check_own_hash,
+    checked_metadata,
+    file_hash,
+    hashes_of,
+    plain_metadata,
+    read_tensors,
+    sealed,
+)
+from denoising_ebm.utils.io import read_json, write_together
+from denoising_ebm.utils.markup import markdown_text
+from denoising_ebm.utils.parsing import MAX_JSON, shown
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `Detector.save`, optional.
@@ -32,37 +48,72 @@ def bundled_models() -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if (entry / CONFIG_FILE).is_file())
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """What a model folder holds."""
+
+    config: Config
+    metadata: dict[str, Any]
+    preprocessing: Preprocessing | None  #: How its images were prepared; None where the folder does not say it.
+    tensors: dict[str, torch.Tensor]
+
+
 def write_model_folder(
-    folder: Path, config: Config, metadata: dict[str, Any], tensors: dict[str, torch.Tensor], parameters: int
+    folder: Path,
+    config: Config,
+    metadata: dict[str, Any],
+    preprocessing: Preprocessing | None,
+    tensors: dict[str, torch.Tensor],
+    parameters: int,
 ) -> None:
-    """Write a model folder: weights first, so that a config is never without its weights."""
+    """Write a model folder, with hashes by which damage and mixtures are noticed.
+
+    All files are complete before the first takes its place; weights first, so that a config is never without its weights. A
+    crash between the two leaves weights that `config.json` knows not to be its own.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, not a folder")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    card = model_card(config, metadata, parameters)
     # Through memory: safetensors' own writer reports a full disk as no OSError.
     weights = safetensors.torch.save(tensors)
-    write_atomically(folder / WEIGHTS_FILE, lambda path: path.write_bytes(weights))
-    _write_config(folder, config, metadata)
-    write_text_atomically(folder / CARD_FILE, card)
+    hashes = {WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()}
+    write_together(
+        {
+            folder / WEIGHTS_FILE: weights,
+            folder / CONFIG_FILE: _config_content(config, metadata, preprocessing, hashes),
+            folder / CARD_FILE: model_card(config, metadata, preprocessing, parameters).encode(),
+        }
+    )
 
 
 def rewrite_config(folder: Path, config: Config) -> None:
-    """Give a model folder another config, for the same weights and metadata."""
-    _write_config(folder, config, _read_config(folder / CONFIG_FILE)[1])
+    """Give a model folder another config, for the same weights, metadata and preprocessing."""
+    path = folder / CONFIG_FILE
+    values = _read_values(path)
+    _, metadata, preprocessing = _checked(values, path)
+    check_own_hash(values, path)
+    # Hashes of before stay: those of weights that were damaged since would make them good.
+    hashes = {name: digest for name, digest in hashes_of(values, path).items() if name != CONFIG_FILE}
+    hashes = hashes or {WEIGHTS_FILE: file_hash(folder / WEIGHTS_FILE)}
+    write_together({path: _config_content(config, metadata, preprocessing, hashes)})
 
 
 def copy_model_folder(source: Path, folder: Path) -> None:
     """Copy a model, with its detector if it has one; weights first, so that a config is never without its weights."""
-    for name in (WEIGHTS_FILE, *reversed(DETECTOR_FILES), CONFIG_FILE, CARD_FILE):
-        if (source / name).is_file():
-            content = (source / name).read_bytes()
-            write_atomically(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+    names = (WEIGHTS_FILE, *reversed(DETECTOR_FILES), CONFIG_FILE, CARD_FILE)
+    write_together({folder / name: (source / name).read_bytes() for name in names if (source / name).is_file()})
 
 
-def _write_config(folder: Path, config: Config, metadata: dict[str, Any]) -> None:
-    text = json.dumps({"format": MODEL_FORMAT, "config": to_dict(config), "metadata": metadata}, indent=2) + "\n"
-    write_text_atomically(folder / CONFIG_FILE, text)
+def _config_content(
+    config: Config, metadata: dict[str, Any], preprocessing: Preprocessing | None, hashes: dict[str, str]
+) -> bytes:
+    values = {
+        "format": MODEL_FORMAT,
+        "config": to_dict(config),
+        "metadata": plain_metadata(metadata),
+        "preprocessing": None if preprocessing is None else to_dict(preprocessing),
+    }
+    return (json.dumps(sealed(values, CONFIG_FILE, hashes), indent=2) + "\n").encode()
 
 
 def find_model_folder(name: str, revision: str | None = None) -> Path:
@@ -96,60 +147,100 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{name}: no such folder here, and the Hub could not be asked ({reason})") from None
 
 
-def read_model_folder(folder: Path) -> tuple[Config, dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the config, the metadata and the tensors of a model folder.
+def read_model_folder(folder: Path, specs: Callable[[Config], Specs]) -> StoredModel:
+    """Return what a model folder holds, all of it checked.
+
+    Args:
+        folder: The folder.
+        specs: Of the tensors of a model with this config.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged.
+        ValueError: If a file is damaged, or does not fit the other.
     """
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file}: missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    config, metadata = _read_config(folder / CONFIG_FILE)
-    path = folder / WEIGHTS_FILE
+    path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    before = file_hash(path)
+    values = _read_values(path)
+    config, metadata, preprocessing = _checked(values, path)
     try:
-        tensors = safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    return config, metadata, migrate_tensors(tensors)
-
-
-def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
-    values = migrate_model(read_json(path))
-    if values.get("format") != MODEL_FORMAT:
-        raise ValueError(
-            f"{path}: expected format {MODEL_FORMAT} of a denoising-ebm model, found {values.get('format')}"
+        tensors = read_tensors(
+            weights, specs(config), misfit=f"weights do not fit {CONFIG_FILE}", rename=migrate_tensors
         )
-    metadata = values.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{path}: metadata: expected a mapping, got {type(metadata).__name__}")
-    return from_dict(Config, values.get("config", {}), where=f"{path}: config"), metadata
+        # Hashes last: what else is wrong says more.
+        check_own_hash(values, path)
+        check_file_hash(values, path, weights, _MIXTURE)
+    except ValueError:
+        if file_hash(path) == before:
+            raise
+        # A training saved its model between the two readings.
+        return read_model_folder(folder, specs)
+    return StoredModel(config, metadata, preprocessing, tensors)
 
 
-def check_tensors(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise a ValueError naming the first of `tensors`, read from `path`, that does not fit what a model expects."""
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    if missing or unknown:
-        what = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
-        raise ValueError(f"{path}: weights do not fit {CONFIG_FILE}: {what} ({len(missing) + len(unknown)} such names)")
-    for name, tensor in expected.items():
-        if tensor.shape != tensors[name].shape:
-            raise ValueError(
-                f"{path}: weights do not fit {CONFIG_FILE}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"expected {tuple(tensor.shape)}"
-            )
-        # Reference energies are NaN in a model that was never calibrated.
-        if tensor.is_floating_point() and name != "reference" and not bool(tensors[name].isfinite().all()):
-            raise ValueError(f"{path}: {name} holds values that are not finite")
+_MIXTURE = (
+    "copy the folder again; where a save was cut off, save again: of a run `debm train --resume` writes its model anew"
+)
 
 
-def model_card(config: Config, metadata: dict[str, Any], parameters: int) -> str:
-    """Return the model card: what the model is, how it was trained, its figures."""
+def _read_values(path: Path) -> dict[str, Any]:
+    values = read_json(path, max_bytes=MAX_JSON)
+    if values.get("format") not in range(1, MODEL_FORMAT + 1):
+        raise ValueError(
+            f"{path}: expected format {MODEL_FORMAT} of a denoising-ebm model, found {shown(values.get('format'))}"
+        )
+    return values
+
+
+def _checked(values: dict[str, Any], path: Path) -> tuple[Config, dict[str, Any], Preprocessing | None]:
+    """Return config, metadata and preprocessing of the values of a `config.json`.
+
+    Raises:
+        ValueError: If one is not valid.
+    """
+    try:
+        migrated = migrate_model(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    config = from_dict(Config, migrated.get("config", {}), where=f"{path}: config")
+    metadata = checked_metadata(migrated.get("metadata", {}), f"{path}: metadata")
+    preprocessing = read_preprocessing(migrated.get("preprocessing"), config, f"{path}: preprocessing")
+    return config, metadata, preprocessing
+
+
+def read_preprocessing(values: Any, config: Config, where: str) -> Preprocessing | None:
+    """Return how a file says that images are prepared; None where it does not.
+
+    Args:
+        values: What the file says; None for nothing.
+        config: Of the model that the images are for.
+        where: File and field, for messages.
+
+    Raises:
+        ValueError: If that is not valid, or for images of another size or other channels.
+    """
+    if values is None:
+        return None
+    network = config.network
+    own = {"image_size": network.image_size, "channels": network.channels}
+    preprocessing = from_dict(Preprocessing, own | values if isinstance(values, dict) else values, where=where)
+    for name, value in own.items():
+        if (found := getattr(preprocessing, name)) != value:
+            raise ValueError(f"{where}: {name} is {found}, the model's images have {value}")
+    return preprocessing
+
+
+def model_card(config: Config, metadata: dict[str, Any], preprocessing: Preprocessing | None, parameters: int) -> str:
+    """Return the model card: what the model is, how it was trained, its figures.
+
+    Metadata may hold names of folders, which are shown as they are: nothing in them is markup.
+    """
     network, noise, training = config.network, config.noise, config.training
     stages = ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in config.stages)
-    rows = "\n".join(f"| {name} | {value} |" for name, value in metadata.items()) or "| - | - |"
+    rows = "\n".join(f"| {markdown_text(name)} | {markdown_text(value)} |" for name, value in metadata.items())
+    images = "not said" if preprocessing is None else preprocessing.described()
     return f"""---
 library_name: denoising-ebm
 tags: [energy-based-model, out-of-distribution-detection, image-generation, anomaly-localisation]
@@ -173,6 +264,7 @@ energies = model.energy(images, sigma=0.05)  # low = likely
 |---|---|
 | parameters | {parameters:,} |
 | latent dimension | {network.latent_dim} |
+| images prepared | {images} |
 | noise levels | {noise.sigma_min:g} to {noise.sigma_max:g} |
 | training stages | {stages} |
 | batch, learning rate | {training.batch_size}, {training.learning_rate:g} |
@@ -181,5 +273,5 @@ energies = model.energy(images, sigma=0.05)  # low = likely
 
 | | |
 |---|---|
-{rows}
+{rows or "| - | - |"}
 """

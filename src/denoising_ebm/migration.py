@@ -15,13 +15,34 @@ A run folder (`config.yaml`, `state.pt`) holds the same config without a number;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_FORMAT = 2
 DETECTOR_FORMAT = 3
+
+Named = TypeVar("Named")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_earlier_form(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a ValueError of whatever a part that is missing or of another kind leads to."""
+
+    @wraps(function)
+    def migrated(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+            raise ValueError(f"a part is missing, or of another kind than files of its form have ({reason})") from None
+
+    return migrated
+
 
 _RENAMED = {
     "noise": {"levels": "num_sigmas"},
@@ -41,6 +62,7 @@ _PIXEL = {
 _DRIFT = {"exact": "energy", "first-term": "denoiser"}
 
 
+@_of_earlier_form
 def migrate_config(values: dict[str, Any]) -> dict[str, Any]:
     """Return the plain values of a config, or of a part of one, in today's form; new values stay as they are."""
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
@@ -86,14 +108,15 @@ def _migrate_sampling(old: dict[str, Any]) -> dict[str, Any]:
     return new | old
 
 
-def migrate_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a model, or of averaged weights, by today's names."""
+def migrate_tensors(tensors: dict[str, Named]) -> dict[str, Named]:
+    """Return what a model, or averaged weights, hold by the names of tensors by today's names."""
     return {
         "jacobian_norm".join(name.rsplit("sensitivity", 1)) if name.endswith("sensitivity") else name: tensor
         for name, tensor in tensors.items()
     }
 
 
+@_of_earlier_form
 def migrate_model(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a model folder's `config.json` in today's form; its tensors need `migrate_tensors`."""
     if values.get("format") != 1:
@@ -106,6 +129,7 @@ def migrate_model(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@_of_earlier_form
 def migrate_state(saved: dict[str, Any]) -> dict[str, Any]:
     """Return a run's `state.pt` in today's form."""
     saved = {**saved, "config": migrate_config(saved["config"])}
@@ -135,6 +159,7 @@ _DETECTOR_TENSORS = {
 }
 
 
+@_of_earlier_form
 def migrate_detector(values: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what `detector.json` and `detector.safetensors` hold in today's form.
 

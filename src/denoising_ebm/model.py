@@ -15,14 +15,9 @@ from torch import Tensor, nn
 
 from denoising_ebm import energies
 from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, SamplerName, SamplingConfig
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
-from denoising_ebm.hub import (
-    WEIGHTS_FILE,
-    check_tensors,
-    find_model_folder,
-    read_model_folder,
-    write_model_folder,
-)
+from denoising_ebm.hub import find_model_folder, read_model_folder, write_model_folder
 from denoising_ebm.literals import Precision
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
@@ -36,6 +31,7 @@ from denoising_ebm.samplers import (
     two_stage,
     two_stage_nfe,
 )
+from denoising_ebm.schema import TensorSpec, module_specs
 from denoising_ebm.utils.device import choose_device, choose_precision
 
 #: A sampler by name or by its settings; see `DenoisingEBM.configure_sampler`.
@@ -82,15 +78,19 @@ class DenoisingEBM(nn.Module):
     Args:
         config: Sizes, energy and sampling settings.
         metadata: What is known of the weights (data, images seen, figures), kept in the model folder.
+        preprocessing: How the images were prepared that it was trained on, kept there too; None if that is not known.
     """
 
     jacobian_norm: Tensor
     reference: Tensor
 
-    def __init__(self, config: Config, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: Config, metadata: dict[str, Any] | None = None, preprocessing: Preprocessing | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.metadata = dict(metadata or {})
+        self.preprocessing = preprocessing
         self.dae = DenoisingAutoencoder(config.network)
         self.decoder = SemanticDecoder(config.network)
         self.register_buffer("jacobian_norm", torch.ones(()))
@@ -375,7 +375,7 @@ class DenoisingEBM(nn.Module):
         weights = dict(self.named_parameters())
         tensors |= {name: weight.detach().to(dtype) for name, weight in weights.items()}
         parameters = sum(weight.numel() for weight in weights.values())
-        write_model_folder(Path(folder), self.config, self.metadata, tensors, parameters)
+        write_model_folder(Path(folder), self.config, self.metadata, self.preprocessing, tensors, parameters)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str = "cpu", revision: str | None = None) -> DenoisingEBM:
@@ -391,11 +391,18 @@ class DenoisingEBM(nn.Module):
 
         Raises:
             FileNotFoundError: If there is no such model or a file is missing from its folder.
-            ValueError: If the folder's files do not fit each other.
+            ValueError: If a file is damaged, holds what no model has, or does not fit the others.
         """
-        folder = find_model_folder(str(name), revision)
-        config, metadata, tensors = read_model_folder(folder)
-        model = cls(config, metadata)
-        check_tensors(model.state_dict(), tensors, folder / WEIGHTS_FILE)
-        model.load_state_dict(tensors)
-        return model.to(choose_device(device)).eval()
+        place = choose_device(device)
+        stored = read_model_folder(find_model_folder(str(name), revision), expected_tensors)
+        model = cls(stored.config, stored.metadata, stored.preprocessing)
+        model.load_state_dict(stored.tensors)
+        return model.to(place).eval()
+
+
+def expected_tensors(config: Config) -> dict[str, TensorSpec]:
+    """Return what the tensors of a model of this config must be, without making them."""
+    with torch.device("meta"):
+        model = DenoisingEBM(config)
+    # Energies of reference images are NaN in a model that was never calibrated.
+    return module_specs(model, reference={"missing": True}, jacobian_norm={"positive": True})

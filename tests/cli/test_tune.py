@@ -46,6 +46,7 @@ def test_command_writes_the_choice_and_nothing_else(debm: Any, folder: Path, run
     old = json.loads((run / "model" / CONFIG_FILE).read_text())
     new = json.loads((model / CONFIG_FILE).read_text())
     assert new["config"]["sampling"]["pixel"].pop("low_temperature") == best
+    assert new["sha256"].pop(CONFIG_FILE) != old["sha256"].pop(CONFIG_FILE)
     assert old["config"]["sampling"]["pixel"].pop("low_temperature") == 1 and old == new
     assert (model / WEIGHTS_FILE).read_bytes() == (run / "model" / WEIGHTS_FILE).read_bytes()
 

@@ -45,6 +45,12 @@ class Preprocessing:
         network = model.config.network
         return cls(network.image_size, network.channels, **settings)
 
+    def described(self) -> str:
+        """Return the settings that are not the usual ones in a phrase, such as `resize lanczos, center_crop 140`."""
+        usual = type(self)(self.image_size, self.channels)
+        names = (name for name, value in asdict(self).items() if value != getattr(usual, name))
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names) or "taken as they are"
+
     def load(self, source: str | Path, **options: Any) -> ImageSet:
         """Load images; options (`split`, `limit`, `sample`, `strict`, ...) and errors as for `load_images`."""
         return load_images(source, **asdict(self), **options)

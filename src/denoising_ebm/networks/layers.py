@@ -31,9 +31,8 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, dim: int, features: int = 16) -> None:
         super().__init__()
         # c_noise = ln(sigma) / 4 spans about 2 units: periods from 25 units (monotone over the range) to 0.4.
-        self.register_buffer(
-            "frequencies", torch.logspace(math.log10(0.25), math.log10(16.0), features), persistent=False
-        )
+        frequencies = torch.logspace(math.log10(0.25), math.log10(16.0), features, device="cpu")
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_device()), persistent=False)
         self.layers = nn.Sequential(nn.Linear(2 * features, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
 
     def forward(self, c_noise: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ class Whitening(nn.Module):
         self.memory = memory
         self.shrinkage = shrinkage
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("covariance", torch.eye(dim))
-        self.register_buffer("whitener", torch.eye(dim))
+        # No `torch.eye`: for modules without memory it takes seconds of imports.
+        self.register_buffer("covariance", torch.zeros(dim, dim).fill_diagonal_(1.0))
+        self.register_buffer("whitener", torch.zeros(dim, dim).fill_diagonal_(1.0))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         # `updates` as a plain number, read once after loading: reading it every step would make a GPU wait.
         self._count: int | None = None

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash, to_float
-from denoising_ebm.hub import check_tensors
 from denoising_ebm.literals import Precision
-from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.model import DenoisingEBM, expected_tensors
+from denoising_ebm.schema import check_tensors
 from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.training.checkpoint import RunState, read_state, save_state
@@ -113,7 +113,12 @@ def train(
     model = new_model(config)
     past: dict[str, Any] = {}
     if initial is not None:
-        check_tensors(model.state_dict(), initial.state_dict(), Path("initial model"))
+        check_tensors(
+            expected_tensors(config),
+            initial.state_dict(),
+            Path("initial model"),
+            misfit="weights do not fit the settings",
+        )
         model.load_state_dict(initial.state_dict())
         past = {name: initial.metadata.get(name, 0) for name in ("images seen", "minutes")}
 

@@ -1,0 +1,289 @@
+"""What files of models, detectors and runs may hold, checked before any of it is used.
+
+Names, shapes, types and finiteness of tensors are checked here, those of settings by `config.from_dict`. Sizes come first:
+shapes from the head of a file, before its tensors are read, against shapes of a module on the device `meta`, which has no
+memory. Entries named `sha256` tell whether files are what was written, and belong together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from denoising_ebm.utils.parsing import check_depth, shown
+
+#: Bytes of the head of a safetensors file at most: names and shapes of a thousand tensors take 100 kB.
+MAX_HEAD = 4 * 2**20
+#: Entry of a JSON file with hashes by the names of files, its own among them.
+HASHES = "sha256"
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {**_FLOATS, "I64": torch.int64}
+
+Named = TypeVar("Named")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor must be.
+
+    Attributes:
+        shape: Its sizes; None where any will do.
+        whole: int64; else a floating-point type.
+        positive: All values must be above zero.
+        missing: Rows may be NaN throughout, for what was never measured.
+    """
+
+    shape: tuple[int | None, ...]
+    whole: bool = False
+    positive: bool = False
+    missing: bool = False
+
+    @classmethod
+    def of(cls, tensor: Tensor, **options: bool) -> TensorSpec:
+        """Return that of tensors such as this one, which may be on the device `meta`."""
+        return cls(tuple(tensor.shape), whole=not tensor.is_floating_point(), **options)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Shape and type of a tensor in a file, as far as that is known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Specs = Mapping[str, TensorSpec]
+
+
+# -- tensors ------------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(
+    path: Path,
+    specs: Specs | Callable[[Mapping[str, tuple[int, ...]]], Specs],
+    *,
+    misfit: str,
+    rename: Callable[[dict[str, Any]], dict[str, Any]] = lambda named: named,
+) -> dict[str, Tensor]:
+    """Read a safetensors file whose tensors are known beforehand; nothing of it is read before its head fits.
+
+    Args:
+        path: Of the file.
+        specs: Of its tensors by name, or a function that returns them, given the shapes by name.
+        misfit: Said of tensors that do not fit, `weights do not fit config.json`.
+        rename: From names of earlier forms to today's.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged, or a tensor is missing, unknown, of another shape or type, or not finite.
+    """
+    try:
+        head = rename(_head(path))
+        wanted = specs({name: found.shape for name, found in head.items()}) if callable(specs) else specs
+        _check_names(wanted, head, path, misfit)
+        for name, spec in wanted.items():
+            _check_shape(name, spec, head[name].shape, head[name].dtype, path, misfit)
+        tensors = rename(safetensors.torch.load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+    for name, spec in wanted.items():
+        _check_values(name, spec, tensors[name], path)
+    return tensors
+
+
+def check_tensors(specs: Specs, tensors: Mapping[str, Tensor], path: Path, *, misfit: str) -> None:
+    """Refuse tensors that are missing, unknown, of another shape or type, or not finite.
+
+    Args:
+        specs: Of the tensors by name.
+        tensors: The tensors.
+        path: Where they come from, for messages.
+        misfit: Said of tensors that do not fit, `weights do not fit the settings`.
+
+    Raises:
+        ValueError: Naming the first such tensor.
+    """
+    _check_names(specs, tensors, path, misfit)
+    for name, spec in specs.items():
+        _check_shape(name, spec, tuple(tensors[name].shape), tensors[name].dtype, path, misfit)
+        _check_values(name, spec, tensors[name], path)
+
+
+def module_specs(module: torch.nn.Module, **options: dict[str, bool]) -> dict[str, TensorSpec]:
+    """Return the specs of a module's tensors, which may be on the device `meta`.
+
+    Args:
+        module: The module.
+        options: Of single tensors by name, as for `TensorSpec`.
+    """
+    return {name: TensorSpec.of(tensor, **options.get(name, {})) for name, tensor in module.state_dict().items()}
+
+
+def _head(path: Path) -> dict[str, _Head]:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    # Before the library reads it, which takes much more memory than the head itself.
+    if length > MAX_HEAD:
+        raise ValueError(f"{path}: not a readable safetensors file (its head is larger than {MAX_HEAD:,} bytes)")
+    with safetensors.safe_open(path, "pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        kinds = {name: part.get_dtype() for name, part in parts.items()}
+        for name, kind in kinds.items():
+            if kind not in _TYPES:
+                raise ValueError(f"{path}: {shown(name)} is of type {kind}, expected one of {', '.join(_TYPES)}")
+        return {name: _Head(tuple(part.get_shape()), _TYPES[kinds[name]]) for name, part in parts.items()}
+
+
+def _check_names(specs: Iterable[str], found: Iterable[str], path: Path, misfit: str) -> None:
+    specs, found = dict.fromkeys(specs), dict.fromkeys(found)
+    missing = [name for name in specs if name not in found]
+    unknown = [name for name in found if name not in specs]
+    if missing or unknown:
+        what = f"{missing[0]} is missing" if missing else f"{_name(unknown[0])} is unknown"
+        many = f" ({len(missing) + len(unknown):,} such names)"
+        raise ValueError(f"{path}: {misfit}: {what}{many}")
+
+
+def _check_shape(
+    name: str, spec: TensorSpec, shape: tuple[int, ...], dtype: torch.dtype, path: Path, misfit: str
+) -> None:
+    same = len(shape) == len(spec.shape) and all(
+        size in (None, got) for size, got in zip(spec.shape, shape, strict=True)
+    )
+    if not same:
+        expected = str(spec.shape).replace("None", "any")
+        raise ValueError(f"{path}: {misfit}: {name} has shape {shape}, expected {expected}")
+    if dtype not in ((torch.int64,) if spec.whole else _FLOATS.values()):
+        kind = "int64" if spec.whole else "floating-point numbers"
+        raise ValueError(f"{path}: {name} is of type {str(dtype).removeprefix('torch.')}, expected {kind}")
+
+
+def _check_values(name: str, spec: TensorSpec, tensor: Tensor, path: Path) -> None:
+    if spec.whole:
+        return
+    # As float32, with which models compute: a double may be finite and too large.
+    finite = tensor.float().isfinite()
+    if spec.missing:
+        finite = finite | tensor.isnan().all(-1, keepdim=True)
+    if not bool(finite.all()):
+        raise ValueError(f"{path}: {name} holds values that are not finite")
+    if spec.positive and not bool((tensor > 0).all()):
+        raise ValueError(f"{path}: {name} must be > 0 throughout")
+
+
+# -- hashes -------------------------------------------------------------------------------------------------------------
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, some 2 ms for each megabyte at worst."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(values: Mapping[str, Any], name: str, others: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a JSON file with an entry of hashes: its own values' and those of the files beside it.
+
+    Args:
+        values: Of the file.
+        name: Of the file.
+        others: Hashes of other files by name, as from `file_hash`.
+    """
+    plain = {key: value for key, value in values.items() if key != HASHES}
+    return {**plain, HASHES: {**others, name: _values_hash(plain)}}
+
+
+def hashes_of(values: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Return the entry of hashes that a JSON file holds, empty where it has none.
+
+    Raises:
+        ValueError: If it is not a mapping of texts.
+    """
+    found = values.get(HASHES, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{path}: {HASHES}: expected a mapping from names of files to texts, got {shown(found)}")
+    return found
+
+
+def check_own_hash(values: Mapping[str, Any], path: Path) -> None:
+    """Refuse a JSON file whose values are others than were written; files without hashes pass.
+
+    Raises:
+        ValueError: If they are.
+    """
+    expected = hashes_of(values, path).get(path.name)
+    if expected is not None and expected != _values_hash({k: v for k, v in values.items() if k != HASHES}):
+        raise ValueError(
+            f"{path}: was changed after it was written, or is damaged (its values do not fit {HASHES}); if you changed it "
+            f'on purpose, delete "{path.name}" from its entry {HASHES}'
+        )
+
+
+def check_file_hash(values: Mapping[str, Any], path: Path, file: Path, hint: str) -> None:
+    """Refuse a file beside a JSON file that is another than the one it was written with; without a hash it passes.
+
+    Args:
+        values: Of the JSON file.
+        path: Of the JSON file.
+        file: The file beside it.
+        hint: What the user may do.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    expected = hashes_of(values, path).get(file.name)
+    if expected is not None and expected != file_hash(file):
+        raise ValueError(
+            f"{file}: is damaged, or not the file that {path.name} was written with (its SHA-256 is another); {hint}"
+        )
+
+
+def _values_hash(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -- values -------------------------------------------------------------------------------------------------------------
+
+
+def checked_metadata(values: Any, where: str) -> dict[str, Any]:
+    """Return what is known of weights or of a detector: a mapping from texts to plain values.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a mapping, got {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: expected names, got {shown(name)}")
+    check_depth(values)
+    return dict(values)
+
+
+def plain_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as JSON knows it: numbers that are not finite as texts."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def _name(name: str) -> str:
+    # A stranger's own may be of any length, and hold anything.
+    return name if len(name) <= 80 and name.isprintable() else shown(name)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
