@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from denoising_ebm.config import Config, PixelSampler
-from denoising_ebm.energies import TextureEnergy
+from denoising_ebm.energies import TextureEnergy, draw_noise
 from denoising_ebm.experiments.drawing import NCSN_NUM_SIGMAS, NCSN_SIGMAS, NCSN_STEP_SIZE
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import append_dims, expand_sigma, geometric_sigmas, karras_sigmas, loss_weights
 from denoising_ebm.samplers import METHODS, ancestral, annealed_langevin, heun, sample_pixels
 from denoising_ebm.training.objectives import Batch
+from denoising_ebm.utils.seeds import RandomSource
 
 NCSN_STEPS = 100  # at each level, as published
 #: The default sampler of our models, which rivals are drawn from too.
@@ -42,12 +43,12 @@ class Denoiser(nn.Module):
         """Return the drift (x - mean) / sigma^2, the negative score, as an energy for samplers."""
         return TextureEnergy(self.mean, inner_noise=False, drift="denoiser")
 
-    def from_noise(self, num: int, sigma_max: float, generator: torch.Generator) -> Tensor:
+    def from_noise(self, num: int, sigma_max: float, generator: RandomSource) -> Tensor:
         """Return the start of samplers: what images look like under noise of `sigma_max`."""
         spread = (sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
-        return spread * torch.randn(num, *self.shape, generator=generator)
+        return spread * draw_noise((num, *self.shape), generator, torch.empty(0))
 
-    def draw_as_ours(self, num: int, generator: torch.Generator, sampler: PixelSampler | None = None) -> Tensor:
+    def draw_as_ours(self, num: int, generator: RandomSource, sampler: PixelSampler | None = None) -> Tensor:
         """Draw as `DenoisingEBM.sample` does from noise: by the preset's sampler, on this method's noise levels."""
         noise = self.config.noise
         sampler = replace(sampler or self.config.sampling.pixel, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min)

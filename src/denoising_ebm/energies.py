@@ -14,6 +14,7 @@ from torch import Tensor
 
 from denoising_ebm.config import Drift
 from denoising_ebm.noise import append_dims, expand_sigma
+from denoising_ebm.utils.seeds import ImageNoise, RandomSource
 
 EnergyFunction = Callable[[Tensor, Tensor], Tensor]
 Reconstruct = Callable[[Tensor, Tensor], Tensor]
@@ -69,10 +70,27 @@ def semantic_energy(
     return texture_energy(reconstruct, decode(z), sigma, noise)
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Draw N(0, I) on the generator's device (so that a seed gives the same chain everywhere) and move it to `like`."""
+def draw_noise(shape: tuple[int, ...], generator: RandomSource | None, like: Tensor) -> Tensor:
+    """Draw N(0, I) where the source is (so that a seed gives the same chain everywhere) and move it to `like`.
+
+    Args:
+        shape: (images, ...).
+        generator: One for all images, or one for each (`utils.seeds.ImageNoise`); torch's global one if None.
+        like: Of whose type and device the result is.
+    """
+    return _draw(torch.randn, shape, generator, like)
+
+
+def draw_uniform(shape: tuple[int, ...], generator: RandomSource | None, like: Tensor) -> Tensor:
+    """Draw from [0, 1), as `draw_noise` draws N(0, I)."""
+    return _draw(torch.rand, shape, generator, like)
+
+
+def _draw(kind: Callable[..., Tensor], shape: tuple[int, ...], generator: RandomSource | None, like: Tensor) -> Tensor:
+    if isinstance(generator, ImageNoise):
+        return generator.draw(kind, shape, like.dtype).to(like.device)
     device = generator.device if generator is not None else like.device
-    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    return kind(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def value_and_gradient(function: EnergyFunction, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +123,7 @@ class Energy:
         """Return the energies, shape (batch,), and the drift's gradient, shape of `x`."""
         return value_and_gradient(self._function, x, expand_sigma(sigma, x))
 
-    def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+    def resample_noise(self, x: Tensor, generator: RandomSource | None) -> Energy:
         """Return this energy with a fresh draw of its inner noise held fixed; the same object if it has none."""
         return self
 
@@ -161,7 +179,7 @@ class TextureEnergy(Energy):
             residual = texture_residual(self._reconstruct, x, sigma, self._noise)
             return 0.5 * residual.square().flatten(1).sum(1), residual / append_dims(expand_sigma(sigma, x), x)
 
-    def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+    def resample_noise(self, x: Tensor, generator: RandomSource | None) -> Energy:
         """Return this energy with fresh inner noise of the shape of `x`, held fixed."""
         if not self._inner_noise:
             return self
@@ -202,7 +220,7 @@ class SemanticEnergy(Energy):
         self._prior = prior
         self._jacobian_norm = jacobian_norm
 
-    def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+    def resample_noise(self, x: Tensor, generator: RandomSource | None) -> Energy:
         """Return this energy with fresh inner noise of the shape of h(x), held fixed."""
         if not self._inner_noise:
             return self

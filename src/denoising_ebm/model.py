@@ -33,6 +33,7 @@ from denoising_ebm.samplers import (
 )
 from denoising_ebm.schema import TensorSpec, module_specs
 from denoising_ebm.utils.device import choose_device, choose_precision
+from denoising_ebm.utils.seeds import ImageNoise, RandomSource
 
 #: A sampler by name or by its settings; see `DenoisingEBM.configure_sampler`.
 Sampler = SamplerName | SamplingConfig | PixelSampler
@@ -286,17 +287,22 @@ class DenoisingEBM(nn.Module):
         sampler: Sampler | None = None,
         steps: int | None = None,
         seed: int = 0,
+        start: int = 0,
         batch_size: int = 64,
         callback: Callback | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Samples:
-        """Draw images; batch i of them is drawn with the seed `seed + i`, so sets to be compared need seeds further apart.
+        """Draw images; each depends on the seed and its index alone, and sets of different seeds are unrelated.
+
+        Up to the rounding of the networks, whose sums run in another order in batches of another size: several processes
+        may draw ranges of one set, and more images may be drawn later.
 
         Args:
             num: Number of images, >= 1.
             sampler: The model's own two-stage sampler (None), a method's name or settings; see `configure_sampler`.
             steps: Noise levels in pixels, in place of those of the sampler.
-            seed: Seed of the first batch; the same draws on every device.
+            seed: Of all images; the same draws on every device.
+            start: Index of the first image, >= 0: the images `start` to `start + num - 1` of the seed are drawn.
             batch_size: Images that are drawn at once, >= 1.
             callback: Called with the states of the first batch's chains after every step.
             progress: Called with the number of images after each step of a batch.
@@ -307,19 +313,21 @@ class DenoisingEBM(nn.Module):
         for name, value in (("the number of images", num), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if start < 0:
+            raise ValueError(f"start must be >= 0, got {start}")
         chosen = self.configure_sampler(sampler, steps=steps)
         parts = []
-        for batch, start in enumerate(range(0, num, batch_size)):
-            count = min(batch_size, num - start)
+        for first in range(start, start + num, batch_size):
+            count = min(batch_size, start + num - first)
 
-            def step(state: ChainState, batch: int = batch, count: int = count) -> None:
-                if callback is not None and batch == 0:
+            def step(state: ChainState, first: int = first, count: int = count) -> None:
+                if callback is not None and first == start:
                     callback(state)
                 if progress is not None:
                     progress(count)
 
-            generator = torch.Generator().manual_seed(seed + batch)
-            parts.append(self._sample_batch(count, chosen, generator, step))
+            noise = ImageNoise.of(seed, range(first, first + count))
+            parts.append(self._sample_batch(count, chosen, noise, step))
         images, semantic, latents = zip(*parts, strict=True)
         nfe = self.sampler_nfe(chosen)
         if isinstance(chosen, PixelSampler):
@@ -327,7 +335,7 @@ class DenoisingEBM(nn.Module):
         return Samples(torch.cat(images), torch.cat(semantic), torch.cat(latents), nfe)
 
     def _sample_batch(
-        self, num: int, sampler: SamplingConfig | PixelSampler, generator: torch.Generator, callback: Callback
+        self, num: int, sampler: SamplingConfig | PixelSampler, generator: RandomSource, callback: Callback
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return images, semantic images and codes; of the latter two none without a semantic stage."""
         if isinstance(sampler, SamplingConfig):

@@ -15,6 +15,7 @@ from denoising_ebm import DenoisingEBM
 from denoising_ebm.noise import append_dims, loss_weights
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.objectives import Batch
+from denoising_ebm.utils.seeds import ImageNoise
 from support import randomise, tiny_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "baselines"))
@@ -65,14 +66,14 @@ def test_edm_by_our_sampler_is_our_sampler() -> None:
     for changes in ({}, {"low_temperature": 0.3, "low_temperature_sigma": 0.5}, {"method": "ancestral"}):
         sampler = replace(pixel, **changes)  # type: ignore[arg-type]
         with torch.no_grad():
-            images = theirs.draw_as_ours(3, torch.Generator().manual_seed(4), sampler)
+            images = theirs.draw_as_ours(3, ImageNoise.of(4, range(3)), sampler)
         noise = config.noise
         expected = ours.sample(
             3, sampler=replace(sampler, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min), seed=4
         )
         torch.testing.assert_close(images, expected.images, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        images = theirs.draw_as_ours(3, torch.Generator().manual_seed(4))
+        images = theirs.draw_as_ours(3, ImageNoise.of(4, range(3)))
     torch.testing.assert_close(images, ours.sample(3, sampler="dpmpp-2m-sde", seed=4).images, rtol=1e-4, atol=1e-4)
 
 

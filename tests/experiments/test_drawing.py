@@ -10,6 +10,7 @@ import torch
 from denoising_ebm.config import EnergyConfig, PixelSampler, SamplingConfig, SemanticChain, TrainingStage
 from denoising_ebm.experiments.drawing import draw, draw_ncsn
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.utils.seeds import ImageNoise
 
 
 def own_sampler(model: DenoisingEBM, **changes: Any) -> SamplingConfig:
@@ -53,13 +54,13 @@ def test_ncsn_protocol_is_its_formula(tiny_model: DenoisingEBM) -> None:
     """x += a score + sqrt(2 a) z with a = eps sigma_i^2 / sigma_L^2, as in the released code, from uniform noise."""
     tiny_model.config = replace(tiny_model.config, energy=EnergyConfig(inner_noise=False))
     published, denoised = draw_ncsn(tiny_model, 2, steps=2, sigmas=(0.8, 0.1), num_sigmas=2, seed=5)
-    generator = torch.Generator().manual_seed(5)
-    x = 2 * torch.rand((2, 1, 16, 16), generator=generator) - 1
+    noise = ImageNoise.of(5, range(2))
+    x = 2 * noise.draw(torch.rand, (2, 1, 16, 16), torch.float32) - 1
     with torch.no_grad():
         for sigma in (0.8, 0.8, 0.1, 0.1):
             step = 2e-5 * sigma**2 / 0.01**2
             score = (tiny_model.denoise(x, sigma) - x) / sigma**2
-            x = x + step * score + (2 * step) ** 0.5 * torch.randn(x.shape, generator=generator)
+            x = x + step * score + (2 * step) ** 0.5 * noise.draw(torch.randn, (2, 1, 16, 16), torch.float32)
         clean = tiny_model.denoise(x, 0.1)
     for (drawn, _), expected, nfe in ((published, x, 4), (denoised, clean, 5)):
         torch.testing.assert_close(drawn.images, expected, rtol=1e-4, atol=1e-4)

@@ -18,6 +18,7 @@ from denoising_ebm.restoration.metrics import psnr, ssim
 from denoising_ebm.restoration.operators import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.posterior import restore, restore_batches
 from denoising_ebm.restoration.prior import cosine_basis, natural_variances
+from denoising_ebm.utils.seeds import ImageNoise
 from support import random_pixels, tiny_config
 
 TAU = 0.5
@@ -241,15 +242,54 @@ def test_noise_of_one_seed_is_not_met_again(generator: torch.Generator) -> None:
     assert float((x - x0).square().mean()) == pytest.approx(expected, rel=0.06)
 
 
-def test_batches_have_seeds_of_their_own() -> None:
+def test_images_are_restored_one_by_one() -> None:
+    """Noise and chains of an image depend on the seed and its index alone, whatever the batch."""
     model, degradation, pixels = exact_model("denoising"), noisy(0.3), random_pixels(5)
-    options: dict[str, Any] = {"estimate": "sample", "steps": 4}
-    batches = list(restore_batches(model, pixels, degradation, degrade=True, batch_size=2, seed=7, **options))
-    assert [len(degraded) for degraded, _ in batches] == [2, 2, 1]
-    for i, (degraded, restored) in enumerate(batches):
-        y = degradation.apply(to_float(pixels[2 * i : 2 * i + 2]), torch.Generator().manual_seed(7 + i))
-        assert torch.equal(degraded, to_uint8(y))
-        assert torch.equal(restored, to_uint8(restore(model, y, degradation, seed=7 + i, **options)))
+    options: dict[str, Any] = {"num_samples": 2, "steps": 4, "seed": 7}
+    known = torch.ones(16, 16, dtype=torch.bool)
+    known[4:9, 4:9] = False
+    cases = (
+        (degradation, {"estimate": "sample"}),
+        (degradation, {}),
+        (masked(known), {}),
+        (blurred(1.0, 16, 0.05), {}),
+    )
+    for case, more in cases:
+        how = {**options, **more, "degrade": True}
+        whole = [
+            torch.cat(parts) for parts in zip(*restore_batches(model, pixels, case, batch_size=5, **how), strict=True)
+        ]
+        batches = list(restore_batches(model, pixels, case, batch_size=2, **how))
+        assert [len(degraded) for degraded, _ in batches] == [2, 2, 1]
+        last = next(iter(restore_batches(model, pixels[4:], case, start=4, **how)))
+        for i in range(2):
+            assert torch.equal(torch.cat([batch[i] for batch in batches]), whole[i])
+            assert torch.equal(last[i], whole[i][4:])
     # As they are, without `degrade`.
     ((degraded, _),) = restore_batches(model, pixels, degradation, batch_size=8, **options)
     assert torch.equal(degraded, pixels)
+
+
+def test_degraded_images_are_those_of_a_file() -> None:
+    """Clipped and rounded before they are restored; without that, restored from numbers that no file holds."""
+    model, degradation, pixels = exact_model("denoising"), noisy(0.8), random_pixels(3)
+    noise = ImageNoise.of(4, range(3), "degrade")
+    y = degradation.apply(to_float(pixels), noise)
+    assert float((y.abs() > 1).double().mean()) > 0.1
+    held, restored = next(iter(restore_batches(model, pixels, degradation, degrade=True, seed=4)))
+    assert torch.equal(held, to_uint8(y)) and torch.equal(
+        restored, to_uint8(restore(model, to_float(held), degradation))
+    )
+    held, restored = next(iter(restore_batches(model, pixels, degradation, degrade=True, seed=4, as_file=False)))
+    assert torch.equal(held, to_uint8(y)) and torch.equal(restored, to_uint8(restore(model, y, degradation)))
+
+
+def test_psnr_of_noise_in_a_file() -> None:
+    """In the middle of the range the error is sigma^2 + 1/12; at the edge half of it is cut off."""
+    gray, model = 1.5, exact_model("denoising")
+    for level, expected in ((128, gray**2 + 1 / 12), (0, (gray**2 + 1 / 12) / 2)):
+        pixels = torch.full((256, 1, 16, 16), level, dtype=torch.uint8)
+        held, _ = next(iter(restore_batches(model, pixels, noisy(gray / 127.5), degrade=True, batch_size=256)))
+        error = (held.double() - level).square()
+        spread = 4.5 * float(error.std()) / math.sqrt(error.numel())
+        assert float(error.mean()) == pytest.approx(expected, abs=spread)

@@ -63,7 +63,7 @@ def restore(
         estimate: The mean of several samples of the posterior (smallest error), or one sample (sharp).
         samples: Samples to average; each is a Langevin chain.
         steps: Langevin steps of a chain.
-        seed: Seed S of noise and chains; batch i has S + i.
+        seed: Seed of noise and chains; what an image becomes depends on it and the place of the image alone.
         batch_size: Images that are restored at once.
         options: How to read IMAGES.
         hardware: Where to compute.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from denoising_ebm.cli.common import check_at_least, check_output, note
 from denoising_ebm.cli.options import HARDWARE, HardwareOptions
@@ -21,6 +22,7 @@ def sample(
     sampler: SamplerName = "two-stage",
     steps: int | None = None,
     seed: int = 0,
+    start: int = 0,
     batch_size: int = 64,
     hardware: HardwareOptions = HARDWARE,
 ) -> None:
@@ -29,14 +31,15 @@ def sample(
     By default they are drawn in two stages: a Langevin chain in the latent space gives a semantic image, from which
     the sampler in pixels starts (eq. 15, 16). The other samplers start from noise.
 
-    The images depend on the seed, the batch size (batch i has the seed S + i) and nothing else. Sets that must be
-    independent need seeds further apart than they have batches.
+    Each image depends on the seed and its number alone, whatever the batch size: the first 6 of 12 are the 6 of 6. Sets of
+    different seeds are unrelated, and --start lets several machines draw parts of one set.
 
     Examples:
         debm sample runs/fashion --out grid.png
         debm sample runs/fashion --n 16 --semantic semantic.png --trajectory chains.png
         debm sample runs/fashion --sampler heun --steps 18 --seed 1 --out heun.png
         debm sample runs/fashion --n 10000 --batch-size 500 --npz samples.npz --out ''
+        debm sample runs/fashion --n 10000 --start 10000 --npz more.npz --out ''
 
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
@@ -50,7 +53,8 @@ def sample(
             ancestral sampling, SDE-DPM-Solver++(2M), Heun's method on the probability-flow ODE, or the Metropolis-adjusted
             Langevin algorithm.
         steps: Noise levels in pixels. By default those of the model, or of the sampler.
-        seed: Seed S of the first batch.
+        seed: Seed of all images.
+        start: Number of the first image, from 0 on.
         batch_size: Images that are drawn at once.
         hardware: Where to compute.
     """
@@ -63,6 +67,7 @@ def sample(
     if semantic is not None and sampler != "two-stage":
         raise ValueError(f"--semantic needs --sampler two-stage, got {sampler}")
     check_at_least(1, columns=columns)
+    check_at_least(0, start=start)
 
     import torch
 
@@ -78,7 +83,8 @@ def sample(
     chain_steps = two_stage_steps(chosen) if isinstance(chosen, SamplingConfig) else num_chain_steps(chosen)
     chains = None if trajectory is None else Trajectory(net.decode)
     with progress_bar(f"{sampler} sampling", max(n, 0) * chain_steps) as progress:
-        drawn = net.sample(n, sampler=chosen, seed=seed, batch_size=batch_size, callback=chains, progress=progress)
+        how: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size}
+        drawn = net.sample(n, sampler=chosen, **how, callback=chains, progress=progress)
     if out is not None:
         save_grid(drawn.images, out, columns=columns)
     if npz is not None:

@@ -48,7 +48,7 @@ def tune(
         temperatures: Candidates, each >= 0, as a list such as [1,0.5]. By default [1, 0.7, 0.5, 0.35, 0.25].
         samples: Samples at each temperature.
         images: Images of DATA to compare with, drawn at random.
-        seed: Seed S of these draws; batch i of the samples has S + i.
+        seed: Seed of these draws and of the samples.
         batch_size: Samples that are drawn at once.
         options: How to read DATA.
         hardware: Where to compute.

@@ -7,10 +7,11 @@ import time
 import torch
 from torch import Tensor
 
-from denoising_ebm.energies import TextureEnergy
+from denoising_ebm.energies import TextureEnergy, draw_uniform
 from denoising_ebm.model import DenoisingEBM, Sampler, Samples
 from denoising_ebm.noise import geometric_sigmas
 from denoising_ebm.samplers import annealed_langevin
+from denoising_ebm.utils.seeds import ImageNoise
 
 #: NCSN's schedule (Song & Ermon, 2019): ten levels from 1 to 0.01 for images in [0, 1], twice that here; as in the released
 #: code x += a s + sqrt(2 a) e with a = 2e-5 sigma^2 / 0.01^2 for those images, so that eta = 0.2 in any units.
@@ -74,7 +75,7 @@ def draw_ncsn(
         steps: At each noise level, 100 as published.
         sigmas: First and last noise level.
         num_sigmas: Noise levels.
-        seed: Of the first batch.
+        seed: Of all images, each of which depends on it and its index alone.
         batch_size: Images at once.
 
     Returns:
@@ -93,11 +94,10 @@ def draw_ncsn(
     levels = geometric_sigmas(*sigmas, num_sigmas).repeat_interleave(steps)
     energy = TextureEnergy(model.denoise, inner_noise=False, drift="denoiser")
     images, denoised, started = [], [], time.monotonic()
-    for i, start in enumerate(range(0, num, batch_size)):
-        generator = torch.Generator().manual_seed(seed + i)
-        shape = (min(batch_size, num - start), *model.image_shape)
-        x = (2 * torch.rand(shape, generator=generator) - 1).to(model.device)
-        x = annealed_langevin(energy, x, levels, step_size=NCSN_STEP_SIZE, generator=generator)
+    for start in range(0, num, batch_size):
+        noise = ImageNoise.of(seed, range(start, min(start + batch_size, num)))
+        x = 2 * draw_uniform((len(noise), *model.image_shape), noise, model.jacobian_norm) - 1
+        x = annealed_langevin(energy, x, levels, step_size=NCSN_STEP_SIZE, generator=noise)
         images.append(finite(x))
         denoised.append(model.denoise(x, sigmas[1]))
     seconds = time.monotonic() - started

@@ -168,7 +168,7 @@ def _ablation(experiment: Experiment, name: str, sigma_max: float, num_sigmas: i
     def make(seed: int) -> dict[str, Any]:
         config = ablation_config(experiment.base, sigma_max, num_sigmas, seed, sizes.ablation_budget)
         model = experiment.train_model(f"ablation-{sigma_max:g}-{num_sigmas}-{seed}", config)
-        samples, _ = draw(model, sizes.ablation_samples, seed=1000 * seed)
+        samples, _ = draw(model, sizes.ablation_samples, seed=seed)
         if model.metadata.get("stages ended by divergence"):
             raise ValueError("its training diverged")
         distance = experiment.evaluator.frechet_distance(to_uint8(samples.images.cpu()))

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from denoising_ebm.energies import draw_noise
 from denoising_ebm.restoration.prior import cosine_basis
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,12 @@ class Degradation:
         if self.noise < 0:
             raise ValueError(f"the noise's standard deviation must be >= 0, got {self.noise}")
 
-    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def apply(self, x: Tensor, generator: RandomSource | None = None) -> Tensor:
         """Degrade images `(batch, channels, height, width)`; without noise if there is no generator."""
         y = self._back(self.gains.to(x) * self._forth(x))
         if generator is None or self.noise == 0:
             return y
-        draws = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-        return y + self.noise * draws.to(x.device)
+        return y + self.noise * draw_noise(tuple(x.shape), generator, x)
 
     def data_consistency(self, x0: Tensor, y: Tensor, spread: Tensor) -> Tensor:
         r"""Return the mean of N(x0, spread^2 I) given y: x0 + spread^2 A (spread^2 A^2 + s^2)^{-1} (y - A x0).

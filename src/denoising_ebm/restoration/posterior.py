@@ -27,7 +27,7 @@ from denoising_ebm.noise import append_dims, expand_sigma, karras_sigmas
 from denoising_ebm.restoration.operators import Degradation
 from denoising_ebm.restoration.prior import natural_variances
 from denoising_ebm.samplers import ChainState, ancestral, consistent_annealed_sampling
-from denoising_ebm.utils.seeds import distant_generator
+from denoising_ebm.utils.seeds import ImageNoise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -105,29 +105,38 @@ def restore_batches(
     degradation: Degradation,
     *,
     degrade: bool = False,
+    as_file: bool = True,
     batch_size: int = 64,
     seed: int = 0,
+    start: int = 0,
     **options: Any,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Restore any number of images, batch after batch.
+    """Restore any number of images, batch after batch; what each becomes does not depend on the batches.
 
     Args:
         model: The model of clean images.
         pixels: The images, uint8, shape `(n, channels, height, width)`.
         degradation: What made them.
         degrade: The images are clean: degrade them first.
+        as_file: Clip and round the degraded images to 8 bits, as a file would hold them, before they are restored. Without
+            it noise goes beyond the range of pixels, which tells the restoration more than any file could.
         batch_size: Images that are restored at once.
-        seed: Seed of the first batch; batch i has `seed + i`.
+        seed: Of noise and chains.
+        start: Index of the first image: the draws of each depend on the seed and its index alone.
         options: Further ones of `restore`.
 
     Yields:
         The degraded and the restored images of each batch, uint8.
     """
-    for i, batch in enumerate(torch.split(pixels, batch_size)):
+    for batch in torch.split(pixels, batch_size):
         y = to_float(batch)
         if degrade:
-            y = degradation.apply(y, torch.Generator().manual_seed(seed + i))
-        yield to_uint8(y), to_uint8(restore(model, y, degradation, seed=seed + i, **options).cpu())
+            y = degradation.apply(y, ImageNoise.of(seed, range(start, start + len(y)), "degrade"))
+        held = to_uint8(y)
+        if as_file:
+            y = to_float(held)
+        yield held, to_uint8(restore(model, y, degradation, seed=seed, start=start, **options).cpu())
+        start += len(y)
 
 
 @torch.no_grad()
@@ -141,6 +150,7 @@ def restore(
     steps: int = 50,
     step_size: float = 0.0,
     seed: int = 0,
+    start: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Restore degraded images.
@@ -155,6 +165,7 @@ def restore(
         steps: Langevin steps of a chain, >= 2; each costs a forward and a backward pass.
         step_size: eta of `consistent_annealed_sampling`, within [0, 1]; 0 for ancestral sampling.
         seed: Of all draws.
+        start: Index of the first image: the draws of each depend on the seed and its index alone.
         progress: Called with the number of images after every step of a chain.
 
     Returns:
@@ -184,9 +195,8 @@ def restore(
         if progress is not None:
             progress(len(observed))
 
-    # Not the plain seed: who degraded the images with it would meet the same draws again.
-    generator = distant_generator(seed)
     num = num_samples if estimate == "mean" else 1
+    noise_source = ImageNoise.of(seed, range(start, start + len(y)), "restore", repeats=num)
     observed, guided = y.repeat(num, 1, 1, 1), None
     denoise: Denoise = model.denoise
     if only_noise:
@@ -195,10 +205,10 @@ def restore(
     else:
         sigmas = karras_sigmas(noise.sigma_max, noise.sigma_min, steps)
         denoise = guided = GuidedDenoiser(model, degradation, y)
-        start = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5
-        x = start * draw_noise(tuple(observed.shape), generator, y)
+        spread = (noise.sigma_max**2 + model.config.network.sigma_data**2) ** 0.5
+        x = spread * draw_noise(tuple(observed.shape), noise_source, y)
     energy = TextureEnergy(denoise, inner_noise=False, drift="denoiser")
-    options = {"generator": generator, "callback": callback}
+    options = {"generator": noise_source, "callback": callback}
     # Of first order: the data term changes too fast to be carried on.
     if step_size:
         x = consistent_annealed_sampling(energy, x, sigmas, step_size=step_size, **options)  # type: ignore[arg-type]

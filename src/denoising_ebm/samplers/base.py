@@ -4,6 +4,7 @@ A sampler is a function `f(energy, x, sigmas, *, ..., generator, callback) -> x`
 `(x, sigma) -> (batch,)`), never a network; solvers that need a denoiser take the energy's, D(x) = x - l^2 grad U(x, sigma),
 with l the energy's noise scale (sigma in pixels). All return the last states, shape of `x`, detached, which still carry the
 noise of the last level; `x` is not modified. `sigmas` has shape (steps,), or (steps, batch) where each chain has its own.
+`generator` is one for the whole batch, or an `ImageNoise`, which has one for each chain: its draws then depend on no other.
 """
 
 from __future__ import annotations

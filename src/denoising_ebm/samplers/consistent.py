@@ -16,6 +16,7 @@ from denoising_ebm.samplers.base import (
     expand_temperature,
     steps_of,
 )
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def consistent_annealed_sampling(
     *,
     step_size: float,
     temperature: float | Tensor = 1.0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Run consistent annealed sampling (Jolicoeur-Martineau et al., 2021, algorithm 2), one step at each noise level.

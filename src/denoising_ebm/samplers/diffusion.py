@@ -18,6 +18,7 @@ from torch import Tensor
 from denoising_ebm.energies import Energy, EnergyFunction, as_energy, draw_noise
 from denoising_ebm.noise import append_dims
 from denoising_ebm.samplers.base import Callback, ChainState, Method, expand_sigmas, expand_temperature, steps_of
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def ancestral(
     sigmas: Tensor,
     *,
     temperature: float | Tensor = 1.0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Run ancestral sampling of the variance-exploding diffusion (Song et al., 2021, appendix F; first order).
@@ -68,7 +69,7 @@ def dpmpp_2m_sde(
     sigmas: Tensor,
     *,
     temperature: float | Tensor = 1.0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Run SDE-DPM-Solver++(2M) (Lu et al., 2022; midpoint form).
@@ -119,7 +120,7 @@ def _reverse_step(
     scale: Tensor,
     target: Tensor,
     temperature: Tensor,
-    generator: torch.Generator | None,
+    generator: RandomSource | None,
 ) -> Tensor:
     """Return c x + (1 - c) D and the noise that is missing at the level of noise scale `target`."""
     # l'^2 (1 - c) from level to level; at the last one, which it stays at, l^2 (1 - c^2).

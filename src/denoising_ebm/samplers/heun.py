@@ -8,6 +8,7 @@ from torch import Tensor
 from denoising_ebm.energies import Energy, EnergyFunction, as_energy
 from denoising_ebm.noise import append_dims
 from denoising_ebm.samplers.base import Callback, ChainState, Method, expand_sigmas
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @torch.no_grad()
@@ -16,7 +17,7 @@ def heun(
     x: Tensor,
     sigmas: Tensor,
     *,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Follow dx/dsigma = (x - D(x, sigma)) / sigma from the first to the last noise level.

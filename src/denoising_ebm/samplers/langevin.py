@@ -25,6 +25,7 @@ from denoising_ebm.samplers.base import (
     expand_temperature,
     steps_of,
 )
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def ula(
     step_size: float,
     num_steps: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Run the unadjusted Langevin algorithm (eq. 6; Roberts & Tweedie, 1996) at a fixed noise level.
@@ -75,7 +76,7 @@ def annealed_langevin(
     *,
     step_size: float,
     temperature: float | Tensor = 1.0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Run one Langevin step at each noise level (eq. 15, 16; Song & Ermon, 2019, algorithm 1, which repeats each level).

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from denoising_ebm.energies import Energy, EnergyFunction, as_energy, draw_noise
+from denoising_ebm.energies import Energy, EnergyFunction, as_energy, draw_noise, draw_uniform
 from denoising_ebm.noise import append_dims
 from denoising_ebm.samplers.base import Callback, ChainState, Method, check_step_size, expand_sigmas, expand_temperature
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def mala(
     *,
     step_size: float,
     temperature: float | Tensor = 1.0,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Run Metropolis-adjusted Langevin steps, one at each noise level of a grid.
@@ -57,9 +58,7 @@ def mala(
         log_ratio = (value - new_value) / heat
         log_ratio = log_ratio + _log_proposal(x, proposal, new_gradient, step, heat)
         log_ratio = log_ratio - _log_proposal(proposal, x, gradient, step, heat)
-        uniform_device = generator.device if generator is not None else x.device
-        uniform = torch.rand(len(x), generator=generator, device=uniform_device, dtype=x.dtype).to(x.device)
-        accept = uniform.log() < log_ratio
+        accept = draw_uniform((len(x),), generator, x).log() < log_ratio
         x = torch.where(append_dims(accept, x), proposal, x)
         if callback is not None:
             rate = float(accept.float().mean())

@@ -16,6 +16,7 @@ from denoising_ebm.samplers.diffusion import ANCESTRAL, DPMPP_2M_SDE
 from denoising_ebm.samplers.heun import HEUN
 from denoising_ebm.samplers.langevin import ANNEALED_LANGEVIN
 from denoising_ebm.samplers.mala import MALA
+from denoising_ebm.utils.seeds import RandomSource
 
 METHODS: dict[PixelMethod, Method] = {
     method.name: method for method in (DPMPP_2M_SDE, ANCESTRAL, CONSISTENT_ANNEALED, ANNEALED_LANGEVIN, HEUN, MALA)
@@ -30,7 +31,7 @@ def sample_pixels(
     x: Tensor,
     sampler: PixelSampler,
     *,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Run the method of `sampler` over its noise levels, without the final denoising step.

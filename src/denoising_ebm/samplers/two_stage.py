@@ -14,6 +14,7 @@ from denoising_ebm.noise import expand_sigma, geometric_sigmas
 from denoising_ebm.samplers.base import Callback, ChainState
 from denoising_ebm.samplers.langevin import annealed_langevin
 from denoising_ebm.samplers.methods import NFE_PER_GRADIENT, num_chain_steps, pixel_nfe, sample_pixels
+from denoising_ebm.utils.seeds import RandomSource
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def two_stage(
     z: Tensor,
     config: SamplingConfig,
     *,
-    generator: torch.Generator | None = None,
+    generator: RandomSource | None = None,
     callback: Callback | None = None,
 ) -> TwoStageSample:
     r"""Run K Langevin steps on z, decode, and run a sampler of T noise levels on the image.
