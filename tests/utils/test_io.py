@@ -89,7 +89,7 @@ def test_what_is_no_regular_file_is_never_read(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").write_text("text")
     regular = os.stat(tmp_path / "file")
     monkeypatch.setattr(os, "stat", lambda path: regular)
-    with pytest.raises(ValueError, match="^pipe: is a named pipe, not a file$"):
+    with pytest.raises(ValueError, match=r"^pipe: is a named pipe, not a file$"):
         read_regular_file("pipe")
 
 
@@ -99,3 +99,31 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
     assert read_regular_file(path) == read_regular_file(path, 5) == b"12345"
     with pytest.raises(ValueError, match=r"file: has 5 bytes, more than the 4 that are read$"):
         read_regular_file(path, 4)
+
+
+def test_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
+    for name in ("a" * 255, "ä" * 125 + ".png", "\udcff" * 251 + ".csv"):
+        write_atomically(tmp_path / name, lambda temporary: temporary.write_text("new"))
+        assert (tmp_path / name).read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_file_before_is_kept_if_asked_for(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, previous = tmp_path / "a.txt", tmp_path / "a-previous.txt"
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    for text in ("first", "second", "third"):
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text), previous=previous)  # type: ignore[misc]
+    assert (path.read_text(), previous.read_text()) == ("third", "second")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_locks_and_what_killed_writers_left_make_no_folder_one_of_something(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".demo.json.123.tmp").touch()
+    assert check_marker(tmp_path / "demo.json", {}, what="a demo", hint="") is None

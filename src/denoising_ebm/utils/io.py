@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,23 +18,145 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+#: Who writes into a folder (`utils.lock`).
+LOCK_FILE = ".lock"
+_TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.tmp", re.DOTALL)
+#: Bytes of a file's name, on all usual file systems.
+_NAME_LIMIT = 255
+#: Seconds after which no write is under way any more.
+_LONGEST_WRITE = 24 * 3600.0
+#: What file systems answer that cannot flush folders.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, previous: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, and put it in place.
 
-    A full disk or a crash leaves the old file as it was.
+    A full disk or a crash, at any moment, leaves the old file as it was, or the new one.
+
+    Args:
+        path: Of the file; its folder is made if it is missing.
+        write: Fills the file that it is given.
+        previous: Name in the same folder under which the file that is replaced is kept.
+
+    Raises:
+        OSError: If it cannot be written; it names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
+        make_folder(path.parent)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         # A failed write names no file, a failed open the temporary one.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Return `.NAME.PID.tmp`, with as much of the name as fits."""
+    end = f".{os.getpid()}.tmp"
+    name = path.name
+    while len(os.fsencode(name)) + 1 + len(end) > _NAME_LIMIT:
+        name = name[:-1]
+    return path.with_name(f".{name}{end}")
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, so that it is never without its first."""
+    link = _temporary(previous)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        # A file system without links.
+        os.replace(path, previous)
+        return
+    try:
+        os.replace(link, previous)
+    finally:
+        # It stays where both are names of one file.
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder that lasts, with those above it; return those that were missing, outermost first."""
+    missing: list[Path] = []
+    place = folder
+    while not place.exists() and place != place.parent:
+        missing.append(place)
+        place = place.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+    return missing[::-1]
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, where that can be done: new and replaced files are found after a crash."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _NO_FOLDER_SYNC:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def process_runs(number: int) -> bool:
+    """Say whether a process of this machine runs; True where that cannot be told."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_leftover(path: Path) -> bool:
+    """Say whether a file is a lock, or what a writer left when it was killed: neither makes a folder one of something."""
+    return path.name == LOCK_FILE or _TEMPORARY.fullmatch(path.name) is not None
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove the temporary files of writers that no longer run; to be called by who has the folder to itself."""
+    for path in _entries(folder):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None:
+            continue
+        writer = int(match[1])
+        with suppress(OSError):
+            status = path.lstat()
+            # A number is given to another process some day, in containers to the very next one.
+            old = time.time() - status.st_mtime > _LONGEST_WRITE
+            if stat.S_ISREG(status.st_mode) and (writer == os.getpid() or old or not process_runs(writer)):
+                path.unlink()
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
@@ -39,20 +165,24 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     A full disk leaves all old files as they were. A crash between two replacements, some microseconds, leaves new files
     before old ones, in the order given.
     """
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    temporaries = {path: _temporary(path) for path in files}
+    path = Path()
     try:
         for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             temporaries[path].write_bytes(content)
             with open(temporaries[path], "rb") as file:
                 os.fsync(file.fileno())
         for path in files:
             os.replace(temporaries[path], path)
+        for folder in dict.fromkeys(path.parent for path in files):
+            sync_folder(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str, *, errors: str = "strict") -> None:
@@ -169,14 +299,14 @@ def check_marker(
         shown: Name the settings that differ, with their values.
 
     Returns:
-        The values, or None for a folder that is new or empty.
+        The values, or None for a folder that is new or empty, but for what `is_leftover` names.
 
     Raises:
         ValueError: If the folder holds something else, was made with other settings, or its marker is damaged.
     """
     folder = marker.parent
     if not marker.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not all(map(is_leftover, folder.iterdir()))):
             raise ValueError(f"{folder}: exists and is not {what}; choose another folder")
         return None
     found = read_json(marker, "delete its folder to start anew")
