@@ -144,6 +144,7 @@ def test_data_sets_of_the_hub_run_no_code(monkeypatch: pytest.MonkeyPatch) -> No
         rows = {"image": [{"bytes": png.getvalue(), "path": None}]}
         return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, timeout: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert load_images("owner/name").names == ("train#0",)
+    assert load_images("hf://owner/name").names == ("train#0",)
     assert not asked[0].get("trust_remote_code")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +48,7 @@ def test_folder_parquet_and_single_file_agree(folder: Path, tmp_path: Path) -> N
     )
     assert np.array_equal(sharded.pixels.numpy(), expected)
 
-    one = load_images(shards / "train-00001-of-00002.parquet", split="test")
+    one = load_images(shards / "train-00001-of-00002.parquet", split="train")
     assert one.names == ("train-00001-of-00002.parquet#0",)
     file = load_images(str(folder / "z" / "c.png"))
     assert file.names == ("c.png",)
@@ -84,8 +85,9 @@ def test_subfolders_named_as_splits_are_splits(tmp_path: Path) -> None:
     images = load_images(folder, split="test")
     assert images.names == ("test/cat/x.png",)
     assert np.array_equal(images.pixels[0].numpy(), noise(6).transpose(2, 0, 1))
-    with pytest.raises(FileNotFoundError, match=r"photos: no split 'validation'; splits found: test, train$"):
-        load_images(folder, split="validation")
+    for asked in ("validation", "tets"):
+        with pytest.raises(FileNotFoundError, match=rf"photos: no split '{asked}'; splits found: test, train$"):
+            load_images(folder, split=asked)
 
 
 def test_a_class_named_as_a_split_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -117,9 +119,12 @@ def test_missing_splits_are_named(tmp_path: Path) -> None:
         load_images("digits")
 
 
-def test_one_parquet_file_of_any_name_serves_every_split(tmp_path: Path) -> None:
+def test_parquet_files_of_other_names_are_no_parts(tmp_path: Path) -> None:
     write_parquet(tmp_path / "pictures-2.parquet", [encoded(noise(0), "PNG")])
-    assert load_images(tmp_path, split="test").names == ("pictures-2.parquet#0",)
+    for split in ("train", "test"):
+        assert load_images(tmp_path, default_split=split).names == ("pictures-2.parquet#0",)
+    with pytest.raises(FileNotFoundError, match=r"no split 'test'; splits found: none; without --split all 1 "):
+        load_images(tmp_path, split="test")
 
 
 def test_unusable_folders_and_files(folder: Path, tmp_path: Path) -> None:
@@ -135,8 +140,14 @@ def test_unusable_folders_and_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"labels\.parquet: .*no column 'image' among label$"):
         load_images(tmp_path / "labels.parquet")
     write_parquet(tmp_path / "none.parquet", [])
-    with pytest.raises((FileNotFoundError, ValueError), match=r"none\.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"none\.parquet: holds no images$"):
         load_images(tmp_path / "none.parquet")
+
+
+@pytest.fixture(autouse=True)
+def answering_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub says that it has every data set."""
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, timeout: None)
 
 
 def hub(answer: Callable[[], Any]) -> Callable[..., Any]:
@@ -189,10 +200,10 @@ def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_dict(rows).cast_column("img", datasets.Image())
 
     monkeypatch.setattr(datasets, "load_dataset", hub(answer))
-    images = load_images("owner/name", split="test")
+    images = load_images("hf://owner/name", split="test")
     assert images.names == ("test#0", "test#1", "test#2")
     assert np.array_equal(images.pixels.numpy(), np.stack([noise(seed).transpose(2, 0, 1) for seed in range(3)]))
-    assert torch.equal(load_images("owner/name", split="test", limit=2).pixels, images.pixels[:2])
+    assert torch.equal(load_images("hf://owner/name", split="test", limit=2).pixels, images.pixels[:2])
 
 
 def test_a_stream_of_unknown_length_keeps_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,11 +219,22 @@ def test_a_stream_of_unknown_length_keeps_every_image(monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets, "load_dataset", hub(answer))
     expected = torch.tensor(levels)[:, None, None, None].expand(-1, 3, 2, 2).clone()
     expected[600] = torch.tensor([1, 2, 3])[:, None, None]
-    assert torch.equal(load_images("owner/name", split="test", limit=650).pixels, expected[:650].to(torch.uint8))
-    assert torch.equal(load_images("owner/name", split="test", limit=600).pixels, expected[:600, :1].to(torch.uint8))
-    order = torch.randperm(600, generator=torch.Generator().manual_seed(3))[:5]
-    drawn = load_images("owner/name", split="test", limit=600, sample=5, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(drawn.pixels, expected[order, :1].to(torch.uint8))
+    assert torch.equal(load_images("hf://owner/name", split="test", limit=650).pixels, expected[:650].to(torch.uint8))
+    assert torch.equal(
+        load_images("hf://owner/name", split="test", limit=600).pixels, expected[:600, :1].to(torch.uint8)
+    )
+
+    def draw(seed: int) -> tuple[str, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = load_images("hf://owner/name", split="test", limit=600, sample=300, generator=generator)
+        places = [int(name.partition("#")[2]) for name in drawn.names]
+        assert torch.equal(drawn.pixels, expected[places, :1].to(torch.uint8))
+        assert len(set(places)) == 300 and max(places) < 600
+        # Standard error of the mean of 300 of 600 numbers below 600: 600 / sqrt(12) / sqrt(300) * sqrt(1 / 2) = 7.1.
+        assert abs(sum(places) / 300 - 299.5) < 4 * 7.1 and places != sorted(places)
+        return drawn.names
+
+    assert draw(3) == draw(3) != draw(4)
 
 
 def test_labels_are_those_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +260,7 @@ def test_labels_are_those_of_the_source(tmp_path: Path, monkeypatch: pytest.Monk
         return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).cast_column("fine_label", kind)
 
     monkeypatch.setattr(datasets, "load_dataset", hub(answer))
-    assert load_images("owner/name", split="test").labels == ("bee", None, "ant")
+    assert load_images("hf://owner/name", split="test").labels == ("bee", None, "ant")
 
 
 def test_columns_that_hold_no_classes_are_not_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +274,7 @@ def test_columns_that_hold_no_classes_are_not_labels(monkeypatch: pytest.MonkeyP
 
     for kind in ("picture", "number"):
         monkeypatch.setattr(datasets, "load_dataset", hub(lambda kind=kind: answer(kind)))
-        assert load_images("owner/name", split="test").labels == (None, None)
+        assert load_images("hf://owner/name", split="test").labels == (None, None)
 
 
 def test_labels_do_not_move_when_an_image_is_left_out(tmp_path: Path) -> None:
@@ -266,7 +288,7 @@ def test_labels_do_not_move_when_an_image_is_left_out(tmp_path: Path) -> None:
 def test_data_sets_of_the_hub_without_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", hub(lambda: datasets.Dataset.from_dict({"label": [0]})))
     with pytest.raises(ValueError, match=r"owner/name: .*no column 'image' among label$"):
-        load_images("owner/name", split="test")
+        load_images("hf://owner/name", split="test")
 
 
 @pytest.mark.parametrize(("error", "kind"), [(ConnectionError, FileNotFoundError), (ValueError, ValueError)])
@@ -278,4 +300,4 @@ def test_failures_of_the_hub_are_one_line(
 
     monkeypatch.setattr(datasets, "load_dataset", hub(answer))
     with pytest.raises(kind, match=r"owner/name: .*not loaded from the Hugging Face Hub: cannot reach it$"):
-        load_images("owner/name", split="test")
+        load_images("hf://owner/name", split="test")

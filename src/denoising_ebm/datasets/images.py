@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.datasets.decode import RESIZE, Stored, decode_each, fit_shape, to_array, with_channels
-from denoising_ebm.datasets.sources import Entry, Source, open_source
+from denoising_ebm.datasets.entries import Entry, draw
+from denoising_ebm.datasets.sources import Source, open_source
 from denoising_ebm.literals import Resize
 
 _CHUNK_BYTES = 2**26
@@ -309,7 +310,7 @@ class _Reading:
         self.found = open_source(self.source, self.split, default_split=self.default_split, streaming=streaming)
         self._root, entries, count = self.found.root, self.found.entries, self.found.count
         if self.sample is not None:
-            entries, count = _draw(entries, count, self.sample, self.limit, self.generator)
+            entries, count = draw(entries, count, self.sample, self.limit, self.generator)
         elif self.limit is not None and count is not None:
             count = min(count, self.limit)
         if self.progress and sys.stderr.isatty() and (count is None or count > 2000):
@@ -429,21 +430,6 @@ class _Pixels:
     def tensor(self) -> Tensor:
         """Return all images, uint8."""
         return torch.from_numpy(self._array[: self._count])
-
-
-def _draw(
-    entries: Iterable[Entry], count: int | None, sample: int, limit: int | None, generator: torch.Generator | None
-) -> tuple[Iterable[Entry], int]:
-    """Return `sample` entries and some to spare, of the first `limit`, in the order of a draw, and the number wanted."""
-    if count is None:
-        entries = list(itertools.islice(entries, limit))
-        count = len(entries)
-    count = count if limit is None else min(count, limit)
-    order = torch.randperm(count, generator=generator)[: sample + sample // 50 + 10].tolist()
-    place = {index: i for i, index in enumerate(order)}
-    # A stream is read to its end, but only what is drawn of it is held.
-    drawn = {place[i]: entry for i, entry in enumerate(itertools.islice(entries, count)) if i in place}
-    return [drawn[i] for i in range(len(order))], min(sample, count)
 
 
 def _check_arguments(

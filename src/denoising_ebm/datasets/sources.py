@@ -1,27 +1,26 @@
-"""Where images come from: names and encoded images out of folders, Parquet files, the bundled sets and the Hub."""
+"""Where images come from: folders, Parquet files, the bundled sets and the Hub, and what was taken of them."""
 
 from __future__ import annotations
 
-import glob
 import os
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from denoising_ebm.datasets import layouts
+from denoising_ebm.datasets.entries import Entry, read_bytes
+from denoising_ebm.datasets.hub import PREFIX, open_hub
+from denoising_ebm.datasets.layouts import SPLITS, Part
+from denoising_ebm.datasets.listing import RAW, READ, File, list_folder, suffix_of
+from denoising_ebm.datasets.parquet import ParquetRows
+from denoising_ebm.utils.io import special_kind
+
+__all__ = ["BUNDLED", "Entry", "Source", "open_source", "read_bytes"]
 
 BUNDLED = {"fashion-mnist": ("train", "test"), "digits": ("test",)}
 """Names and splits of the real images inside the package (32x32 gray)."""
-
-
-class Entry(NamedTuple):
-    """An image that is not decoded yet."""
-
-    name: str  #: Within its source.
-    value: Any  #: Its path, its bytes, the `{bytes, path}` of the Hub, or the exception that says why it is not read.
-    label: str | None = None  #: Its class, where the source says it.
+_DATA = Path(__file__).parents[1] / "assets" / "datasets"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,22 +61,17 @@ class Source:
         return text
 
 
-_DATA = Path(__file__).parents[1] / "assets" / "datasets"
-_READ = {f".{name}" for name in "png jpg jpeg jpe jfif webp bmp gif ppm pgm pbm pnm tif tiff".split()}
-# Images that are not read here: named among the unreadable ones instead of passed over in silence.
-_NOT_READ = {f".{name}" for name in "heic heif avif jp2 jxl tga dng".split()}
-_SUFFIXES = _READ | _NOT_READ
-_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "extra"}
-_LABELS = ("label", "labels", "fine_label")
-
-
 def open_source(
     source: str | Path, split: str | None = None, *, default_split: str = "train", streaming: bool = False
 ) -> Source:
     """Find the images of a source; none is decoded.
 
+    Parts are folders named as on the Hugging Face Hub, in any case and beside other words (`Train`, `imgs_test`,
+    `val2017`); the outermost decides. Masks, thumbnails, backups and files that are no images are passed over and counted.
+    Where folders are called normal and anomalous, only the normal images are the part `train`.
+
     Args:
-        source: A name in `BUNDLED`, a folder or file, or a Hub id.
+        source: A name in `BUNDLED`, a folder or file, or `hf://owner/name` for a data set of the Hub.
         split: The part that the user asks for: one that the source must have, or `all`.
         default_split: The part that is taken if none is asked for and the source has parts.
         streaming: Read from the Hub image by image, for the first few of many.
@@ -86,223 +80,196 @@ def open_source(
         FileNotFoundError: If the source or the split does not exist or holds no images.
         ValueError: If the source cannot be read as images.
     """
-    root, entries, count = _open(source, default_split if split is None else split, streaming)
-    taken = default_split if split is None else split
-    return Source(root, entries, count, taken, f"{count or 'unknown'} images of {source}")
-
-
-def _open(source: str | Path, split: str, streaming: bool) -> tuple[str, Iterable[Entry], int | None]:
+    wanted = default_split if split is None else split
     if isinstance(source, str) and source in BUNDLED:
-        if split not in BUNDLED[source]:
-            raise FileNotFoundError(f"{source}: no split {split!r}, only {', '.join(BUNDLED[source])}")
-        return _open_parquet(_DATA / source, [_DATA / source / f"{split}.parquet"])
+        if wanted not in BUNDLED[source]:
+            raise FileNotFoundError(f"{source}: no split {wanted!r}, only {', '.join(BUNDLED[source])}")
+        return _of_rows(source, ParquetRows(_DATA / source, [_DATA / source / f"{wanted}.parquet"]), wanted)
+    if isinstance(source, str) and source.startswith(PREFIX):
+        entries, count = open_hub(source, wanted, streaming)
+        number = "images" if count is None else f"{count:,} images"
+        return Source(source, entries, count, wanted, f"{number} of {source} (split {wanted})")
     path = Path(source)
-    if path.is_dir() and source != "":
-        return _open_folder(path, split)
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        return _open_parquet(path.parent, [path])
-    if path.is_file():
-        return str(path.parent), [Entry(path.name, str(path))], 1
-    looks_like_id = isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
-    if looks_like_id and path.suffix.lower() not in {*_SUFFIXES, ".parquet"}:
-        return _open_hub(str(source), split, streaming)
-    raise FileNotFoundError(
-        f"{source}: no such file or folder, nor a bundled set ({', '.join(BUNDLED)}), nor a Hub id owner/name"
-    )
+    mode = _mode(path) if source != "" else None
+    if mode is None:
+        raise FileNotFoundError(_unknown(str(source)))
+    if stat.S_ISDIR(mode):
+        return _open_folder(path, split, default_split)
+    if kind := special_kind(mode):
+        raise ValueError(f"{source}: is {kind}, not a file")
+    file = File((path.name,))
+    parts = layouts.parts_of_parquet([file]) if file.suffix == ".parquet" else [Part("")]
+    named = layouts.split_only(path.resolve().parent.name) if not parts[0].split else None
+    if split not in (None, "all") and SPLITS.get(str(split).lower(), split) not in (
+        named,
+        parts[0].split,
+        parts[0].name,
+    ):
+        raise FileNotFoundError(f"{source}: no split {split!r}: it is one file; leave the split out to take it")
+    if file.suffix == ".parquet":
+        return _of_rows(str(source), ParquetRows(path.parent, [path]), None)
+    return Source(str(path.parent), [_entry(path.parent, file, None)], 1, None, f"1 image, {source}")
 
 
-def _open_folder(folder: Path, split: str) -> tuple[str, Iterable[Entry], int | None]:
-    files = sorted(_walk(folder))
-    parquet = [path for path in files if path.suffix.lower() == ".parquet"]
-    images = [path for path in files if path.suffix.lower() in _SUFFIXES]
-    if parquet and images:
-        raise ValueError(
-            f"{folder}: holds both Parquet files ({parquet[0].name}) and images ({images[0].name}); name one"
-        )
-    if not parquet and not images:
-        raise FileNotFoundError(f"{folder}: holds no images ({', '.join(sorted(_READ))}) and no .parquet files")
-    splits: dict[str, list[Path]] = {}
-    for path in parquet or images:
-        splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-    named = _SPLITS & splits.keys()
-    if split == "all":
-        splits["all"] = parquet or images
-    elif named and "" in splits:
-        # A class of vehicles named `train`, say: taken for a split it would hide all others.
-        raise ValueError(
-            f"{folder}: holds a folder {sorted(named)[0]}/, which names a split, beside images that belong to no split "
-            f"({splits[''][0].relative_to(folder)}); take all with split 'all', or name one folder"
-        )
-    # Without a known name of a split the folder has no splits: one Parquet file of any name, or folders of classes.
-    if split not in splits and not named and (images or len(parquet) == 1):
-        splits[split] = parquet or images
-    if split not in splits:
-        found = ", ".join(sorted(splits.keys() - {""})) or "none"
-        raise FileNotFoundError(f"{folder}: no split {split!r}; splits found: {found}")
-    if parquet:
-        return _open_parquet(folder, splits[split])
-    relative = [path.relative_to(folder) for path in splits[split]]
-    no_classes = {"", *_SPLITS} if not named or "" not in splits else {""}
-    entries = [Entry(path.as_posix(), str(folder / path), _class_of(path, no_classes)) for path in relative]
-    return str(folder), entries, len(entries)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder but for hidden ones, through links to folders; links to nothing count as files.
+def _mode(path: Path) -> int | None:
+    """Return the `st_mode` of what is at a path; None for nothing.
 
     Raises:
-        OSError: If a folder cannot be read.
+        OSError: If it cannot be looked at.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    been: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        # A link to a folder above would be followed for ever.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if os.path.realpath(place) in been:
-            folders.clear()
-            continue
-        been.add(os.path.realpath(place))
-        yield from (Path(place, name) for name in names if not name.startswith("."))
-
-
-def _class_of(path: Path, no_classes: set[str]) -> str | None:
-    """Name the class of an image file from its path in the source: its folder, unless that is the source or a split."""
-    return None if path.parent.name in no_classes else path.parent.name
-
-
-def _split_of(path: Path) -> str:
-    """Name the split of a file from its path in the source: `train/...`, or for Parquet `train-00000-of-00002`."""
-    folders = [part for part in path.parts[:-1] if part in _SPLITS]
-    if folders:
-        return folders[0]
-    return path.stem.partition("-")[0] if path.suffix.lower() == ".parquet" else ""
-
-
-def _open_parquet(root: Path, files: list[Path]) -> tuple[str, Iterable[Entry], int | None]:
-    from datasets import load_dataset
-
-    def entries() -> Iterator[Entry]:
-        for file in files:
-            name = file.relative_to(root).as_posix()
-            try:
-                # Streamed: `datasets` would otherwise copy every file into its cache; here it only keeps a lock there.
-                with tempfile.TemporaryDirectory() as cache, _quiet():
-                    pattern = glob.escape(str(file))
-                    rows = load_dataset("parquet", data_files=pattern, split="train", streaming=True, cache_dir=cache)
-                for row, (value, label) in enumerate(_values(rows)):
-                    yield Entry(f"{name}#{row}", _beside(file, value), label)
-            except Exception as error:  # pyarrow, fsspec and datasets have no common base
-                reason = str(error).partition("\n")[0]
-                raise ValueError(f"{file}: cannot be read as Parquet with images: {reason}") from error
-
-    return str(root), entries(), _num_rows(files)
-
-
-def _num_rows(files: list[Path]) -> int | None:
-    """Return the rows of all files; None where one cannot be read, which reading it explains."""
-    from pyarrow import parquet
-
     try:
-        return sum(int(parquet.read_metadata(file).num_rows) for file in files)
-    except Exception:  # of any type, as when its rows are read
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError for a zero byte
         return None
 
 
-def _beside(file: Path, value: Any) -> Any:
-    """Return the image of a row, whose path, if it has one in place of bytes, is taken from the folder of its file.
+def _unknown(source: str) -> str:
+    text = f"{source}: no such file or folder, nor a bundled set ({', '.join(BUNDLED)})"
+    is_like_hub = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")
+    if is_like_hub and suffix_of(source) not in {*READ, ".parquet"}:
+        text += f"; a data set of the Hugging Face Hub is {PREFIX}{source}"
+    return text
 
-    A path that leads elsewhere is refused when the image is read: a file of rows must not open other files or addresses.
+
+def _of_rows(source: str, rows: ParquetRows, split: str | None, passed_over: Mapping[str, int] | None = None) -> Source:
+    part = f" (split {split})" if split else ""
+    return Source(rows.root, rows, rows.count, split, f"{rows.count:,} images of {source}{part}", passed_over or {})
+
+
+# -- folders --------------------------------------------------------------------------------------------------------
+
+
+def _open_folder(folder: Path, split: str | None, default_split: str) -> Source:
+    listing = list_folder(folder)
+    found = layouts.set_apart(listing.images)
+    passed_over = {"masks": len(found.masks), "thumbnails": len(found.thumbnails)}
+    for kind, num in listing.passed_over.most_common():
+        passed_over[kind] = passed_over.get(kind, 0) + num
+    passed_over = {kind: num for kind, num in passed_over.items() if num}
+    if listing.parquet and found.images:
+        raise ValueError(
+            f"{folder}: holds both Parquet files ({listing.parquet[0].name}) and images ({found.images[0].name}); name one"
+        )
+    if not listing.parquet and not found.images:
+        raise FileNotFoundError(_nothing(folder, found.mask_folders, passed_over))
+    if listing.parquet:
+        chosen = _choose(folder, listing.parquet, layouts.parts_of_parquet(listing.parquet), split, default_split)
+        rows = ParquetRows(folder, [folder.joinpath(*file.parts) for file in chosen.files])
+        return _of_rows(str(folder), rows, chosen.split, passed_over)
+    chosen = _choose(folder, found.images, layouts.parts_of_images(found.images), split, default_split)
+    entries = [
+        _entry(folder, file, layouts.class_of(file, part))
+        for file, part in zip(chosen.files, chosen.parts, strict=True)
+    ]
+    where = [f"split {chosen.split}"] if chosen.split else []
+    where += [folders] if (folders := layouts.folders_in_words(chosen.files)) else []
+    notes = list(chosen.notes)
+    # What is called so need not be masks.
+    if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
+        notes.append(f"{folder}: {layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
+    description = f"{len(entries):,} images of {folder}" + (f" ({'; '.join(where)})" if where else "")
+    return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, tuple(notes))
+
+
+def _nothing(folder: Path, mask_folders: list[str], passed_over: Mapping[str, int]) -> str:
+    text = f"{folder}: holds no images ({', '.join(sorted(READ))}) and no .parquet files"
+    if mask_folders:
+        text += f"; {layouts.enumerated(mask_folders)} taken for masks; to take such a folder, name it"
+    elif passed_over:
+        text += f"; passed over: {', '.join(f'{kind} {num:,}' for kind, num in passed_over.items())}"
+    return text
+
+
+def _entry(folder: Path, file: File, label: str | None) -> Entry:
+    path = str(folder.joinpath(*file.parts))
+    if file.special:
+        return Entry(file.name, ValueError(f"is {file.special}, not a file"), label)
+    if file.suffix in RAW:
+        # Pillow would read the small preview that such files begin with.
+        return Entry(file.name, ValueError(f"a camera's own format ({file.suffix}) is not read; convert it"), label)
+    return Entry(file.name, path, label)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    files: list[File]
+    parts: list[Part]
+    split: str | None
+    notes: list[str]
+
+
+def _choose(folder: Path, files: list[File], parts: list[Part], split: str | None, default_split: str) -> _Chosen:
+    """Choose the files of the part that is asked for, or of the default one.
+
+    Raises:
+        FileNotFoundError: If there is no such part.
+        ValueError: If some files belong to no part.
     """
-    if not isinstance(value, dict) or value["bytes"] is not None or value["path"] is None:
-        return value
-    path = Path(value["path"])
-    if "://" in value["path"] or path.is_absolute() or ".." in path.parts:
-        return ValueError(f"the row names {value['path']}, which is not beside its file")
-    return str(file.parent / path)
+    pairs = list(zip(files, parts, strict=True))
+    wanted = default_split if split is None else split
+    names = sorted({part.split for part in parts} - {""})
+    anomalous = layouts.anomalous_folders(files) if not names and files[0].suffix != ".parquet" else set()
+    if wanted == "all":
+        # Beside others a folder `train` is a class.
+        return _chosen(
+            pairs if "" not in {part.split for part in parts} else [(file, Part("")) for file in files], None
+        )
+    if not names:
+        own = layouts.split_only(folder.resolve().name)
+        asked = None if split is None else SPLITS.get(split.lower(), split)
+        if asked not in (None, own) and not (anomalous and asked in ("train", "test")):
+            has = "train (the normal images), test" if anomalous else "none"
+            raise FileNotFoundError(
+                f"{folder}: no split {split!r}; splits found: {has}; without --split all {len(files):,} images are taken"
+            )
+        chosen = _chosen(pairs, asked)
+        return _normal(folder, chosen) if wanted in SPLITS and SPLITS[wanted] == "train" else chosen
+    if "" in {part.split for part in parts}:
+        # A class of vehicles named `train`, say: taken for a split it would hide all others.
+        first = next(part for part in parts if part.split)
+        other = next(file for file, part in pairs if not part.split)
+        raise ValueError(
+            f"{folder}: holds a folder {first.name}/, which names a split, beside images that belong to no split "
+            f"({other.name}); take all with split 'all', or name one folder"
+        )
+    taken = [pair for pair in pairs if split and pair[1].name.lower() == split.lower()]
+    if not taken:
+        canonical = SPLITS.get(wanted.lower(), wanted)
+        taken = [pair for pair in pairs if pair[1].split == canonical]
+    if not taken:
+        raise FileNotFoundError(f"{folder}: no split {wanted!r}; splits found: {', '.join(names)}")
+    chosen = _chosen(taken, taken[0][1].split)
+    if files[0].suffix == ".parquet":
+        return chosen
+    sets = list(dict.fromkeys("/".join(file.parts[: part.depth]) for file, part in taken if part.name))
+    if len(sets) > 1:
+        chosen.notes.append(
+            f"{folder}: several data sets with parts of their own are taken together ({layouts.enumerated(sets)}); name one "
+            "folder to take it alone"
+        )
+    return _normal(folder, chosen) if chosen.split == "train" else chosen
 
 
-def _open_hub(name: str, split: str, streaming: bool) -> tuple[str, Iterable[Entry], int | None]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, split=split, streaming=streaming)
-        values = _values(rows)
-    except (OSError, ValueError) as error:
-        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-        reason = str(error).partition("\n")[0]
-        raise kind(f"{name}: no such file or folder, and not loaded from the Hugging Face Hub: {reason}") from error
-    entries = (Entry(f"{split}#{row}", value, label) for row, (value, label) in enumerate(values))
-    return name, entries, None if streaming else len(rows)
+def _chosen(pairs: list[tuple[File, Part]], split: str | None) -> _Chosen:
+    return _Chosen([file for file, _ in pairs], [part for _, part in pairs], split, [])
 
 
-def _values(rows: Any) -> Iterator[tuple[Any, str | None]]:
-    """Iterate over the undecoded images and the labels of a data set of `datasets`, read in Arrow batches."""
-    from datasets import Image as ImageFeature
-
-    features = rows.features or {}
-    named = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    if "image" not in features and len(named) != 1:
-        raise ValueError(f"no column 'image' among {', '.join(features) or 'no columns'}")
-    column = "image" if "image" in features else named[0]
-    label = next((name for name in _LABELS if name != column and _names_classes(features.get(name))), None)
-    classes = getattr(features[label], "names", None) if label else None
-    rows = rows.select_columns([column, label] if label else [column])
-    rows = rows.cast_column(column, ImageFeature(decode=False)).with_format("arrow")
-
-    def pairs() -> Iterator[tuple[Any, str | None]]:
-        for batch in rows.iter(batch_size=256):
-            images = batch[column].to_pylist()
-            labels = batch[label].to_pylist() if label else [None] * len(images)
-            yield from ((image, _class_name(value, classes)) for image, value in zip(images, labels, strict=True))
-
-    return pairs()
-
-
-def _names_classes(feature: Any) -> bool:
-    """Whether a column can hold classes: not a picture, nor a number that is measured."""
-    from datasets import ClassLabel, Value
-
-    is_value = isinstance(feature, Value) and bool(re.match(r"u?int|string|large_string|bool", feature.dtype))
-    return is_value or isinstance(feature, ClassLabel)
-
-
-def _class_name(value: Any, classes: list[str] | None) -> str | None:
-    """Return the name of a class from its number, or from what a column without names holds; the Hub's -1 is no class."""
-    if classes is None or not isinstance(value, int):
-        return None if value is None else str(value)
-    return classes[value] if 0 <= value < len(classes) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Switch off the progress bars of `datasets`, and on again if they were on."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_disabled = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_disabled:
-            enable_progress_bars()
-
-
-def read_bytes(value: Any) -> bytes:
-    """Return the encoded image from the `value` of an entry."""
-    if isinstance(value, Exception):
-        raise value
-    if isinstance(value, dict):
-        value = value["path"] if value["bytes"] is None else value["bytes"]
-    if value is None:
-        raise ValueError("the row is empty")
-    if isinstance(value, bytes):
-        return value
-    if "://" not in value:
-        return Path(value).read_bytes()
-    import fsspec  # type: ignore[import-untyped]  # streamed image folders of the Hub
-
-    with fsspec.open(value, "rb") as file:
-        return bytes(file.read())
+def _normal(folder: Path, chosen: _Chosen) -> _Chosen:
+    """Leave out what stands beside a folder of normal images: what learns should see normal images alone."""
+    anomalous = layouts.anomalous_folders(chosen.files)
+    pairs, left = [], list[tuple[str, ...]]()
+    for file, part in zip(chosen.files, chosen.parts, strict=True):
+        steps = range(1, len(file.parts))
+        place = next((file.parts[:depth] for depth in steps if file.parts[:depth] in anomalous), None)
+        if place is None:
+            pairs.append((file, part))
+        else:
+            left.append(place)
+    if not left or not pairs:
+        return chosen
+    folders = list(dict.fromkeys("/".join(place) for place in left))
+    note = (
+        f"{folder}: to learn from, only the {len(pairs):,} normal images are taken, not {len(left):,} of "
+        f"{layouts.enumerated(folders)}; --split all takes all"
+    )
+    return _Chosen([file for file, _ in pairs], [part for _, part in pairs], chosen.split, [*chosen.notes, note])
