@@ -238,7 +238,7 @@ def test_run_folder(tmp_path: Path) -> None:
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     model = {f"model/{name}" for name in ("config.json", "model.safetensors", "README.md")}
     pictures = {f"samples/{name}-000000096.png" for name in ("samples", "reconstructions")}
-    assert files == {"config.yaml", "metrics.jsonl", "state.pt"} | model | pictures
+    assert files == {"config.yaml", "metrics.jsonl", "state.pt", "state-previous.pt"} | model | pictures
     assert from_dict(Config, yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
 
     records = read_metrics(tmp_path)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from denoising_ebm.utils.io import check_marker, read_json, write_text_atomically
+from denoising_ebm.utils.io import DamagedFileError, check_marker, read_json, write_text_atomically
 
 MARKER = "reproduce.json"
+_ADDED = ("name", "seconds", "version", "depends", "hash")
+_HINT = "delete it to make the row anew"
 Log = Callable[[str], object]
 
 
@@ -65,15 +67,17 @@ class ResultCache:
 
         Args:
             name: Of the row, unique in the folder.
-            make: Computes it: plain numbers, texts and lists. `name`, `seconds`, `version` and `depends` are
-                added.
+            make: Computes it: plain numbers, texts and lists. `name`, `seconds`, `version`, `depends` and `hash`
+                are added.
             depends: Hashes and names of what the row is made from; empty ones are left out.
             version: Of its computation, raised by hand when that changes.
         """
         path = self.folder / "rows" / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', name).strip('-')}.json"
         depends = {key: value for key, value in (depends or {}).items() if value}
         if path.is_file():
-            stored = read_json(path, "delete it to make the row anew")
+            stored = read_json(path, _HINT)
+            if stored.get("hash", _hash(stored)) != _hash(stored) or not isinstance(stored.get("depends", {}), dict):
+                raise DamagedFileError(f"{path}: damaged: it does not have the hash that it was written with; {_HINT}")
             if stored.get("version") == version and depends.items() <= stored.get("depends", {}).items():
                 return stored
         self._log(name)
@@ -86,6 +90,7 @@ class ResultCache:
             return {"missing": str(error)}
         seconds = round(time.monotonic() - started, 3)
         figures |= {"name": name, "seconds": seconds, "version": version, "depends": depends}
+        figures["hash"] = _hash(figures)
         write_text_atomically(path, json.dumps(figures, indent=1) + "\n")
         return figures
 
@@ -97,4 +102,9 @@ class ResultCache:
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of a row without what the cache adds to them."""
-    return {name: value for name, value in row.items() if name not in ("name", "seconds", "version", "depends")}
+    return {name: value for name, value in row.items() if name not in _ADDED}
+
+
+def _hash(row: Mapping[str, Any]) -> str:
+    """Return the hash of a row, by its figures as JSON gives them back."""
+    return settings_hash(json.loads(json.dumps({name: value for name, value in row.items() if name != "hash"})))

@@ -23,7 +23,7 @@ from denoising_ebm.ood.detector import Detector, DetectorConfig
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.presets import preset
 from denoising_ebm.samplers import Trajectory, two_stage_steps
-from denoising_ebm.training.checkpoint import STATE_FILE
+from denoising_ebm.training.checkpoint import has_state
 from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.once import is_finished, train_once
 from denoising_ebm.utils.device import choose_device, torch_threads
@@ -106,7 +106,7 @@ def run_demo(
         log(f"{folder}: training is finished; rebuilding its report (--overwrite starts anew)")
     with computing() as count:
         if not is_finished(run):
-            what = "continuing" if (run / STATE_FILE).is_file() else "training"
+            what = "continuing" if has_state(run) else "training"
             on = f" with {count} thread{'s' * (count != 1)}" if place.type == "cpu" else ""
             log(f"{what} on {len(images):,} images for {minutes:.2g} min in all{on}")
         config = config or preset("fashion-mnist")
@@ -114,7 +114,7 @@ def run_demo(
         config = replace(config, training=training)
         model = train_once(images, config, run, data_name="Fashion-MNIST, the bundled sample", device=device)
     with computing():
-        evidence = gather(model, images, sizes, seed, read_metrics(run), log, bar)
+        evidence = gather(model, images, sizes, seed, read_metrics(run, log), log, bar)
         evidence.detector.save(run / "model")
         report = folder / REPORT
         write_report(

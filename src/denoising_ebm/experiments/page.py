@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from denoising_ebm.utils.io import read_json, write_text_atomically
+from denoising_ebm.utils.io import DamagedFileError, read_json, write_text_atomically
 from denoising_ebm.viz.report import Picture, Section, Table, write_pages
 
 Metadata = Mapping[str, Sequence[str]]
@@ -32,9 +32,14 @@ class Page:
         self._shown: dict[str, tuple[Section, Metadata]] = {}
         for name in order:
             if self._file(name).is_file():
-                kept = read_json(self._file(name), "delete it, and the same target makes it anew from its rows")
-                if sources.get(name, kept["source"]) == kept["source"]:
-                    self._shown[name] = _to_section(kept["section"]), kept["metadata"]
+                hint = "delete it, and the same target makes it anew from its rows"
+                kept = read_json(self._file(name), hint)
+                try:
+                    if sources.get(name, kept["source"]) == kept["source"]:
+                        self._shown[name] = _to_section(kept["section"]), kept["metadata"]
+                except (KeyError, TypeError, ValueError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise DamagedFileError(f"{self._file(name)}: damaged ({reason}); {hint}") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._shown

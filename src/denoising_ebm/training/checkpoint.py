@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
+import hashlib
 import io
-import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,19 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.config import Config, from_dict, to_dict
-from denoising_ebm.migration import migrate_state
+from denoising_ebm.migration import migrate_config, migrate_state
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.objectives import Objective
-from denoising_ebm.utils.io import write_atomically
+from denoising_ebm.utils.io import read_regular_file, write_atomically
 
-STATE_FILE = "state.pt"
+STATE_FILE, PREVIOUS_STATE_FILE = "state.pt", "state-previous.pt"
 #: Fields a resumed run may change: they do not alter what a step does, but for the learning rate, which follows the budget,
 #: and contrastive chains, whose noise is drawn for each micro-batch.
 FREE_FIELDS = ("max_images", "max_minutes", "log_every", "sample_minutes", "micro_batch_size", "compile")
+
+_SEAL = b"sha256:"
+_HASH_SIZE = 2 * hashlib.sha256().digest_size
+_SEAL_SIZE = len(_SEAL) + _HASH_SIZE
 
 
 @dataclass
@@ -51,6 +57,8 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
     #: `images seen` and `minutes` of the model the run started from; empty if it started from scratch.
     past: dict[str, Any] = field(default_factory=dict)
+    #: Step of the last state in the run folder.
+    saved_step: int | None = None
 
     def capture(self) -> dict[str, Any]:
         """Return all of it as tensors and numbers, sharing memory with the run."""
@@ -77,10 +85,13 @@ class RunState:
         if clock:
             self.clock = Clock(**saved["clock"])
             self.past = saved.get("past", {})
+            self.saved_step = self.clock.step
 
 
 def save_state(state: RunState, config: Config, folder: Path, images: str, hardware: Mapping[str, str]) -> None:
-    """Write `state.pt`, atomically; a crash or a full disk leaves the old one.
+    """Write `state.pt`, atomically, and keep the one before as `state-previous.pt` unless that is damaged.
+
+    A crash or a full disk leaves the old ones.
 
     Args:
         state: Of the run.
@@ -93,33 +104,140 @@ def save_state(state: RunState, config: Config, folder: Path, images: str, hardw
     # Through memory: torch's own writer reports a full disk as a RuntimeError without a file.
     buffer = io.BytesIO()
     torch.save(values, buffer)
-    write_atomically(folder / STATE_FILE, lambda path: path.write_bytes(buffer.getbuffer()))
+    _seal(buffer)
+    path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
+    # Of the same step there may be one already: the one before would be lost for nothing.
+    keep = state.clock.step != state.saved_step and path.is_file() and not find_damage(path.read_bytes())
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()), previous=previous if keep else None)
+    state.saved_step = state.clock.step
 
 
-def read_state(config: Config, folder: Path, images: str) -> dict[str, Any]:
-    """Read `state.pt` and check that it belongs to `config` and to the training images whose hash is `images`.
+def read_state(
+    config: Config, folder: Path, images: str, log: Callable[[str], object] = lambda message: None
+) -> dict[str, Any]:
+    """Read the last good state and check that it belongs to `config` and to the training images whose hash is `images`.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        images: A hash of the training images.
+        log: Told of a damaged state, in whose place the one before it is read.
 
     Raises:
         FileNotFoundError: If the folder holds no state.
-        ValueError: If the file is damaged or the run has other settings or images.
+        ValueError: If all states are damaged or the run has other settings or images.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: nothing to resume")
+    path, saved = _last_good(folder, log)
     try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a readable state ({reason})") from None
-    if not isinstance(saved, dict) or "config" not in saved:
-        raise ValueError(f"{path}: not a readable state ('config' is missing)")
-    saved = migrate_state(saved)
+        saved = migrate_state(saved)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable state ({type(error).__name__}: {error})") from None
     # Through a Config, so that fields younger than the file have their defaults.
     _compare(to_dict(from_dict(Config, saved["config"])), to_dict(config), "", path)
     # Batches and the images that are held out are drawn by number: of other images they would be others.
     if saved.get("images", images) != images:
         raise ValueError(f"{path}: the run was on other images; resume with the same data and options for images")
     return saved
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the settings that the last good state of a run was saved with.
+
+    Raises:
+        FileNotFoundError: If the folder holds no state.
+        ValueError: If all states are damaged.
+    """
+    path, saved = _last_good(folder)
+    if not isinstance(saved["config"], dict):
+        raise ValueError(f"{path}: not a readable state ('config' is no mapping)")
+    return migrate_config(saved["config"])
+
+
+def has_state(folder: Path) -> bool:
+    """Say whether a folder holds a state to resume from."""
+    for name in (STATE_FILE, PREVIOUS_STATE_FILE):
+        path = folder / name
+        if path.is_file() and not find_damage(path.read_bytes()):
+            return True
+    return False
+
+
+def _last_good(folder: Path, log: Callable[[str], object] = lambda message: None) -> tuple[Path, dict[str, Any]]:
+    """Return the file and the content of the last state that is not damaged; `log` is told of a damaged one."""
+    damage: list[str] = []
+    for name in (STATE_FILE, PREVIOUS_STATE_FILE):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            saved = _load(path)
+        except ValueError as error:
+            damage.append(str(error))
+            continue
+        if damage:
+            log(f"{damage[0]}; going on from {name}, saved at step {saved.get('clock', {}).get('step', '?')}")
+        return path, saved
+    if damage:
+        raise ValueError("; ".join(damage))
+    raise FileNotFoundError(f"{folder / STATE_FILE}: nothing to resume")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Return what a state file holds.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        content = read_regular_file(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise ValueError(f"{path}: not a readable state ({error.strerror})") from None
+    if damage := find_damage(content):
+        raise ValueError(f"{path}: not a readable state ({damage})")
+    try:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is not its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a readable state ({reason})") from None
+    if not isinstance(saved, dict) or "config" not in saved:
+        raise ValueError(f"{path}: not a readable state ('config' is missing)")
+    return saved
+
+
+# -- hashes -------------------------------------------------------------------------------------------------------------
+
+# A file of torch is a ZIP archive, which may end in a comment: the hash stands there, and torch reads the file as before.
+_NO_COMMENT, _END = bytes(2), b"PK\x05\x06"
+_END_SIZE = 22
+
+
+def _seal(file: io.BytesIO) -> None:
+    """Give a file of torch its own hash."""
+    file.seek(-len(_NO_COMMENT), io.SEEK_END)
+    file.write(_SEAL_SIZE.to_bytes(len(_NO_COMMENT), "little"))
+    digest = hashlib.sha256(file.getbuffer()).hexdigest()
+    file.write(_SEAL + digest.encode())
+
+
+def find_damage(content: bytes) -> str:
+    """Return what is wrong with the bytes of a state file; empty if nothing is.
+
+    Files of before have no hash but checksums, which leave out some bytes of the archive's own.
+    """
+    if content[-_SEAL_SIZE:].startswith(_SEAL):
+        body = memoryview(content)[:-_SEAL_SIZE]
+        whole = hashlib.sha256(body).hexdigest().encode() == content[-_HASH_SIZE:]
+        return "" if whole else "damaged: its bytes do not have the hash that it was saved with"
+    if content[-_END_SIZE:].startswith(_END) and content.endswith(_NO_COMMENT):
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                broken = archive.testzip()
+        except Exception as error:  # zipfile raises many kinds for a damaged archive
+            return f"damaged: {str(error) or type(error).__name__}"
+        return "" if broken is None else f"damaged: {broken} does not have its checksum"
+    return "damaged or cut off: its end is missing"
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], prefix: str, path: Path) -> None:

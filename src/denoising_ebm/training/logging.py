@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from denoising_ebm.training.checkpoint import Clock
-from denoising_ebm.utils.io import write_text_atomically
+from denoising_ebm.utils.io import sync_folder, write_atomically
+from denoising_ebm.utils.text import Stderr, print_line, stderr_is_terminal
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -39,7 +41,7 @@ class Monitor:
         self._images_since = 0
         self._since = time.monotonic()
         self._last_line = 0.0
-        self._console = Console(stderr=True)
+        self._console = Console(file=cast(IO[str], Stderr()))
         self._bar: Progress | None = None
         self._writer: Any = None
         if active and tensorboard:
@@ -54,7 +56,7 @@ class Monitor:
         self._since, self._images_since = time.monotonic(), 0
         # The time left is judged by this process alone: the ones before may have run on another machine, or beside others.
         self._started, self._progress_at_start = self._since, progress
-        if not self._quiet and sys.stderr.isatty():
+        if not self._quiet and stderr_is_terminal():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -100,9 +102,7 @@ class Monitor:
             **{name: float(f"{value:.6g}") for name, value in means.items()},
         }
         self._append(record)
-        if self._writer is not None:
-            for name, value in means.items():
-                self._writer.add_scalar(name, value, clock.images_seen)
+        self._write_scalars(clock, means)
         shown = " ".join(_show(name, means[name]) for name in _SHOWN if name in means)
         line = f"{stage} {clock.images_seen:,} images  {shown}"
         if self._bar is not None:
@@ -111,7 +111,7 @@ class Monitor:
             self._last_line = time.monotonic()
             done, minutes = progress - self._progress_at_start, (time.monotonic() - self._started) / 60
             left = (1 - progress) / done * minutes if done > 0 else math.inf
-            print(f"{line}  {left:.1f} min left", file=sys.stderr, flush=True)
+            print_line(f"{line}  {left:.1f} min left")
 
     def record(self, clock: Clock, figures: dict[str, float]) -> None:
         """Append figures that are no means over steps."""
@@ -127,16 +127,40 @@ class Monitor:
         if not self._quiet:
             self._console.print(message, highlight=False, markup=False)
 
+    def sync(self) -> None:
+        """Flush metrics.jsonl to disk: a state must not outlast the lines before it."""
+        if self._active and self._path.is_file():
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
+            sync_folder(self._path.parent)
+
     def _append(self, record: dict[str, Any]) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            # A failed write names no file.
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+
+    def _write_scalars(self, clock: Clock, means: dict[str, float]) -> None:
+        if self._writer is None:
+            return
+        try:
+            for name, value in means.items():
+                self._writer.add_scalar(name, value, clock.images_seen)
+        except Exception as error:  # TensorBoard's own, of a thread that writes: whatever it is, training goes on
+            self._writer = None
+            self.event(clock, f"TensorBoard events end here: {error}")
 
     def close(self) -> None:
         """Remove the bar and close files."""
         if self._bar is not None:
             self._bar.stop()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except Exception as error:  # as above
+                print_line(f"debm: TensorBoard events are incomplete: {error}")
 
 
 _SHOWN = ("loss", "loss_denoising", "loss_decoder", "energy_data", "energy_gap", "images_per_second")
@@ -148,22 +172,48 @@ def _show(name: str, value: float) -> str:
     return f"{name.removeprefix('loss_')} {value:.4g}"
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the means over steps in a run's metrics.jsonl, without its events and held-out losses."""
-    with open(folder / METRICS_FILE, encoding="utf-8") as file:
-        records = [json.loads(line) for line in file if line.strip()]
-    return [record for record in records if "stage" in record]
+def read_metrics(folder: Path, log: Callable[[str], object] = lambda message: None) -> list[dict[str, Any]]:
+    """Return the means over steps in a run's metrics.jsonl, without its events and held-out losses.
+
+    Args:
+        folder: Of the run.
+        log: Told how many lines are damaged, and left out.
+    """
+    path = folder / METRICS_FILE
+    records = [_record(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+    if damaged := records.count(None):
+        log(f"{path}: {damaged} damaged line(s) left out")
+    return [record for record in records if record is not None and "stage" in record]
 
 
-def trim_metrics(folder: Path, step: int) -> None:
-    """Drop the lines after `step`: those that a run wrote after its last save, and will write again."""
+def trim_metrics(folder: Path, step: int) -> int:
+    """Drop the lines after `step`, which a run wrote after its last save and will write again, and damaged ones.
+
+    Returns:
+        How many lines were damaged, but for a last one that was cut off by a kill.
+    """
     path = folder / METRICS_FILE
     if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if len(kept) < len(lines):
-        write_text_atomically(path, "".join(kept))
+        return 0
+    content = path.read_bytes()
+    *lines, rest = content.split(b"\n")
+    records = [_record(line) for line in lines]
+    kept = [line for line, record in zip(lines, records, strict=True) if record is not None and record["step"] <= step]
+    if rest or len(kept) < len(lines):
+        new = b"".join(line + b"\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_bytes(new))
+    return records.count(None)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of metrics.jsonl says; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    return record
 
 
 def is_healthy(means: dict[str, float], gap_bound: float) -> bool:

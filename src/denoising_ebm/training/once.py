@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.training.checkpoint import STATE_FILE
+from denoising_ebm.training.checkpoint import has_state
 from denoising_ebm.training.trainer import train
-from denoising_ebm.utils.io import check_marker, read_json, write_text_atomically
+from denoising_ebm.utils.io import LOCK_FILE, DamagedFileError, check_marker, read_json, write_text_atomically
+from denoising_ebm.utils.lock import locked
+from denoising_ebm.utils.text import print_line
 
 #: Says in a run folder of which images and settings it is, and whether it is finished.
 MARKER = "once.json"
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether `train_once` finished the run in a folder."""
-    return (folder / MARKER).is_file() and bool(read_json(folder / MARKER).get("finished"))
+    """Say whether `train_once` finished the run in a folder; not where what says so is damaged."""
+    try:
+        return (folder / MARKER).is_file() and bool(read_json(folder / MARKER).get("finished"))
+    except ValueError:
+        return False
 
 
 def train_once(
@@ -47,17 +54,46 @@ def train_once(
         ValueError: If the folder holds a run of other images or settings, or something else.
         KeyboardInterrupt: If the user interrupted training, after it was saved.
     """
-    marker, wanted = folder / MARKER, {"images": content_hash(pixels), "settings": to_dict(config)}
-    found = check_marker(marker, wanted, what="a model", hint="delete it to train anew", shown=False)
-    if found is None or not found["finished"]:
-        resume = (folder / STATE_FILE).is_file()
-        if found is not None and not resume:
-            # Ended before its first save: nothing to go on with.
-            shutil.rmtree(folder)
-        write_text_atomically(marker, json.dumps(wanted | {"finished": False}))
-        result = train(pixels, config, folder, data_name=data_name, resume=resume, device=device, quiet=quiet)
-        if result.finished:
-            write_text_atomically(marker, json.dumps(wanted | {"finished": True}))
-        if result.interrupted:
-            raise KeyboardInterrupt
-    return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")
+    with locked(folder, "a training"):
+        marker, wanted = folder / MARKER, {"images": content_hash(pixels), "settings": to_dict(config)}
+        resume = has_state(folder)
+        found = _read_marker(folder, wanted, resume)
+        if not found.get("finished"):
+            if not resume:
+                # Ended before its first save: nothing to go on with.
+                _clear(folder)
+            write_text_atomically(marker, json.dumps(wanted | {"finished": False}))
+            result = train(pixels, config, folder, data_name=data_name, resume=resume, device=device, quiet=quiet)
+            if result.finished:
+                write_text_atomically(marker, json.dumps(wanted | {"finished": True}))
+            if result.interrupted:
+                raise KeyboardInterrupt
+        return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")
+
+
+def _read_marker(folder: Path, wanted: Mapping[str, Any], resume: bool) -> dict[str, Any]:
+    """Return what the marker says, {} for a run that is new or whose marker is lost.
+
+    A run with a state goes on without its marker: the state holds its settings and a hash of its images too.
+    """
+    marker = folder / MARKER
+    if resume and not marker.is_file():
+        return {}
+    try:
+        return check_marker(marker, wanted, what="a model", hint="delete it to train anew", shown=False) or {}
+    except DamagedFileError as error:
+        if not resume:
+            raise
+        print_line(f"debm: {error}; written anew from its state")
+        return {}
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run that cannot go on; its marker last, since without that the others would be something else."""
+    for path in folder.iterdir():
+        if path.name in (MARKER, LOCK_FILE):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config
+from denoising_ebm.hub import WEIGHTS_FILE
 from denoising_ebm.literals import Precision
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.training.checkpoint import STATE_FILE
+from denoising_ebm.training.checkpoint import has_state
 from denoising_ebm.training.logging import METRICS_FILE
 from denoising_ebm.utils.device import choose_device, choose_precision
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, MODEL_FOLDER, SAMPLES_FOLDER = "config.yaml", "model", "samples"
 
 
 def check_run(pixels: Tensor, config: Config, folder: Path, resume: bool) -> None:
@@ -47,9 +48,20 @@ def check_run(pixels: Tensor, config: Config, folder: Path, resume: bool) -> Non
             )
     if len(pixels) < 2:
         raise ValueError(f"training needs at least 2 images, got {len(pixels)}")
-    holds_run = any((folder / name).exists() for name in (STATE_FILE, METRICS_FILE, CONFIG_FILE))
-    if holds_run and not resume:
+    if not resume:
+        check_no_run(folder)
+
+
+def check_no_run(folder: Path) -> None:
+    """Refuse a folder with a run. One that died before its first state was written is none: there is nothing to go on from.
+
+    Raises:
+        ValueError: If so.
+    """
+    if has_state(folder):
         raise ValueError(f"{folder}: already holds a run; continue it with --resume or choose another --out")
+    if any((folder / name).exists() for name in (METRICS_FILE, f"{MODEL_FOLDER}/{WEIGHTS_FILE}")):
+        raise ValueError(f"{folder}: already holds a run, without a state to resume; choose another --out")
 
 
 def choose_hardware(

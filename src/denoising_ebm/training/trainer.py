@@ -26,13 +26,22 @@ from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.training.checkpoint import RunState, read_state, save_state
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.interrupt import interruptible
-from denoising_ebm.training.logging import Monitor, is_healthy, trim_metrics
+from denoising_ebm.training.logging import METRICS_FILE, Monitor, is_healthy, trim_metrics
 from denoising_ebm.training.lr import learning_rate
 from denoising_ebm.training.objectives import Batch, Objective, make_objective, validation_loss
 from denoising_ebm.training.sample_images import save_sample_images
-from denoising_ebm.training.setup import CONFIG_FILE, check_run, choose_hardware, new_model, place_images
+from denoising_ebm.training.setup import (
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    SAMPLES_FOLDER,
+    check_run,
+    choose_hardware,
+    new_model,
+    place_images,
+)
 from denoising_ebm.utils.device import describe
-from denoising_ebm.utils.io import write_text_atomically
+from denoising_ebm.utils.io import clear_temporaries, write_text_atomically
+from denoising_ebm.utils.lock import locked
 from denoising_ebm.utils.seeds import hashed_generator
 
 MAX_ROLLBACKS = 3
@@ -83,8 +92,10 @@ def train(
 ) -> TrainingResult:
     """Train a model and write its run folder: config.yaml, metrics.jsonl, samples/, state.pt and model/.
 
-    Under `torchrun` every process takes its slice of each batch. Ctrl-C (or SIGTERM) finishes the step, saves and
-    returns; a resumed run continues exactly (but persistent chains of all processes except the first start anew).
+    Under `torchrun` every process takes its slice of each batch. Ctrl-C (or SIGTERM, or a closed terminal) finishes the
+    step, saves and returns; a resumed run continues exactly (but persistent chains of all processes except the first start
+    anew). So does one that was killed, at whatever moment, from its last save. The last two states are kept, each with a
+    hash: where state.pt is damaged, the run goes on from state-previous.pt, and says so.
 
     Args:
         pixels: Training images, uint8, shape (n, channels, height, width).
@@ -100,13 +111,34 @@ def train(
         quiet: No progress on stderr.
 
     Raises:
-        ValueError: If the images do not fit the config, or `folder` holds a run and `resume` is off, or another run.
+        ValueError: If the images do not fit the config, or `folder` holds a run and `resume` is off, or another run, or
+            is in use by another process.
         FileNotFoundError: If `resume` is on and there is nothing to resume.
     """
     folder = Path(folder)
     check_run(pixels, config, folder, resume)
+    with locked(folder, "debm train"), locked(folder / MODEL_FOLDER, "debm train"):
+        # Another process may have begun a run here meanwhile.
+        check_run(pixels, config, folder, resume)
+        return _train(pixels, config, folder, data_name, resume, initial, device, precision, tensorboard, quiet)
+
+
+def _train(
+    pixels: Tensor,
+    config: Config,
+    folder: Path,
+    data_name: str,
+    resume: bool,
+    initial: DenoisingEBM | None,
+    device: str,
+    precision: Precision,
+    tensorboard: bool,
+    quiet: bool,
+) -> TrainingResult:
+    """Do what `train` does, in a folder of one's own."""
     images = content_hash(pixels)
-    saved = read_state(config, folder, images) if resume else None
+    remarks: list[str] = []
+    saved = read_state(config, folder, images, remarks.append) if resume else None
     place, precision = choose_hardware(device, precision, saved)
     hardware = {"device": place.type, "precision": precision}
     fabric = _fabric(place, precision)
@@ -140,13 +172,14 @@ def train(
             saved["objective"] = state.objective.state_dict()
         state.restore(saved, clock=True)
     if fabric.global_rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(folder / SAMPLES_FOLDER)
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         if saved is not None:
-            trim_metrics(folder, state.clock.step)
+            if damaged := trim_metrics(folder, state.clock.step):
+                remarks.append(f"{folder / METRICS_FILE}: {damaged} damaged line(s) dropped")
         else:
             # So that a run that dies before its first save can be resumed too; first of all files, since without it the
-            # others would be a run that can neither be resumed nor started.
+            # others are no run.
             save_state(state, config, folder, images, hardware)
         write_text_atomically(folder / CONFIG_FILE, text)
     fabric.barrier()
@@ -160,6 +193,8 @@ def train(
         interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
         stack.callback(monitor.close)
+        for remark in remarks:
+            monitor.event(state.clock, remark)
         finished = run.loop(train_images, monitor, interrupted)
         run.save(monitor, final=finished)
     return TrainingResult(run.evaluation_model(), finished, state.clock.diverged, interrupted.is_set())
@@ -339,17 +374,21 @@ class _Run:
         return {**metadata, **totals, "images seen by the initial model": past["images seen"]}
 
     def save(self, monitor: Monitor, *, final: bool) -> None:
-        """Write the model folder, the state and previews; the state is healthy whenever this is called."""
+        """Write the state, the model folder and previews; the state is healthy whenever this is called.
+
+        The state comes first: whatever goes wrong after it, a resumed run writes the others.
+        """
         if self.fabric.global_rank == 0:
             model, clock = self.evaluation_model(), self.state.clock
             if len(self.val_images):
                 loss = validation_loss(model, to_float(self.val_images), self.config)
                 monitor.record(clock, {"validation_loss": loss})
                 model.metadata["held-out denoising loss"] = round(loss, 5)
-            model.save_pretrained(self.folder / "model")
+            monitor.sync()
             save_state(self.state, self.config, self.folder, self.images, self.hardware)
+            model.save_pretrained(self.folder / MODEL_FOLDER)
             if self.config.training.sample_minutes or final:
-                save_sample_images(model, self.val_images, self.folder / "samples", clock.images_seen)
+                save_sample_images(model, self.val_images, self.folder / SAMPLES_FOLDER, clock.images_seen)
         self.fabric.barrier()
 
 

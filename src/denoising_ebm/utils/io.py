@@ -263,6 +263,10 @@ def _check_regular(path: str | Path, mode: int) -> None:
         raise ValueError(f"{path}: is {kind}, not a file")
 
 
+class DamagedFileError(ValueError):
+    """A file that does not hold what its writer wrote."""
+
+
 def read_json(path: Path, hint: str = "", *, max_bytes: int = 2**30) -> dict[str, Any]:
     """Return the mapping that a JSON file holds.
 
@@ -273,16 +277,16 @@ def read_json(path: Path, hint: str = "", *, max_bytes: int = 2**30) -> dict[str
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it holds something else; the message names the file and gives the hint.
+        DamagedFileError: If it holds something else; the message names the file and gives the hint.
     """
     hint = hint and f"; {hint}"
     content = read_regular_file(path, max_bytes)
     try:
         values = parse_json(content)
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}){hint}") from None
+        raise DamagedFileError(f"{path}: not valid JSON ({error}){hint}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}{hint}")
+        raise DamagedFileError(f"{path}: expected a JSON object, found {type(values).__name__}{hint}")
     return values
 
 

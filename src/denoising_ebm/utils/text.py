@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import unicodedata
 
@@ -43,6 +44,38 @@ def stderr_is_terminal() -> bool:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:  # closed
         return False
+
+
+class Stderr(io.TextIOBase):
+    """stderr as it is now, for what draws on it for long: where nobody can read it any more, it takes what it is given."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+
+    def write(self, text: str) -> int:
+        """Write as far as possible."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as far as possible."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Say whether somebody watches."""
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:
+            return False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
 
 
 def _visible(character: str) -> str:
