@@ -161,7 +161,10 @@ def test_a_detector_of_form_2_gives_the_same_scores(tmp_path: Path) -> None:
     safetensors.torch.save_file(tensors, tmp_path / "detector.safetensors")
     today = Detector.from_pretrained("cifar10-small")
     loaded = Detector.load(tmp_path, today.model)
-    assert loaded.config == today.config and loaded.preprocessing == today.preprocessing
+    assert loaded.config == today.config
+    # Transparent images were black before there was a choice.
+    assert loaded.preprocessing == replace(today.preprocessing, background="black")
+    assert today.preprocessing.background == "white"
     assert loaded.metadata == today.metadata == values["facts"]
     images = load_images("fashion-mnist", split="test", limit=4).pixels.expand(-1, 3, -1, -1)
     rows = loaded.predict(images, fpr=0.05)
@@ -169,6 +172,8 @@ def test_a_detector_of_form_2_gives_the_same_scores(tmp_path: Path) -> None:
     assert torch.equal(loaded.maps(images), today.maps(images))
     assert torch.equal(loaded.calibration, today.calibration)
     migrated = migrate_detector(values, tensors)
+    unnamed = {"format": DETECTOR_FORMAT, "preprocessing": {"resize": "box"}}
+    assert migrate_detector(unnamed, {})[0]["preprocessing"] == {"resize": "box", "background": "black"}
     assert migrated[0]["format"] == DETECTOR_FORMAT and migrate_detector(*migrated) == migrated
 
 

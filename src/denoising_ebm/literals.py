@@ -8,6 +8,10 @@ from typing import Literal
 Precision = Literal["auto", "fp32", "bf16"]
 #: Antialiasing filters.
 Resize = Literal["bilinear", "bicubic", "lanczos", "box"]
+#: How an image that is not square becomes it: its central square, squeezed, or with borders.
+Aspect = Literal["crop", "stretch", "pad"]
+#: Of files with several frames or pages.
+Frames = Literal["first", "all"]
 #: What `restore` estimates: the mean of the posterior, or one sample of it.
 Estimate = Literal["mean", "sample"]
 #: How large a reproduction of the paper is.

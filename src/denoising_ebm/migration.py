@@ -167,15 +167,24 @@ def migrate_detector(values: dict[str, Any], tensors: dict[str, Tensor]) -> tupl
         ValueError: If it is made of densities or features that are gone.
     """
     if values.get("format") != 2:
-        return values, tensors
+        return _over_black(values), tensors
     renamed = {"facts": "metadata", "preparation": "preprocessing", "alterations": "corruptions"}
     values = {renamed.get(name, name): value for name, value in values.items()} | {"format": DETECTOR_FORMAT}
+    values = _over_black(values)
     if "config" in values:
         values["config"] = _migrate_detector_config(values["config"])
     tensors = {_DETECTOR_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
     if "scale" in tensors:
         tensors["score.mean"], tensors["score.std"] = tensors.pop("scale")[:, 0]
     return values, tensors
+
+
+def _over_black(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what `detector.json` holds, with the background of detectors that name none: transparent images were black."""
+    preprocessing = values.get("preprocessing", {})
+    if not isinstance(preprocessing, dict):
+        return values
+    return {**values, "preprocessing": {"background": "black", **preprocessing}}
 
 
 def _migrate_detector_config(old: dict[str, Any]) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
 def test_fit_detector_and_tune_decode_no_more_than_they_use(
     debm: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, decode = [], decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda raw: count.append(1) or decode(raw))
+    count, read_bytes = [], decoding.read_bytes
+    monkeypatch.setattr(decoding, "read_bytes", lambda value: count.append(1) or read_bytes(value))
     options = ["--images", 30, "--corrupted-images", 5, "--calibration", "fashion-mnist", "--calibration-images", 20]
     assert debm("fit-detector", run, "fashion-mnist", *options, "--out", tmp_path / "a", *FAST).status == 0
     assert len(count) == 30 + (30 + 20)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from denoising_ebm.cli.common import note
-from denoising_ebm.literals import Precision, Resize
+from denoising_ebm.literals import Aspect, Frames, Precision, Resize
 
 if TYPE_CHECKING:
-    from denoising_ebm.datasets.images import ImageSet
+    from denoising_ebm.datasets.images import ImageSet, ImageStream
     from denoising_ebm.datasets.preprocessing import Preprocessing
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
@@ -24,9 +25,21 @@ class ImageOptions:
         split: Part of the source, such as train, validation or test, that it must have; `all` takes every image. By
             default train to learn from and test to judge, or all images of a source without parts.
         limit: Use the first N images only.
+        sample: Use N images drawn at random, of the first --limit if that is given.
+        sample_seed: Seed of that draw.
         resize: Bring images of other sizes to the model's: the central square, then this filter.
         center_crop: First cut out the central square of N pixels.
+        aspect: How --resize makes a square of an image that is none: crop (its central square), stretch, or pad (borders
+            of the background's colour). By default the central square of those of which it is at least half; others are
+            not read.
         convert: Turn gray images into RGB, or RGB into gray, where the model takes the other.
+        range: Levels of files of more than 8 bits that become black and white, HIGH or LOW,HIGH: 4095 for 12 bits. By
+            default 0,65535; files of 32 bits or floating-point numbers are read with this option only.
+        background: What partly transparent images are laid over: white (the default), black, ignore (their colours are
+            read as if they were opaque) or '#rrggbb'.
+        frames: Of animations and files of several pages the first (the default), or all, as NAME#0, NAME#1, ...
+        max_pixels: Leave out images of more pixels than this, by default 67,108,864 (half of that for WebP and for more
+            than 8 bits), which need 1 GB of memory at most.
         strict: Stop at an unreadable image. By default it is left out and counted.
     """
 
@@ -34,51 +47,126 @@ class ImageOptions:
 
     split: str | None = None
     limit: int | None = None
+    sample: int | None = None
+    sample_seed: int = 0
     resize: Resize | None = None
     center_crop: int | None = None
+    aspect: Aspect | None = None
     convert: bool = False
+    range: str | None = None
+    background: str | None = None
+    frames: Frames | None = None
+    max_pixels: int | None = None
     strict: bool = False
 
     def load(self, source: str, image_shape: tuple[int, int, int], **options: Any) -> ImageSet:
-        """Load images as these options say; the user is told what was left out.
+        """Load images as these options say; the user is told what was taken, decided and left out.
 
         Args:
             source: Folder, file, bundled dataset or Hub id.
             image_shape: (channels, height, width) of the model's images.
             options: Further ones of `load_images`, such as `sample` and `generator`.
         """
+        return load_and_note(source, **self._arguments(image_shape, options))
+
+    def stream(self, source: str, image_shape: tuple[int, int, int], **options: Any) -> ImageStream:
+        """Load images as `load` does, in chunks; what `note_images` says of them is known when all have come.
+
+        Args:
+            source: Folder, file, bundled dataset or Hub id.
+            image_shape: (channels, height, width) of the model's images.
+            options: Further ones of `stream_images`, such as `chunk`.
+        """
+        return open_images(source, **self._arguments(image_shape, options))
+
+    def _arguments(self, image_shape: tuple[int, int, int], further: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `load_images`."""
+        import torch
+
         channels, size, _ = image_shape
-        options = {"default_split": self.default_split, **options}
-        options["skip_unfit"] = options.get("skip_unfit", False) and not self.strict
-        return load_and_note(source, image_size=size, channels=channels, **vars(self), **options)
+        arguments: dict[str, Any] = {"image_size": size, "channels": channels, "default_split": self.default_split}
+        arguments |= {"split": self.split, "limit": self.limit, "strict": self.strict, **self._pixels()}
+        if self.max_pixels is not None:
+            arguments["max_pixels"] = self.max_pixels
+        if self.sample is not None:
+            arguments |= {"sample": self.sample, "generator": torch.Generator().manual_seed(self.sample_seed)}
+            if further.get("sample") is not None:
+                # The command draws as well: of no more than these options allow.
+                further = {**further, "sample": min(self.sample, further["sample"])}
+        arguments |= further
+        arguments["skip_unfit"] = further.get("skip_unfit", False) and not self.strict
+        return arguments
+
+    def _pixels(self) -> dict[str, Any]:
+        """Return the arguments of `Preprocessing` by which images of any model become pixels."""
+        from denoising_ebm.datasets.levels import parse_range
+
+        return {
+            "resize": self.resize,
+            "center_crop": self.center_crop,
+            "aspect": self.aspect,
+            "convert": self.convert,
+            "value_range": None if self.range is None else parse_range(self.range),
+            "background": self.background or "white",
+            "frames": self.frames or "first",
+        }
 
     def preprocessing(self, model: DenoisingEBM) -> Preprocessing:
         """Return how these options make images of a model's size and channels."""
         from denoising_ebm.datasets.preprocessing import Preprocessing
 
-        return Preprocessing.of(model, resize=self.resize, center_crop=self.center_crop, convert=self.convert)
+        return Preprocessing.of(model, **self._pixels())
 
     def as_fitted(self, detector: Detector | None) -> ImageOptions:
-        """Return the options by which a detector's images were prepared, where these options say nothing else.
+        """Return the options by which a detector's images were prepared, where these options say nothing else."""
+        return self if detector is None else self.like(detector.preprocessing)
 
-        A size or filter that is given and is another than the detector's stays; the user is told.
+    def like(self, before: Preprocessing, whose: str = "the detector was fitted to") -> ImageOptions:
+        """Return the options by which other images were prepared, where these options say nothing else.
+
+        What is given and is another than before stays; the user is told.
+
+        Args:
+            before: How the others were prepared.
+            whose: Which those are.
         """
-        if detector is None:
-            return self
-        fitted = detector.preprocessing
-        options = replace(self, convert=self.convert or fitted.convert)
-        if self.resize is None and self.center_crop is None:
-            return replace(options, resize=fitted.resize, center_crop=fitted.center_crop)
-        for name in ("resize", "center_crop"):
-            given, before = getattr(self, name), getattr(fitted, name)
-            if given != before:
+        others = {
+            "resize": before.resize,
+            "center_crop": before.center_crop,
+            "aspect": before.aspect,
+            "range": None if before.value_range is None else ",".join(f"{value:g}" for value in before.value_range),
+            "background": before.background,
+            "frames": before.frames,
+        }
+        given = {name: getattr(self, name) for name in others}
+        if self.range is not None:
+            from denoising_ebm.datasets.levels import parse_range
+
+            given["range"] = ",".join(f"{value:g}" for value in parse_range(self.range))
+        # A size is cut out and resized in one: a part of it is not taken over.
+        together = given["resize"] is None and given["center_crop"] is None
+        taken: dict[str, Any] = {"convert": self.convert or before.convert}
+        for name, other in others.items():
+            if given[name] is None and (together or name not in ("resize", "center_crop")):
+                taken[name] = other
+            elif given[name] != other:
                 option = f"--{name.replace('_', '-')}"
-                now, then = (f"{option} {value}" if value else f"no {option}" for value in (given, before))
+                now, then = (f"{option} {value}" if value else f"no {option}" for value in (given[name], other))
                 note(
-                    f"{now}: the detector was fitted to images with {then}; images prepared in another way look "
-                    "anomalous to it, and its false-alarm rate need not hold"
+                    f"{now}: {whose} images with {then}; images prepared in another way look anomalous to it, and its "
+                    "false-alarm rate need not hold"
                 )
-        return options
+        return replace(self, **taken)
+
+    def given(self) -> list[str]:
+        """Return the options that say something else than their defaults, as words of a command line."""
+        words = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value != option.default:
+                name = f"--{option.name.replace('_', '-')}"
+                words += [name] if value is True else [name, str(value)]
+        return words
 
 
 @dataclass(frozen=True)
@@ -111,22 +199,44 @@ TEST_IMAGES = ImageOptions()
 HARDWARE = HardwareOptions()
 
 
+def open_images(source: str, **options: Any) -> ImageStream:
+    """Open a source.
+
+    Args:
+        source: Folder, file, bundled dataset or Hub id.
+        options: Those of `stream_images`.
+
+    Raises:
+        ValueError: As `stream_images`, and if `source` is both a bundled dataset and a local path.
+    """
+    from denoising_ebm.datasets.images import stream_images
+    from denoising_ebm.datasets.sources import BUNDLED
+
+    if source in BUNDLED and Path(source).exists():
+        raise ValueError(f"{source} is both a bundled dataset and a local path; use ./{source} for the path")
+    return stream_images(source, **options)
+
+
+def note_images(source: str, images: ImageStream) -> None:
+    """Tell the user what was taken of a source and what was decided on it, once all its images have come."""
+    note(f"{source}: {images.source.summary(images.taken)}")
+    for line in (*images.source.notes, *images.remarks()):
+        note(f"{source}: {line}")
+
+
 def load_and_note(source: str, **options: Any) -> ImageSet:
-    """Load images, and tell the user what was left out.
+    """Load images, and tell the user what was taken, decided and left out.
 
     Args:
         source: Folder, file, bundled dataset or Hub id.
         options: Those of `load_images`.
 
     Raises:
-        ValueError: As `load_images`, and if `source` is both a bundled dataset and a local path.
+        ValueError: As `open_images`.
     """
-    from denoising_ebm.datasets.images import load_images
-    from denoising_ebm.datasets.sources import BUNDLED
-
-    if source in BUNDLED and Path(source).exists():
-        raise ValueError(f"{source} is both a bundled dataset and a local path; use ./{source} for the path")
-    images = load_images(source, **options)
+    stream = open_images(source, chunk=16, **options)
+    images = stream.joined()
+    note_images(source, stream)
     if images.unreadable:
         first, kind = images.unreadable[0], "unreadable or unfit" if options.get("skip_unfit") else "unreadable"
         note(f"{source}: {len(images.unreadable)} {kind} image(s) left out, first {first.name}: {first.reason}")

@@ -106,7 +106,7 @@ def train(
         tensorboard=tensorboard,
     )
     if not result.finished:
-        command = shlex.join(["debm", "train", data, "--out", str(out), "--resume", *_given(images)])
+        command = shlex.join(["debm", "train", data, "--out", str(out), "--resume", *images.given()])
         note(f"stopped and saved; continue with: {command}")
         return 130
     if result.diverged:
@@ -158,12 +158,3 @@ def _changed(base: dict[str, Any], path: Path) -> dict[str, Any]:
     changed = merged(base, migrate_config(values))
     from_dict(Config, changed, where=str(path))
     return changed
-
-
-def _given(images: ImageOptions) -> list[str]:
-    """Return the options for images that were given: a resumed run must see the same."""
-    words = []
-    for name in ("limit", "resize", "center_crop", "split"):
-        if (value := getattr(images, name)) != getattr(TRAIN_IMAGES, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return words + ["--convert"] * images.convert

@@ -3,26 +3,101 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
-from denoising_ebm.datasets.sources import Entry, read_bytes
-from denoising_ebm.literals import Resize
-
-RESIZE: dict[Resize, Image.Resampling] = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-}
-"""Antialiasing filters by name."""
+from denoising_ebm.datasets.entries import Entry, read_bytes
+from denoising_ebm.datasets.headers import UnreadableImageError, check_png, is_png, is_tiff, tiff_pages, what_it_is
+from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep, to_8_bits
+from denoising_ebm.literals import Frames
 
 # A closed list, since Pillow would start Ghostscript for a file which claims to be PostScript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+_MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LA", "La", "PA", "RGBA", "RGBa", "RGBX"}
+_STRIP_PIXELS = 2**22
+_MAX_EXIF_BYTES = 2**17
+_LARGE = 2**24
+
+MAX_PIXELS = 2**26
+"""Pixels of the largest image that is read unless more are allowed: 64 megapixels, some 0.6 GB while it is decoded."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
+# Of the JPEG standard (table K.1), in rows: libjpeg scales it by the quality.
+_LUMINANCE = np.array(
+    """
+    16 11 10 16  24  40  51  61
+    12 12 14 19  26  58  60  55
+    14 13 16 24  40  57  69  56
+    14 17 22 29  51  87  80  62
+    18 22 37 56  68 109 103  77
+    24 35 55 64  81 104 113  92
+    49 64 78 87 103 121 120 101
+    72 92 95 98 112 100 103  99
+    """.split(),
+    dtype=np.int64,
+)
+_QUALITIES = np.arange(1, 101)
+_SCALES = np.where(_QUALITIES < 50, 5000 // _QUALITIES, 200 - 2 * _QUALITIES)
+_TABLES = ((_LUMINANCE * _SCALES[:, None] + 50) // 100).clip(1, 255)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels of 8 bits.
+
+    Attributes:
+        value_range: Levels that become black and white in files of more than 8 bits.
+        background: Colour that partly transparent images are laid over, by name or `#rrggbb`; `ignore` to read their
+            colours as if they were opaque.
+        frames: Of animations and files of several pages.
+        max_pixels: Pixels of the largest image that is decoded; half as many of WebP and of more than 8 bits, which
+            take twice the memory.
+        needed: Side in pixels of what is made of an image: a large JPEG is decoded at a half, a quarter or an eighth of
+            its size so long as its sides are still four times as long. None to decode all as it is.
+    """
+
+    value_range: ValueRange | None = None
+    background: str = "white"
+    frames: Frames = "first"
+    max_pixels: int = MAX_PIXELS
+    needed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self.value_range)
+        if self.frames not in ("first", "all"):
+            raise ValueError(f"frames must be first or all, got {self.frames!r}")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels must be >= 1, got {self.max_pixels}")
+        self.colour()
+
+    def colour(self) -> tuple[int, int, int]:
+        """Return red, green and blue of the background."""
+        if self.background == "ignore":
+            return 255, 255, 255
+        try:
+            red, green, blue = ImageColor.getrgb(self.background)[:3]
+        except (ValueError, AttributeError):
+            raise ValueError(f"background must be white, black, ignore or #rrggbb, got {self.background!r}") from None
+        return red, green, blue
 
 
 class Stored(NamedTuple):
@@ -38,7 +113,8 @@ class Stored(NamedTuple):
     scale: float = (
         1.0  #: Pixels as stored for one that is given on, along a side: above 1 made smaller, below 1 enlarged.
     )
-    notes: tuple[str, ...] = ()  #: Decisions that changed its meaning, in plain words: `frame 1 of 5`.
+    notes: tuple[str, ...] = ()  #: Decisions that changed its meaning, in plain words: `first of 5 frames`.
+    highest: int | None = None  #: Largest level of a 16-bit file; None where it is known what is white.
 
 
 class Decoded(NamedTuple):
@@ -49,46 +125,263 @@ class Decoded(NamedTuple):
     stored: Stored
 
 
-def decode(raw: bytes) -> Decoded:
-    """Decode, over black where transparent and turned as EXIF says."""
-    opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
-    format_has_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
-    opened.load()
-    image: Image.Image = ImageOps.exif_transpose(opened)
-    bits = {"1": 1, "I": 16}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
-    stored = Stored(opened.format or "", *image.size, bits=bits, frames=getattr(opened, "n_frames", 1))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode == "I" and opened.format == "PPM":
-        # Whatever the largest value in the file, Pillow brings it to 65535.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; convert to 8 or 16 bits")
-    gray = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    if gray:
-        return Decoded(image.convert("L"), (1,) if format_has_gray else (1, 3), stored)
-    image = image.convert("RGB")
-    if not format_has_gray:
-        array = np.asarray(image)
-        if (array == array[..., :1]).all():
-            return Decoded(image.convert("L"), (1, 3), stored)
-    return Decoded(image, (3,), stored)
+class Frame(NamedTuple):
+    """The value of an entry that is one frame of another entry's file."""
+
+    value: Any
+    number: int
 
 
-def decode_each(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Decoded | None, str]]:
-    """Yield entry, image, and why there is none if so."""
+def decode(raw: bytes, how: Decoding | None = None) -> Decoded:
+    """Decode an image, the first of several frames, turned as EXIF says.
+
+    Raises:
+        Exception: Of almost any type, if it is damaged, unknown or too large.
+    """
+    with _own_limits():
+        file = _File(raw, how or Decoding())
+        return file.frame(file.frames[0])
+
+
+def decode_each(entries: Iterable[Entry], how: Decoding | None = None) -> Iterator[tuple[Entry, Decoded | None, str]]:
+    """Yield entry, image, and why there is none if so; with `frames="all"` each frame under `NAME#number`, from 0."""
+    how = how or Decoding()
     for entry in entries:
+        value, only = (entry.value.value, entry.value.number) if isinstance(entry.value, Frame) else (entry.value, None)
         try:
-            yield entry, decode(read_bytes(entry.value)), ""
-        except MemoryError:
-            raise
-        except UnidentifiedImageError:
-            yield entry, None, f"cannot identify the format (read are {', '.join(_FORMATS)})"
+            raw = read_bytes(value)
+        except Exception as error:  # of the file system, or of a row that says why it is not read
+            yield entry, None, _first_line(error)
+            continue
+        try:
+            with _own_limits():
+                file = _File(raw, how)
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
-            yield entry, None, str(error).partition("\n")[0] or type(error).__name__
+            yield entry, None, _reason(error)
+            continue
+        several = how.frames == "all" and len(file.frames) > 1
+        numbers = range(len(file.frames)) if several and only is None else [only or 0]
+        for number in numbers:
+            named = entry._replace(name=f"{entry.name}#{number}") if several and only is None else entry
+            try:
+                with _own_limits():
+                    decoded = file.frame(file.frames[number])
+            except EOFError:
+                yield named, None, f"is cut off: has no frame {number} of {len(file.frames)}"
+                break
+            except Exception as error:
+                yield named, None, _reason(error)
+            else:
+                yield named, decoded, ""
+
+
+def frame_entries(entry: Entry) -> list[Entry]:
+    """Return an entry for each frame of an entry's file; itself where there is one, or none can be read."""
+    try:
+        with _own_limits():
+            count = len(_File(read_bytes(entry.value), Decoding(max_pixels=2**62)).frames)
+    except Exception:  # of any type, as when it is decoded
+        return [entry]
+    if count == 1:
+        return [entry]
+    return [entry._replace(name=f"{entry.name}#{i}", value=Frame(entry.value, i)) for i in range(count)]
+
+
+class _File:
+    """An opened file of one or several frames."""
+
+    def __init__(self, raw: bytes, how: Decoding) -> None:
+        if is_png(raw):
+            raw = check_png(raw)
+        pages = tiff_pages(raw) if is_tiff(raw) else None
+        self._raw = raw
+        self._how = how
+        try:
+            self._opened: ImageFile.ImageFile = Image.open(io.BytesIO(raw), formats=_FORMATS)
+        except UnidentifiedImageError:
+            reason = what_it_is(raw) or f"cannot identify the format (read are {', '.join(_FORMATS)})"
+            raise UnreadableImageError(reason) from None
+        self._check_size()
+        #: Numbers of the frames in the file.
+        self.frames: range | list[int] = pages or range(max(1, getattr(self._opened, "n_frames", 1)))
+
+    def _check_size(self, reduced: bool = False) -> None:
+        opened, limit = self._opened, self._how.max_pixels
+        progressive = bool(opened.info.get("progressive"))
+        if not reduced and opened.format == "JPEG" and not progressive and self._how.needed is not None:
+            return  # looked at again once it is known at which size it is decoded
+        if opened.format == "WEBP" or is_deep(opened):
+            limit //= 2
+        if opened.width * opened.height > limit:
+            size = f"{opened.width}x{opened.height}"
+            raise ValueError(
+                f"is {size}, more than the {limit:,} pixels that are decoded; --max-pixels raises the limit"
+            )
+
+    def frame(self, number: int) -> Decoded:
+        """Decode one frame."""
+        opened, how, frames = self._opened, self._how, len(self.frames)
+        if number or opened.tell():
+            opened.seek(number)
+            self._check_size()
+        width, height = opened.size
+        if opened.format == "JPEG" and how.needed is not None:
+            if width * height >= _LARGE:
+                opened.draft(None, (4 * how.needed, 4 * how.needed))
+            self._check_size(reduced=True)
+        stored = Stored("JPEG" if opened.format == "MPO" else opened.format or "", width, height, frames=frames)
+        if stored.format == "JPEG":
+            stored = stored._replace(quality=_jpeg_quality(getattr(opened, "quantization", {})))
+        notes: tuple[str, ...] = (f"first of {frames} frames",) if frames > 1 and how.frames == "first" else ()
+        # WebP and palettes cannot be marked as gray.
+        marks_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
+        image: Image.Image = opened
+        if is_deep(opened):
+            image, bits, highest, said = to_8_bits(opened, self._raw, how.value_range)
+            stored, notes = stored._replace(bits=bits, highest=highest), notes + said
+        else:
+            opened.load()
+            if frames > 1:
+                image = opened.copy()  # the next frame may be laid over this one
+            stored = stored._replace(bits=1 if opened.mode == "1" else 8)
+        if image.mode not in _MODES:
+            raise UnreadableImageError(f"has pixels of mode {image.mode}, which are not read")
+        is_gray = image.mode in ("1", "L", "LA", "La")
+        image, said = _flatten(image, opened, how)
+        if opened.format == "TIFF":
+            width, height = image.size  # Pillow has turned it
+        turn, said_of_turn = _turn(opened)
+        if turn is not None:
+            image = image.transpose(turn)
+            if turn in _SIDEWAYS:
+                width, height = height, width
+        stored = stored._replace(width=width, height=height, notes=notes + said + said_of_turn)
+        if is_gray and image.mode == "L":
+            return Decoded(image, (1,) if marks_gray else (1, 3), stored)
+        if not marks_gray and _channels_are_equal(image):
+            return Decoded(image.convert("L"), (1, 3), stored)
+        return Decoded(image, (3,), stored)
+
+
+def _flatten(image: Image.Image, opened: Image.Image, how: Decoding) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return an image in mode L or RGB, without transparency, and what was decided."""
+    plain = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    bands = getattr(opened, "tag_v2", {}).get(277, 0) if opened.format == "TIFF" else 0
+    more = (f"first 3 of {bands} bands",) if bands > 3 and image.mode in ("RGB", "RGBX") else ()
+    if not image.has_transparency_data:
+        return _converted(image, plain), more
+    if image.mode not in ("LA", "RGBA"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    alpha = image.getchannel("A")
+    lowest, highest = _extremes(alpha)
+    if lowest == 255:
+        return _converted(image, plain), more
+    if highest == 0 and opened.format == "BMP":
+        # Of 32 bits per pixel, 8 are often left unused.
+        return _converted(image, plain), ("empty opacity ignored",)
+    if how.background == "ignore":
+        return _converted(image, plain), ("transparency ignored",)
+    if highest == 0:
+        raise UnreadableImageError("is wholly transparent; --background ignore reads its colours")
+    if opened.format == "TIFF" and _is_a_band(alpha):
+        return _converted(image, plain), (f"first 3 of {max(bands, 4)} bands",)
+    red, green, blue = how.colour()
+    if plain == "L" and not red == green == blue:
+        plain = "RGB"
+    rgba = _converted(image, "RGBA")
+    step = max(1, _STRIP_PIXELS // rgba.width)
+    for top in range(0, rgba.height, step):
+        # In place, strip by strip: three copies of a whole image would take more memory than all else.
+        strip = rgba.crop((0, top, rgba.width, min(top + step, rgba.height)))
+        ground = Image.new("RGBA", strip.size, (red, green, blue, 255))
+        rgba.paste(Image.alpha_composite(ground, strip), (0, top))
+    flat = _converted(rgba, plain)
+    if lowest < highest and all(
+        low == high for low, high in map(_extremes, flat.split() if plain == "RGB" else [flat])
+    ):
+        raise UnreadableImageError(
+            f"shows nothing when it is laid over {how.background}; give another --background, or ignore to read its colours"
+        )
+    return flat, (f"transparent: laid over {how.background}",)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image in a mode, itself where it is in it: `convert` would copy it."""
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
+
+
+def _extremes(channel: Image.Image) -> tuple[int, int]:
+    """Return the smallest and largest level of an image of one channel."""
+    lowest, highest = channel.getextrema()
+    assert not isinstance(lowest, tuple) and not isinstance(highest, tuple)
+    return int(lowest), int(highest)
+
+
+def _is_a_band(alpha: Image.Image) -> bool:
+    """Whether a fourth band called opacity is a picture itself, such as near infrared: few of its pixels are 0 or 255."""
+    histogram = alpha.histogram()
+    return 2 * (histogram[0] + histogram[255]) < sum(histogram)
+
+
+def _channels_are_equal(image: Image.Image) -> bool:
+    step = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        whole = step >= image.height
+        strip = np.asarray(image if whole else image.crop((0, top, image.width, min(top + step, image.height))))
+        if not (strip == strip[..., :1]).all():
+            return False
+    return True
+
+
+def _turn(opened: Image.Image) -> tuple[Image.Transpose | None, tuple[str, ...]]:
+    """Return how EXIF says that an image is to be turned, and what to say of it."""
+    if len(opened.info.get("exif", b"")) > _MAX_EXIF_BYTES:
+        return None, ("EXIF data of unusual size not read",)
+    try:
+        return _TURNS.get(int(opened.getexif().get(0x0112, 1))), ()
+    except Exception:  # of any type, from data that need not be there
+        return None, ()
+
+
+def _jpeg_quality(tables: dict[int, list[int]]) -> int | None:
+    """Return the quality at which libjpeg would have used the most similar table of luminance."""
+    table = np.array(tables.get(0, ()))
+    if table.shape != (64,):
+        return None
+    return int(_QUALITIES[np.abs(_TABLES - table).sum(1).argmin()])
+
+
+@contextmanager
+def _own_limits() -> Iterator[None]:
+    """Leave it to `max_pixels` which images are too large, and keep Pillow's warnings of damaged metadata to ourselves."""
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or what the system says of a file without its name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """Say in plain words why an image cannot be read: the same words in every run."""
+    text = _first_line(error)
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if "truncated" in text.lower() or "not enough image data" in text.lower() or isinstance(error, EOFError):
+        return "is cut off: its pixels end early"
+    if isinstance(error, UnreadableImageError):
+        return text
+    readable = isinstance(error, OSError | ValueError | SyntaxError) and not re.search(r"<|0x[0-9a-f]{4}", text)
+    return f"is damaged: {text}" if readable and text else "is damaged"
 
 
 def with_channels(decoded: Decoded, channels: int | None, convert: bool) -> Image.Image:
@@ -98,45 +391,10 @@ def with_channels(decoded: Decoded, channels: int | None, convert: bool) -> Imag
         return image
     if channels not in kinds and not convert:
         raise ValueError(f"the image has {kinds[0]} channel(s), the model takes {channels}; --convert brings it there")
-    return image.convert("RGB" if channels == 3 else "L")
+    return _converted(image, "RGB" if channels == 3 else "L")
 
 
 def to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Return the pixels, uint8, shape `(channels, height, width)`."""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-class Fitted(NamedTuple):
-    """A square image, and how it came from the stored one."""
-
-    image: Image.Image
-    seen: float  #: Share of the area that is left.
-    scale: float  #: Pixels before for one of now, along a side.
-
-
-def fit_shape(image: Image.Image, image_size: int | None, resize: Resize | None, center_crop: int | None) -> Fitted:
-    """Crop and resize to a square of `image_size`, or refuse."""
-    size = f"{image.width}x{image.height}"
-    area = image.width * image.height
-    if center_crop is not None:
-        if min(image.size) < center_crop and image.size == (image_size, image_size):
-            return Fitted(image, 1.0, 1.0)  # made already
-        if min(image.size) < center_crop:
-            raise ValueError(f"is {size}, smaller than the center crop of {center_crop}")
-        image = _central_square(image, center_crop)
-    if resize is not None and image_size is not None and image.size != (image_size, image_size):
-        side = min(image.size)
-        square = _central_square(image, side).resize((image_size, image_size), RESIZE[resize])
-        return Fitted(square, side**2 / area, side / image_size)
-    size = f"{image.width}x{image.height}"
-    if image_size is not None and image.size != (image_size, image_size):
-        raise ValueError(f"is {size}, expected {image_size}x{image_size}; --resize brings it there")
-    if image.width != image.height:
-        raise ValueError(f"is {size}, not square; give the image size and --resize to crop and resize it")
-    return Fitted(image, image.width**2 / area, 1.0)
-
-
-def _central_square(image: Image.Image, side: int) -> Image.Image:
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))

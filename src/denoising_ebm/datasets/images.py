@@ -15,10 +15,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from denoising_ebm.datasets.decode import RESIZE, Stored, decode_each, fit_shape, to_array, with_channels
+from denoising_ebm.datasets.decode import (
+    MAX_PIXELS,
+    Decoding,
+    Stored,
+    decode_each,
+    frame_entries,
+    to_array,
+    with_channels,
+)
 from denoising_ebm.datasets.entries import Entry, draw
+from denoising_ebm.datasets.levels import ValueRange
+from denoising_ebm.datasets.remarks import Remarks, with_fit
+from denoising_ebm.datasets.shape import ASPECTS, RESIZE, fit_shape
 from denoising_ebm.datasets.sources import Source, open_source
-from denoising_ebm.literals import Resize
+from denoising_ebm.literals import Aspect, Frames, Resize
 
 _CHUNK_BYTES = 2**26
 """Pixels of a chunk, at least those of one image: 64 MiB."""
@@ -128,15 +139,19 @@ def load_images(
     sample: int | None = None,
     generator: torch.Generator | None = None,
     convert: bool = False,
+    value_range: ValueRange | None = None,
+    background: str = "white",
+    frames: Frames = "first",
+    aspect: Aspect | None = None,
+    max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     skip_unfit: bool = False,
     progress: bool = True,
 ) -> ImageSet:
     """Load square images of one size from any source.
 
-    16-bit gray keeps its high byte (12-bit pixels must be scaled up before), transparent images are laid over black, EXIF
-    rotation is applied and animations give their first frame. WebP and palette files cannot be marked as gray: where their
-    three channels are equal they count as gray or as RGB, whichever is asked for.
+    EXIF rotation is applied. WebP and palette files cannot be marked as gray: where their three channels are equal they
+    count as gray or as RGB, whichever is asked for. What was decided of an image stands in its `Stored.notes`.
 
     Args:
         source: A name in `BUNDLED`, a folder of image files (searched recursively, sorted), a folder of Parquet files
@@ -154,6 +169,17 @@ def load_images(
             others but those that take the place of unreadable ones: up to a fiftieth more, and ten.
         generator: What `sample` draws by; torch's global one if None.
         convert: Bring gray images to three channels where `channels` is 3, and colour to gray (ITU-R 601) where it is 1.
+        value_range: Levels that become black and white in files of more than 8 bits, such as `(0, 4095)`; they are
+            linear in between. By default 16 bits keep their high byte, and files of 32 bits and of floating-point
+            numbers are unreadable.
+        background: Colour that partly transparent images are laid over: `white`, `black` or `#rrggbb`; `ignore` reads
+            their colours as if they were opaque. Wholly transparent ones are unreadable but with `ignore`.
+        frames: Of animations and files of several pages the `first` frame, or `all`, each an image `NAME#k`, from 0.
+        aspect: How `resize` makes a square of an image that is none: its central square (`crop`), all of it squeezed
+            (`stretch`) or with borders of `background` (`pad`). By default the central square where that is at least half
+            of the image; others do not fit.
+        max_pixels: Pixels of the largest image that is decoded, half as many of WebP and of more than 8 bits; large JPEG
+            files are decoded at a smaller scale where `resize` allows it.
         strict: Raise at the first unreadable image; otherwise skip it and list it in `unreadable`.
         skip_unfit: Treat images of another size or channel count like unreadable ones, and return an empty set where none
             is left; needs `image_size` and `channels`.
@@ -168,8 +194,10 @@ def load_images(
             (without `resize`) or channel count (without `convert`) than expected, or no image can be read (both without
             `skip_unfit`); with `strict` at any unreadable image.
     """
-    reading = _Reading(
+    # Small chunks, since what is in one is held twice until it is copied.
+    return stream_images(
         source,
+        chunk=16,
         split=split,
         default_split=default_split,
         image_size=image_size,
@@ -180,26 +208,15 @@ def load_images(
         sample=sample,
         generator=generator,
         convert=convert,
+        value_range=value_range,
+        background=background,
+        frames=frames,
+        aspect=aspect,
+        max_pixels=max_pixels,
         strict=strict,
         skip_unfit=skip_unfit,
         progress=progress,
-    )
-    pixels = _Pixels(reading.count)
-    names: list[str] = []
-    labels: list[str | None] = []
-    stored: list[Stored | None] = []
-    unreadable: list[Unreadable] = []
-    # Small chunks, since what is in one is held twice until it is copied.
-    for images in reading.chunks(16):
-        unreadable += [lost._replace(place=lost.place + len(names)) for lost in images.unreadable]
-        if len(images):
-            pixels.extend(images.pixels.numpy())
-        names += images.names
-        labels += images.labels
-        stored += images.stored
-    if not names:
-        return ImageSet(images.pixels, (), tuple(unreadable))
-    return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels), tuple(stored))
+    ).joined()
 
 
 class ImageStream(Iterator[ImageSet]):
@@ -208,15 +225,56 @@ class ImageStream(Iterator[ImageSet]):
     Attributes:
         source: What was opened.
         count: How many images are expected, unreadable ones among them; None where it is not known.
+        taken: How many images came so far.
     """
 
-    def __init__(self, source: Source, count: int | None, chunks: Iterator[ImageSet]) -> None:
-        self.source = source
-        self.count = count
-        self._chunks = chunks
+    def __init__(self, reading: _Reading, chunk: int) -> None:
+        self.source = reading.found
+        self.count = reading.count
+        self.taken = 0
+        self._reading = reading
+        self._remarks = Remarks(frames=reading.frames, value_range=reading.value_range, aspect=reading.aspect)
+        self._labels: set[str | None] = set()
+        self._chunks = reading.chunks(chunk)
 
     def __next__(self) -> ImageSet:
-        return next(self._chunks)
+        images = next(self._chunks)
+        self.taken += len(images)
+        self._remarks.add(images.stored)
+        self._labels.update(images.labels)
+        return images
+
+    def joined(self) -> ImageSet:
+        """Return all images that are still to come as one set."""
+        pixels = _Pixels(self.count)
+        names: list[str] = []
+        labels: list[str | None] = []
+        stored: list[Stored | None] = []
+        unreadable: list[Unreadable] = []
+        for images in self:
+            unreadable += [lost._replace(place=lost.place + len(names)) for lost in images.unreadable]
+            if len(images):
+                pixels.extend(images.pixels.numpy())
+            names += images.names
+            labels += images.labels
+            stored += images.stored
+        if not names:
+            return ImageSet(images.pixels, (), tuple(unreadable))
+        return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels), tuple(stored))
+
+    def remarks(self) -> list[str]:
+        """Return what was decided on the images so far, a line for each kind of decision."""
+        lines = self._remarks.lines()
+        limit, classes = self._reading.limit, self._reading.classes
+        if self._reading.sample is None and limit is not None and self.taken and self.taken == limit != self.count:
+            found = len(self._labels)
+            if classes is not None and found < classes:
+                lines.append(f"the first {limit:,} are of {found:,} of {classes:,} classes; --sample draws from all")
+            elif classes is None and self._labels != {None} and found == 1 and limit > 1:
+                lines.append(
+                    f"the first {limit:,} are all of class {self._labels.copy().pop()}; --sample draws from all"
+                )
+        return lines
 
 
 def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> ImageStream:
@@ -235,8 +293,7 @@ def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> I
     """
     if chunk < 1:
         raise ValueError(f"chunk must be >= 1, got {chunk}")
-    reading = _Reading(source, **options)
-    return ImageStream(reading.found, reading.count, reading.chunks(chunk))
+    return ImageStream(_Reading(source, **options), chunk)
 
 
 def each_image(
@@ -247,6 +304,10 @@ def each_image(
     channels: int | None = None,
     limit: int | None = None,
     convert: bool = False,
+    value_range: ValueRange | None = None,
+    background: str = "white",
+    frames: Frames = "first",
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield name and pixels of the readable images of a source, one by one, each of its own size.
 
@@ -257,6 +318,10 @@ def each_image(
         channels: Channels, 1 or 3, others being left out; each image's own if None.
         limit: Stop after this many images.
         convert: As for `load_images`.
+        value_range: As for `load_images`.
+        background: As for `load_images`.
+        frames: As for `load_images`.
+        max_pixels: As for `load_images`.
 
     Yields:
         The name, and uint8 of shape `(channels, height, width)`.
@@ -264,10 +329,11 @@ def each_image(
     Raises:
         FileNotFoundError: If the source or the split does not exist.
     """
+    how = Decoding(value_range, background, frames, max_pixels)
     entries = open_source(source, split, default_split=default_split, streaming=limit is not None).entries
 
     def readable() -> Iterator[tuple[str, Tensor]]:
-        for entry, decoded, _ in decode_each(entries):
+        for entry, decoded, _ in decode_each(entries, how):
             if decoded is None:
                 continue
             try:
@@ -294,11 +360,18 @@ class _Reading:
     sample: int | None = None
     generator: torch.Generator | None = None
     convert: bool = False
+    value_range: ValueRange | None = None
+    background: str = "white"
+    frames: Frames = "first"
+    aspect: Aspect | None = None
+    max_pixels: int = MAX_PIXELS
     strict: bool = False
     skip_unfit: bool = False
     progress: bool = True
     count: int | None = field(init=False)  #: Images that are expected.
     found: Source = field(init=False)  #: What was opened.
+    classes: int | None = field(init=False)  #: In all of the source; None where it is not known.
+    _decoding: Decoding = field(init=False)
     _root: str = field(init=False)
     _entries: Iterable[Entry] = field(init=False)
 
@@ -306,9 +379,20 @@ class _Reading:
         _check_arguments(self.image_size, self.channels, self.resize, self.center_crop, self.limit, self.sample)
         if self.skip_unfit and (self.image_size is None or self.channels is None):
             raise ValueError("skip_unfit needs an image_size and channels to fit")
+        if self.aspect is not None and self.aspect not in ASPECTS:
+            raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, got {self.aspect!r}")
+        needed = self.image_size if self.resize is not None and self.center_crop is None else None
+        self._decoding = Decoding(self.value_range, self.background, self.frames, self.max_pixels, needed)
         streaming = self.limit is not None
         self.found = open_source(self.source, self.split, default_split=self.default_split, streaming=streaming)
         self._root, entries, count = self.found.root, self.found.entries, self.found.count
+        is_listed = isinstance(entries, Sequence)
+        self.classes = len({entry.label for entry in entries}) if is_listed and self.limit is not None else None
+        if self.frames == "all" and self.sample is not None:
+            # Frames are drawn, not files.
+            entries = (frame for entry in entries for frame in frame_entries(entry))
+        if self.frames == "all":
+            count = None
         if self.sample is not None:
             entries, count = draw(entries, count, self.sample, self.limit, self.generator)
         elif self.limit is not None and count is not None:
@@ -322,13 +406,19 @@ class _Reading:
         wanted = self.limit if self.sample is None else self.sample
         held = _Chunk(self.channels or 1, self.image_size or 0)
         num, first_name, first_lost, num_lost = 0, "", None, 0
-        for (name, _, label), decoded, reason in decode_each(self._entries):
+        for (name, _, label), decoded, reason in decode_each(self._entries, self._decoding):
             image: npt.NDArray[np.uint8] | None = None
             if decoded is not None:
                 try:
                     one = with_channels(decoded, self.channels, self.convert)
-                    fitted = fit_shape(one, self.image_size, self.resize, self.center_crop)
+                    border = self._decoding.colour()
+                    fitted = fit_shape(one, self.image_size, self.resize, self.center_crop, self.aspect, border)
                     image = to_array(fitted.image)
+                    # A large JPEG is decoded at a part of its size.
+                    scale = fitted.scale * max(decoded.stored.width, decoded.stored.height) / max(one.size)
+                    stored = with_fit(
+                        decoded.stored, seen=fitted.seen, scale=scale, is_cropped=self.center_crop is None
+                    )
                 except ValueError as error:
                     reason = str(error)
                     if self.strict or not self.skip_unfit:
@@ -349,8 +439,7 @@ class _Reading:
                         f"{self._root}: sizes differ: {first_name} is {held.size}x{held.size}, {name} is "
                         f"{width}x{height}; give the image size and --resize to bring all to one size"
                     )
-                assert decoded is not None
-                held.add(image, name, label, decoded.stored._replace(seen=fitted.seen, scale=fitted.scale))
+                held.add(image, name, label, stored)
                 num += 1
             if num == wanted:
                 break

@@ -8,8 +8,10 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from denoising_ebm.datasets.decode import Decoding
 from denoising_ebm.datasets.images import ImageSet, ImageStream, load_images, stream_images
-from denoising_ebm.literals import Resize
+from denoising_ebm.datasets.levels import ValueRange
+from denoising_ebm.literals import Aspect, Frames, Resize
 
 #: uint8 pixels `(n, channels, height, width)`, a loaded set, or where `load_images` finds one.
 Images = Tensor | ImageSet | str | Path
@@ -31,6 +33,11 @@ class Preprocessing:
         resize: Filter that brings the central square of other sizes to `image_size`; None: other sizes are refused.
         center_crop: Side in pixels of the central square that is cut out first; None for all of the image.
         convert: Bring gray images to RGB, or RGB to gray, where `channels` asks for it.
+        value_range: Levels that become black and white in files of more than 8 bits.
+        background: Colour that transparent images are laid over; `ignore` reads their colours as if they were opaque.
+        frames: `first` or `all` of a file of several.
+        aspect: How an image that is not square becomes it: `crop`, `stretch` or `pad`; None for its central square where
+            that is at least half of it.
     """
 
     image_size: int
@@ -38,6 +45,15 @@ class Preprocessing:
     resize: Resize | None = None
     center_crop: int | None = None
     convert: bool = False
+    value_range: ValueRange | None = None
+    background: str = "white"
+    frames: Frames = "first"
+    aspect: Aspect | None = None
+
+    def __post_init__(self) -> None:
+        if self.center_crop is not None and self.center_crop < 1:
+            raise ValueError(f"center_crop must be >= 1, got {self.center_crop}")
+        Decoding(self.value_range, self.background, self.frames)
 
     @classmethod
     def of(cls, model: _Model, **settings: Any) -> Self:
