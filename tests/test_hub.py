@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
@@ -119,6 +120,24 @@ def test_missing_folder(tmp_path: Path) -> None:
     for name in ("./nowhere", "../nowhere"):
         refuse(name, FileNotFoundError, f"{name}: no such model folder")
     refuse("someone/a--b..c", FileNotFoundError, "someone/a--b..c: no such folder here")
+
+
+def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    refuse("runs/tinny", FileNotFoundError, "runs/tinny: no such model folder in runs", "hf://runs/tinny")
+    assert not asked
+    refuse("someone/tiny", FileNotFoundError, "someone/tiny: no such folder here, and the Hub could not be asked")
+    refuse("hf://runs/tiny", FileNotFoundError, "the Hub could not be asked (no connection)")
+    assert [name for name, _ in asked] == ["someone/tiny", "runs/tiny"]
+    assert all(options["etag_timeout"] == 5 for _, options in asked)
 
 
 def test_file_in_place_of_a_folder(folder: Path, tiny_model: DenoisingEBM) -> None:

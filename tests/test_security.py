@@ -117,7 +117,7 @@ def test_only_data_is_taken_from_a_model_of_the_hub(
     for name in ("pytorch_model.bin", "modeling.py", "requirements.txt"):
         (hub / name).write_bytes(pickled)
 
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
         assert (repository, revision) == ("owner/name", "v1")
         local.mkdir()
         for path in hub.iterdir():

@@ -40,6 +40,9 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "READ
 DETECTOR_FILES = ("detector.json", "detector.safetensors")
 
 
+_HUB_TIMEOUT = 5.0  # seconds
+
+
 def bundled_models() -> list[str]:
     """Return the names of the models that ship in the package."""
     root = resources.files("denoising_ebm") / "assets" / "models"
@@ -117,7 +120,15 @@ def _config_content(
 
 
 def find_model_folder(name: str, revision: str | None = None) -> Path:
-    """Return the local folder of a model: a path, a bundled name, or a Hub id, which is downloaded."""
+    """Return the local folder of a model: a path, a bundled name, or a model of the Hub, which is downloaded.
+
+    Args:
+        name: The path or the name; for the Hub `owner/name`, or `hf://owner/name` where a local folder is called `owner`.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or model, or the Hub gives no answer; it is asked once.
+    """
     folder = Path(name)
     if folder.is_dir():
         # A run folder is what users have at hand after training.
@@ -126,9 +137,14 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{name}: is a file; a model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     if name in bundled_models():
         return Path(str(resources.files("denoising_ebm") / "assets" / "models" / name))
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    repository = name.removeprefix("hf://")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         known = ", ".join(bundled_models()) or "none"
         raise FileNotFoundError(f"{name}: no such model folder, and no bundled model of that name (bundled: {known})")
+    owner = name.partition("/")[0]
+    if repository == name and Path(owner).exists():
+        # A mistyped path is no business of the Hub's.
+        raise FileNotFoundError(f"{name}: no such model folder in {owner}; a model of the Hub is hf://{name}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -139,7 +155,13 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
 
     try:
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *DETECTOR_FILES]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        # By default the versions of many libraries on this machine are told as well.
+        headers = {"user-agent": "denoising-ebm"}
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=files, etag_timeout=_HUB_TIMEOUT, headers=headers
+            )
+        )
     except (RepositoryNotFoundError, HFValidationError):
         raise FileNotFoundError(f"{name}: no such folder here and no such model on the Hub") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

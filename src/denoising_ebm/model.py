@@ -390,7 +390,7 @@ class DenoisingEBM(nn.Module):
         """Load a model: a folder, the name of a bundled model (`fashion-mnist`), or an id on the Hugging Face Hub.
 
         Args:
-            name: Folder, bundled name or Hub id (`owner/name`).
+            name: Folder, bundled name or Hub id (`owner/name`, or `hf://owner/name`).
             device: Where to put it: `cpu`, `cuda`, `cuda:N` or `auto`.
             revision: Branch, tag or commit on the Hub.
 

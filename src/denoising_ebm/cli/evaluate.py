@@ -61,7 +61,7 @@ def evaluate(
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
         in_: Normal images: folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits),
-            or Hub id owner/name.
+            or hf://owner/name on the Hugging Face Hub.
         ood: An OOD set, see above; may be repeated.
         out: Folder for the page and the tables.
         detector: Folder of the detector. By default the model's, if it has one.

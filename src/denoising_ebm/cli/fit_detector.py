@@ -46,7 +46,7 @@ def fit_detector(
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
         data: Normal images: folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits),
-            or Hub id owner/name.
+            or hf://owner/name on the Hugging Face Hub.
         out: Folder to write the detector to. By default the model's.
         calibration: Normal images that the model was not trained on.
         calibration_split: Part of --calibration to use, that it must have; by default test, or all where it has no parts.

@@ -63,7 +63,7 @@ class ImageOptions:
         """Load images as these options say; the user is told what was taken, decided and left out.
 
         Args:
-            source: Folder, file, bundled dataset or Hub id.
+            source: Folder, file, bundled dataset or `hf://owner/name`.
             image_shape: (channels, height, width) of the model's images.
             options: Further ones of `load_images`, such as `sample` and `generator`.
         """
@@ -228,7 +228,7 @@ def load_and_note(source: str, **options: Any) -> ImageSet:
     """Load images, and tell the user what was taken, decided and left out.
 
     Args:
-        source: Folder, file, bundled dataset or Hub id.
+        source: Folder, file, bundled dataset or `hf://owner/name`.
         options: Those of `load_images`.
 
     Raises:

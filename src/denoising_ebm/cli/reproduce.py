@@ -68,8 +68,8 @@ def reproduce(
         target: One or more of the targets above.
         scale: How large.
         out: Folder for rows, models and the page.
-        data: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or Hub id
-            owner/name. Without splits a fifth is left out of training for testing.
+        data: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or hf://owner/name
+            on the Hugging Face Hub. Without splits a fifth is left out of training for testing.
         size: Resize its images to N pixels (lanczos).
         center_crop: First cut out their central square of N pixels.
         convert: Turn gray test and OOD images into RGB, or RGB ones into gray, where the training images are the other.

@@ -51,8 +51,8 @@ def restore(
 
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
-        images: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or Hub id
-            owner/name.
+        images: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or hf://owner/name
+            on the Hugging Face Hub.
         task: What to undo: noise (needs --sigma), missing pixels (--mask) or blur (--blur).
         out: Folder for a PNG of each image; '' for none.
         grid: PNG with the first 16 images: degraded, restored and, with --degrade, clean.

@@ -74,8 +74,8 @@ def score(
 
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
-        images: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or Hub id
-            owner/name.
+        images: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or hf://owner/name
+            on the Hugging Face Hub.
         out: Table to write: .csv, .parquet or .jsonl. Without it CSV goes to standard output.
         maps: Folder for a PNG of each image: the image above its anomaly map.
         tiles: Make the maps at the images' own size, from overlapping tiles. This is for a detector that was fitted to

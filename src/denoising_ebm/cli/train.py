@@ -56,8 +56,8 @@ def train(
         torchrun --nproc_per_node 8 -m denoising_ebm train my-images/ --preset cifar10 --out runs/e
 
     Args:
-        data: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or Hub id
-            owner/name.
+        data: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or hf://owner/name
+            on the Hugging Face Hub.
         out: The run folder.
         preset: fashion-mnist, cifar10-small, cifar10, cifar10-paper, svhn-paper or celeba64-paper. Needed unless --config
             or --resume is given or DATA is fashion-mnist.

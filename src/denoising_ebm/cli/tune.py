@@ -43,7 +43,7 @@ def tune(
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
         data: Images to compare with: folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist,
-            digits), or Hub id owner/name.
+            digits), or hf://owner/name on the Hugging Face Hub.
         out: Folder to write the model to. By default its own.
         temperatures: Candidates, each >= 0, as a list such as [1,0.5]. By default [1, 0.7, 0.5, 0.35, 0.25].
         samples: Samples at each temperature.

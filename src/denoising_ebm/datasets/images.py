@@ -155,7 +155,8 @@ def load_images(
 
     Args:
         source: A name in `BUNDLED`, a folder of image files (searched recursively, sorted), a folder of Parquet files
-            or one such file (column `image`, as on the Hugging Face Hub), one image file, or a Hub id `owner/name`.
+            or one such file (column `image`, as on the Hugging Face Hub), one image file, or `hf://owner/name` for a
+            data set of the Hub.
         split: Which part of the source, that it must have: files `train.parquet`, `train-*.parquet` or a subfolder
             `train/`; `all` for everything in a folder or of the Hub.
         default_split: Which part if `split` is None and the source has parts; one without parts is taken whole.

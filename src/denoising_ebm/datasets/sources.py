@@ -143,7 +143,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str) -> Source:
     listing = list_folder(folder)
     found = layouts.set_apart(listing.images)
     passed_over = {"masks": len(found.masks), "thumbnails": len(found.thumbnails)}
-    for kind, num in listing.passed_over.most_common():
+    for kind, num in sorted(listing.passed_over.items(), key=lambda each: (-each[1], each[0])):
         passed_over[kind] = passed_over.get(kind, 0) + num
     passed_over = {kind: num for kind, num in passed_over.items() if num}
     if listing.parquet and found.images:
