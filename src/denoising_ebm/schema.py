@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from denoising_ebm.utils.parsing import check_depth, shown
+from denoising_ebm.utils.io import open_regular_file, read_regular_file
+from denoising_ebm.utils.parsing import check_depth, shown, shown_name
 
 #: Bytes of the head of a safetensors file at most: names and shapes of a thousand tensors take 100 kB.
 MAX_HEAD = 4 * 2**20
@@ -43,15 +44,17 @@ class TensorSpec:
         whole: int64; else a floating-point type.
         positive: All values must be above zero.
         missing: Rows may be NaN throughout, for what was never measured.
+        most: Largest absolute value; None where any finite one will do.
     """
 
     shape: tuple[int | None, ...]
     whole: bool = False
     positive: bool = False
     missing: bool = False
+    most: float | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor, **options: bool) -> TensorSpec:
+    def of(cls, tensor: Tensor, **options: Any) -> TensorSpec:
         """Return that of tensors such as this one, which may be on the device `meta`."""
         return cls(tuple(tensor.shape), whole=not tensor.is_floating_point(), **options)
 
@@ -103,6 +106,22 @@ def read_tensors(
     return tensors
 
 
+def load_tensors(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a safetensors file, unchecked, and the hash of its bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged or larger than `max_bytes`.
+    """
+    content = read_regular_file(path, max_bytes)
+    _check_head_size(path, content[:8])
+    try:
+        return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
+    # A type that torch lacks is a KeyError of the library's.
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+
+
 def check_tensors(specs: Specs, tensors: Mapping[str, Tensor], path: Path, *, misfit: str) -> None:
     """Refuse tensors that are missing, unknown, of another shape or type, or not finite.
 
@@ -132,11 +151,8 @@ def module_specs(module: torch.nn.Module, **options: dict[str, bool]) -> dict[st
 
 
 def _head(path: Path) -> dict[str, _Head]:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    # Before the library reads it, which takes much more memory than the head itself.
-    if length > MAX_HEAD:
-        raise ValueError(f"{path}: not a readable safetensors file (its head is larger than {MAX_HEAD:,} bytes)")
+    with open_regular_file(path) as file:
+        _check_head_size(path, file.read(8))
     with safetensors.safe_open(path, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}
         kinds = {name: part.get_dtype() for name, part in parts.items()}
@@ -146,12 +162,18 @@ def _head(path: Path) -> dict[str, _Head]:
         return {name: _Head(tuple(part.get_shape()), _TYPES[kinds[name]]) for name, part in parts.items()}
 
 
+def _check_head_size(path: Path, start: bytes) -> None:
+    # Before the library reads it, which takes much more memory than the head itself.
+    if int.from_bytes(start, "little") > MAX_HEAD:
+        raise ValueError(f"{path}: not a readable safetensors file (its head is larger than {MAX_HEAD:,} bytes)")
+
+
 def _check_names(specs: Iterable[str], found: Iterable[str], path: Path, misfit: str) -> None:
     specs, found = dict.fromkeys(specs), dict.fromkeys(found)
     missing = [name for name in specs if name not in found]
     unknown = [name for name in found if name not in specs]
     if missing or unknown:
-        what = f"{missing[0]} is missing" if missing else f"{_name(unknown[0])} is unknown"
+        what = f"{missing[0]} is missing" if missing else f"{shown_name(unknown[0])} is unknown"
         many = f" ({len(missing) + len(unknown):,} such names)"
         raise ValueError(f"{path}: {misfit}: {what}{many}")
 
@@ -181,6 +203,8 @@ def _check_values(name: str, spec: TensorSpec, tensor: Tensor, path: Path) -> No
         raise ValueError(f"{path}: {name} holds values that are not finite")
     if spec.positive and not bool((tensor > 0).all()):
         raise ValueError(f"{path}: {name} must be > 0 throughout")
+    if spec.most is not None and not bool((tensor.abs() <= spec.most).all()):
+        raise ValueError(f"{path}: {name} must be within -{spec.most:g}..{spec.most:g} throughout")
 
 
 # -- hashes -------------------------------------------------------------------------------------------------------------
@@ -201,7 +225,7 @@ def sealed(values: Mapping[str, Any], name: str, others: Mapping[str, str]) -> d
         others: Hashes of other files by name, as from `file_hash`.
     """
     plain = {key: value for key, value in values.items() if key != HASHES}
-    return {**plain, HASHES: {**others, name: _values_hash(plain)}}
+    return {**plain, HASHES: {**others, name: _values_hash(plain, others)}}
 
 
 def hashes_of(values: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -222,8 +246,10 @@ def check_own_hash(values: Mapping[str, Any], path: Path) -> None:
     Raises:
         ValueError: If they are.
     """
-    expected = hashes_of(values, path).get(path.name)
-    if expected is not None and expected != _values_hash({k: v for k, v in values.items() if k != HASHES}):
+    others = dict(hashes_of(values, path))
+    expected = others.pop(path.name, None)
+    plain = {key: value for key, value in values.items() if key != HASHES}
+    if expected is not None and expected != _values_hash(plain, others):
         raise ValueError(
             f"{path}: was changed after it was written, or is damaged (its values do not fit {HASHES}); if you changed it "
             f'on purpose, delete "{path.name}" from its entry {HASHES}'
@@ -249,8 +275,8 @@ def check_file_hash(values: Mapping[str, Any], path: Path, file: Path, hint: str
         )
 
 
-def _values_hash(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+def _values_hash(values: Mapping[str, Any], others: Mapping[str, str]) -> str:
+    text = json.dumps({**values, HASHES: others}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -278,11 +304,6 @@ def plain_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-
-
-def _name(name: str) -> str:
-    # A stranger's own may be of any length, and hold anything.
-    return name if len(name) <= 80 and name.isprintable() else shown(name)
 
 
 def _line(error: Exception) -> str:

@@ -302,7 +302,7 @@ def test_missing_tensors_are_named(folder: Path, model: DenoisingEBM) -> None:
     values = json.loads((folder / "detector.json").read_text())
     del values["tensors"]  # as in files of before, of which no hash was kept
     (folder / "detector.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"detector\.safetensors: 'calibration' is missing"):
+    with pytest.raises(ValueError, match=r"detector\.safetensors: does not fit detector\.json: calibration is missing"):
         Detector.load(folder, model)
 
 

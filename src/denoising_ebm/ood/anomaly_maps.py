@@ -19,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from denoising_ebm.config import MAX_SIGMA, MIN_SIGMA
 from denoising_ebm.datasets.images import png_name, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.blur import gaussian_blur
+from denoising_ebm.ood.features import MAX_LEVELS
+from denoising_ebm.utils.parsing import shown
 
 #: z-score of the strongest colours in anomaly maps.
 Z_LIMIT = 3.0
@@ -51,6 +54,15 @@ class AnomalyMapConfig:
             raise ValueError(
                 "maps.sigmas and maps.clean_sigmas must be one or more noise levels > 0, "
                 f"got {list(self.sigmas)} and {list(self.clean_sigmas)}"
+            )
+        if len(levels) > MAX_LEVELS or not all(MIN_SIGMA <= sigma <= MAX_SIGMA for sigma in levels):
+            raise ValueError(
+                f"maps.sigmas and maps.clean_sigmas must be at most {MAX_LEVELS} noise levels within "
+                f"{MIN_SIGMA:g}..{MAX_SIGMA:g}, got {shown(list(levels))}"
+            )
+        if self.num_noise_samples > 100 or self.blur > 100:
+            raise ValueError(
+                f"maps.num_noise_samples and maps.blur must be <= 100, got {self.num_noise_samples} and {self.blur:g}"
             )
         if self.num_noise_samples < 1:
             raise ValueError(f"maps.num_noise_samples must be >= 1, got {self.num_noise_samples}")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import from_dict
+from denoising_ebm.config import MAX_FACTOR, from_dict
 from denoising_ebm.datasets.images import ImageSet, image_hashes
 from denoising_ebm.datasets.preprocessing import Images, Preprocessing
-from denoising_ebm.hub import find_model_folder
+from denoising_ebm.hub import find_model_folder, read_preprocessing
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
 from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged, p_values
@@ -25,7 +25,15 @@ from denoising_ebm.ood.corruptions import corruptions
 from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, Family, FeatureConfig, compute_features
 from denoising_ebm.ood.lda import FisherDiscriminants, log_mean_exp
 from denoising_ebm.ood.regression import Scaler
-from denoising_ebm.ood.storage import CONFIG_FILE, TENSORS_FILE, read_detector, write_detector
+from denoising_ebm.ood.storage import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    check_corruptions,
+    check_detector_hashes,
+    check_detector_tensors,
+    read_detector,
+    write_detector,
+)
 from denoising_ebm.ood.table import Score, energy_rows, with_columns
 
 #: Images that the statistics of maps are taken from, at most.
@@ -74,6 +82,10 @@ class DetectorConfig:
             )
         if not (self.ridge > 0 and self.shift > 0):
             raise ValueError(f"detector.ridge and detector.shift must be > 0, got {self.ridge:g} and {self.shift:g}")
+        if max(self.ridge, self.shift) > MAX_FACTOR:
+            raise ValueError(
+                f"detector.ridge and detector.shift must be <= {MAX_FACTOR:g}, got {self.ridge:g} and {self.shift:g}"
+            )
         if self.num_corrupted < 1:
             raise ValueError(f"detector.num_corrupted must be >= 1, got {self.num_corrupted}")
 
@@ -499,21 +511,21 @@ class Detector:
         folder = Path(folder)
         values, tensors = read_detector(folder, fingerprint=model.fingerprint())
         config = from_dict(DetectorConfig, values["config"], where=f"{folder / CONFIG_FILE}: config")
-        files = asdict(Preprocessing.of(model)) | values.get("preprocessing", {})
-        preprocessing = from_dict(Preprocessing, files, where=f"{folder / CONFIG_FILE}: preprocessing")
+        where = f"{folder / CONFIG_FILE}: preprocessing"
+        preprocessing = read_preprocessing(values.get("preprocessing"), model.config, where)
+        names = check_corruptions(values["corruptions"], model.config.network.channels, folder / CONFIG_FILE)
+        check_detector_tensors(tensors, config, model, len(names), folder / TENSORS_FILE)
+        check_detector_hashes(folder)
         detector = cls(model, config, preprocessing=preprocessing)
-        detector.metadata = dict(values.get("metadata", {}))
-        detector._corruptions = tuple(values["corruptions"])
+        detector.metadata = values["metadata"]
+        detector._corruptions = names
         detector._hashes = {name: tensors.get(f"hashes.{name}", none) for name, none in detector._hashes.items()}
-        try:
-            detector._discriminants = FisherDiscriminants.from_tensors(tensors, "lda.")
-            detector._scaler = Scaler.from_tensors(tensors, "score.")
-            detector.calibration = tensors["calibration"]
-            # A detector that was fitted to features alone has no maps.
-            if any(name.startswith("maps.") for name in tensors):
-                detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
-        except KeyError as error:
-            raise ValueError(f"{folder / TENSORS_FILE}: {error} is missing") from None
+        detector._discriminants = FisherDiscriminants.from_tensors(tensors, "lda.")
+        detector._scaler = Scaler.from_tensors(tensors, "score.")
+        detector.calibration = tensors["calibration"]
+        # A detector that was fitted to features alone has no maps.
+        if any(name.startswith("maps.") for name in tensors):
+            detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
         detector._precision = model.set_precision(values["precision"]).precision
         return detector
 

@@ -30,14 +30,20 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from denoising_ebm.config import MAX_SIGMA, MIN_SIGMA, NetworkConfig
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.model import DenoisingEBM, Inspection
+from denoising_ebm.utils.parsing import shown
 
 Family = Literal["energy", "noisy-energy", "score", "curvature", "spectrum", "colour", "latent", "feature-statistics"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 #: Families that are kept at `feature_sigmas` only.
 NETWORK_FEATURES: tuple[Family, ...] = ("latent", "feature-statistics")
 
+#: Noise levels at most.
+MAX_LEVELS = 100
+#: Rings of spatial frequency.
+_BANDS = 6
 _FROM_CLEAN = {"energy", "curvature", "spectrum", "colour", *NETWORK_FEATURES}
 _FROM_NOISY = {"noisy-energy", "score", "curvature", "spectrum", "colour"}
 
@@ -61,6 +67,11 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         if not self.sigmas or not all(math.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
             raise ValueError(f"features.sigmas must be one or more noise levels > 0, got {list(self.sigmas)}")
+        if len(self.sigmas) > MAX_LEVELS or not all(MIN_SIGMA <= sigma <= MAX_SIGMA for sigma in self.sigmas):
+            raise ValueError(
+                f"features.sigmas must be at most {MAX_LEVELS} noise levels within {MIN_SIGMA:g}..{MAX_SIGMA:g}, "
+                f"got {shown(list(self.sigmas))}"
+            )
         unknown = [family for family in self.families if family not in FAMILIES]
         if not self.families or unknown:
             raise ValueError(
@@ -75,6 +86,22 @@ class FeatureConfig:
     def sigmas_of(self, family: Family) -> tuple[float, ...]:
         """Return the noise levels at which a family is computed."""
         return self.feature_sigmas or self.sigmas if family in NETWORK_FEATURES else self.sigmas
+
+
+def feature_counts(config: FeatureConfig, network: NetworkConfig) -> dict[Family, int]:
+    """Return how many numbers each family of features has for an image, over its noise levels."""
+    per_level: dict[Family, int] = {
+        "energy": 1,
+        "noisy-energy": 1,
+        "score": 2,
+        "curvature": 1,
+        "spectrum": 2 * _BANDS,
+        "colour": 2 * (network.channels - 1),
+        "latent": network.latent_dim,
+        # Mean and standard deviation of each channel, on the way down and up.
+        "feature-statistics": 4 * sum(network.widths),
+    }
+    return {family: len(config.sigmas_of(family)) * per_level[family] for family in config.families}
 
 
 @torch.no_grad()
@@ -248,7 +275,7 @@ def _spectrum(passes: _Passes) -> Tensor:
     return torch.cat([_bands(passes.clean_residual), _bands(passes.noisy_residual)], dim=1)
 
 
-def _bands(residual: Tensor, num: int = 6) -> Tensor:
+def _bands(residual: Tensor, num: int = _BANDS) -> Tensor:
     """Return the log share of the power in `num` rings of spatial frequency, shape (batch, num)."""
     size = residual.shape[-1]
     power = torch.fft.rfft2(residual).abs().square().sum(1)

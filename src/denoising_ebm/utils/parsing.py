@@ -94,6 +94,11 @@ def shown(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def shown_name(value: Any) -> str:
+    """Return how a message shows a name: as it is, if it could be one of ours, else as `shown`."""
+    return value if isinstance(value, str) and len(value) <= 80 and value.isprintable() else shown(value)
+
+
 def _decoded(content: bytes) -> str:
     try:
         # Editors of Windows begin a file with a mark, which is no part of it.
