@@ -3,8 +3,8 @@
     pip install PyWavelets
     python benchmarks/restoration.py cifar10-small --data CIFAR10 --num 100 --out runs/restoration
 
-Classical methods are scikit-image's, told the true noise level, and of each the strength that is best on the first ten
-images, which favours them. BM3D is not among them.
+Degraded images are clipped and rounded to 8 bits, as files hold them. Classical methods are scikit-image's, told the true
+noise level, and of each the strength that is best on the first ten images, which favours them. BM3D is not among them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from denoising_ebm.restoration.metrics import psnr, ssim
 from denoising_ebm.restoration.operators import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.posterior import restore
 from denoising_ebm.utils.device import describe
+from denoising_ebm.utils.seeds import ImageNoise
 from denoising_ebm.viz.grids import save_grid
 from denoising_ebm.viz.report import Cell, Table, print_table
 
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--unclipped", action="store_true", help="noise that is not clipped and rounded: of no file")
     parser.add_argument("--only", help="part of the names of tasks")
     parser.add_argument("--out", type=Path, default=Path("runs/restoration"))
     args = parser.parse_args()
@@ -137,7 +139,9 @@ def main() -> None:
     for task, degradation in tasks.items():
         if args.only and args.only not in task:
             continue
-        y = degradation.apply(to_float(clean), torch.Generator().manual_seed(args.seed))
+        y = degradation.apply(to_float(clean), ImageNoise.of(args.seed, range(len(clean)), "degrade"))
+        if not args.unclipped:
+            y = to_float(to_uint8(y))
         results = {"degraded": y}
         for estimate in ("mean", "sample"):
             chains = {"steps": args.steps, "num_samples": args.samples, "seed": args.seed}

@@ -16,3 +16,5 @@ Frames = Literal["first", "all"]
 Estimate = Literal["mean", "sample"]
 #: How large a reproduction of the paper is.
 Scale = Literal["tiny", "small", "full"]
+#: What the marked pixels of a mask are.
+MaskMarks = Literal["missing", "known"]

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from denoising_ebm import load_images, to_float, to_uint8
+from denoising_ebm.cli.options import ImageOptions
 from denoising_ebm.restoration.metrics import psnr
-from denoising_ebm.restoration.operators import blurred
+from denoising_ebm.restoration.operators import blurred, noisy
+from denoising_ebm.utils.seeds import ImageNoise
 
 
 def test_missing_scikit_image_is_told_before_any_work(
@@ -75,8 +77,18 @@ def test_rounding_of_files_is_not_enlarged(debm: Any, tmp_path: Path) -> None:
         (["--task", "inpaint"], "--task inpaint needs --mask"),
         (["--task", "deblur", "--sigma", "0.1"], "--task deblur needs --blur"),
         (["--task", "denoise", "--sigma", "0.1", "--blur", "2"], "--blur is for --task deblur"),
-        (["--task", "denoise", "--sigma", "50"], "within the model's noise levels"),
-        (["--task", "inpaint", "--mask", "nowhere.png"], "nowhere.png: no such file"),
+        (["--task", "denoise", "--sigma", "2000/255"], "within the model's noise levels, 0.01 to 10, got 15.6863"),
+        (["--task", "denoise", "--sigma", "25"], "25 gray levels are --sigma 25/255, which is 0.196 here (25/127.5)"),
+        (["--task", "deblur", "--blur", "1", "--sigma", "5"], "5 gray levels are --sigma 5/255, which is 0.0392 here"),
+        (["--task", "deblur", "--blur", "1", "--sigma", "2000/255"], "within the model's noise levels"),
+        (
+            ["--task", "denoise", "--sigma", "25/100"],
+            "--sigma 25/100: expected a number >= 0 such as 0.2, or gray levels",
+        ),
+        (["--task", "denoise", "--sigma", "nan"], "--sigma nan: expected a number >= 0"),
+        (["--task", "denoise", "--sigma", "0.1", "--mask-marks", "known"], "--mask-marks needs --mask"),
+        (["--task", "denoise", "--sigma", "0.1", "--unclipped"], "--unclipped needs --degrade"),
+        (["--task", "inpaint", "--mask", "nowhere.png"], "nowhere.png: no such file or directory"),
         (["--task", "denoise", "--sigma", "0.1", "--batch-size", "0"], "--batch-size must be >= 1"),
         (["--task", "denoise", "--sigma", "0.1", "--out", ""], "nothing to write"),
     ],
@@ -89,14 +101,142 @@ def test_command_refuses(
     assert message in result.error
 
 
-def test_a_mask_of_another_size_is_refused(debm: Any, tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "mask.png")
-    inpaint = ["fashion-mnist", "fashion-mnist", "--limit", 1, "--task", "inpaint", "--mask", tmp_path / "mask.png"]
-    assert "the mask is 8x8, the images are 32x32" in debm("restore", *inpaint).error
-    Image.fromarray(to_uint8(-torch.ones(32, 32)).numpy()).save(tmp_path / "mask.png")
-    assert "mask.png: the mask must mark some pixels" in debm("restore", *inpaint).error
-    inpaint[-1] = tmp_path
-    assert f"{tmp_path}: is a folder; --mask takes one picture, for all images" in debm("restore", *inpaint).error
+def save_mask(path: Path, inside: int = 255, outside: int = 0, size: int = 32) -> Path:
+    mask = np.full((32, 32), outside, dtype=np.uint8)
+    mask[10:20, 8:22] = inside
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def test_masks_that_do_not_fit_are_refused(debm: Any, tmp_path: Path) -> None:
+    common = ["fashion-mnist", "fashion-mnist", "--limit", 1, "--task", "inpaint", "--out", tmp_path / "out", "--mask"]
+    path = save_mask(tmp_path / "mask.png", size=64)
+    assert "the mask is 64x64, the images are 32x32; --resize" in debm("restore", *common, path).error
+    path = save_mask(tmp_path / "mask.png", 0, 255)
+    assert debm("restore", *common, path).error == (
+        f"{path}: 86 % of the pixels would be filled in; give --mask-marks known if white (or what is drawn) marks the "
+        "known ones, or --mask-marks missing if this is meant"
+    )
+    for level, share in ((0, 0), (255, 100)):
+        path = save_mask(tmp_path / "mask.png", level, level)
+        assert f"mask.png: the mask must mark some pixels as missing and leave some known; {share} %" in (
+            debm("restore", *common, path).error
+        )
+    save_mask(tmp_path / "masks" / "elsewhere.png")
+    assert "fashion-mnist: no image was restored" in debm("restore", *common, tmp_path / "masks").error
+    strict = debm("restore", *common, tmp_path / "masks", "--strict").error
+    assert strict == f"{tmp_path / 'masks'}: holds no mask for test.parquet#0"
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_all_kinds_fill_the_same_hole(debm: Any, tmp_path: Path) -> None:
+    common = ["fashion-mnist", "fashion-mnist", "--limit", 2, "--task", "inpaint", "--steps", 2, "--samples", 1]
+    common += ["--precision", "fp32", "--mask"]
+    cases = {
+        "white": (save_mask(tmp_path / "white.png"), []),
+        "labels": (save_mask(tmp_path / "labels.png", 1), []),
+        "black": (save_mask(tmp_path / "black.png", 0, 255), ["--mask-marks", "known"]),
+        "large": (save_mask(tmp_path / "large.png", size=96), ["--resize", "bicubic"]),
+    }
+    filled = {}
+    for name, (path, options) in cases.items():
+        result = debm("restore", *common, path, *options, "--out", tmp_path / name)
+        assert result.status == 0 and f"debm: {path}: 13.7 % of the pixels are filled in\n" in result.err
+        filled[name] = load_images(tmp_path / name).pixels
+        assert torch.equal(filled[name], filled["white"]), name
+    clean = load_images("fashion-mnist", split="test", limit=2).pixels
+    changed = (filled["white"] != clean).any(0)[0]
+    assert bool(changed[10:20, 8:22].any()) and not bool(changed[:10].any() or changed[20:].any())
+
+
+def test_each_image_has_its_own_mask(debm: Any, tmp_path: Path) -> None:
+    pixels = load_images("fashion-mnist", split="test", limit=5).pixels
+    for i, image in enumerate(pixels):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{i}.png")
+    for i, rows in {0: (2, 6), 1: (10, 20), 3: (2, 6)}.items():
+        mask = np.zeros((32, 32), dtype=np.uint8)
+        mask[rows[0] : rows[1]] = 255
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}_mask.png")
+    common = ["fashion-mnist", tmp_path / "images", "--task", "inpaint", "--mask", tmp_path / "masks", "--steps", 3]
+    common += ["--samples", 2, "--precision", "fp32"]
+    result = debm("restore", *common, "--batch-size", 2, "--out", tmp_path / "out")
+    assert result.status == 0, result.err
+    assert (
+        f"{tmp_path / 'masks'}: 18.8 % of the pixels are filled in on average, 12.5 to 31.2 % of an image" in result.err
+    )
+    assert f"{tmp_path / 'masks'}: 2 image(s) without a mask left out: 2.png, 4.png" in result.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "3.png"]
+    filled = load_images(tmp_path / "out").pixels
+    for image, number, rows in zip(filled, (0, 1, 3), ((2, 6), (10, 20), (2, 6)), strict=True):
+        same = (image == pixels[number])[0].all(1)
+        assert bool(same[: rows[0]].all() and same[rows[1] :].all()) and not bool(same[rows[0] : rows[1]].all())
+    # One by one the images become the same.
+    assert debm("restore", *common, "--batch-size", 1, "--out", tmp_path / "again").status == 0
+    again = load_images(tmp_path / "again").pixels
+    assert int((again.int() - filled.int()).abs().max()) <= 1
+
+
+def test_figures_are_of_images_that_files_hold(debm: Any, tmp_path: Path) -> None:
+    """The same as by files: degraded images written as PNG, and restored from there."""
+    common = ["--task", "denoise", "--precision", "fp32", "--sigma", "64/255"]
+    result = debm(
+        "restore", "fashion-mnist", "fashion-mnist", "--limit", 6, "--degrade", *common, "--out", tmp_path / "a"
+    )
+    assert result.status == 0 and result.out.splitlines()[0] == "6 images, means over them, of 8-bit files"
+    clean = load_images("fashion-mnist", split="test", limit=6).pixels
+    noise = ImageNoise.of(0, range(6), "degrade")
+    held = to_uint8(noisy(64 / 127.5).apply(to_float(clean), noise))
+    (tmp_path / "noisy").mkdir()
+    for i, image in enumerate(held):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "noisy" / f"{i}.png")
+    again = debm("restore", "fashion-mnist", tmp_path / "noisy", *common, "--out", tmp_path / "b")
+    assert "noise of 0.502 for images in [-1, 1]: 64 gray levels of 255" in again.err and "detail" not in again.err
+    restored = load_images(tmp_path / "b").pixels
+    assert torch.equal(load_images(tmp_path / "a").pixels, restored)
+    for line, pixels in zip(result.out.splitlines()[1:], (held, restored), strict=True):
+        assert f"PSNR {float(psnr(pixels, clean).mean()):6.2f} dB" in line
+    # Noise that is not clipped says more.
+    more = debm(
+        "restore", "fashion-mnist", "fashion-mnist", "--limit", 6, "--degrade", "--unclipped", *common, "--out", ""
+    )
+    figures = [float(run.out.splitlines()[2].split("PSNR")[1].split("dB")[0]) for run in (result, more)]
+    assert more.out.splitlines()[0] == "6 images, means over them" and figures[1] > figures[0] + 0.5
+
+
+def test_noise_that_is_not_there_is_told(debm: Any, tmp_path: Path) -> None:
+    options = ["--limit", 3, "--task", "denoise", "--sigma", "0.5", "--out", tmp_path / "out"]
+    result = debm("restore", "fashion-mnist", "fashion-mnist", *options)
+    assert result.status == 0 and "not of 0.5; detail will be smoothed away as noise" in result.err
+
+
+def test_restoring_takes_the_memory_of_a_batch(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def seen(model: Any, y: torch.Tensor, *_: object, images: Any, **__: object) -> torch.Tensor:
+        sizes.append(len(y))
+        assert list(images) == list(range(sum(sizes[:-1]), sum(sizes)))
+        return y
+
+    chunks: list[int] = []
+    real = ImageOptions.stream
+
+    def stream(self: Any, source: Any, shape: Any, **options: Any) -> Any:
+        chunks.append(options["chunk"])
+        return real(self, source, shape, **options)
+
+    monkeypatch.setattr("denoising_ebm.restoration.posterior.restore", seen)
+    monkeypatch.setattr(ImageOptions, "stream", stream)
+    options = ["--task", "denoise", "--sigma", 0.1, "--limit", 20, "--batch-size", 8, "--out", tmp_path / "out"]
+    result = debm("restore", "fashion-mnist", "fashion-mnist", *options, "--grid", tmp_path / "grid.png")
+    assert result.status == 0 and chunks == [8] and sizes == [8, 8, 4]
+    assert torch.equal(
+        load_images(tmp_path / "out").pixels.sum(), load_images("fashion-mnist", split="test", limit=20).pixels.sum()
+    )
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (2 * (16 * 33 + 1), 2 * (2 * 33 + 1))
 
 
 def test_finished_batches_are_kept(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from denoising_ebm import load_images, to_float, to_uint8
 from denoising_ebm.config import TrainingStage
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.restoration import posterior
-from denoising_ebm.restoration.metrics import psnr, ssim
+from denoising_ebm.restoration.metrics import estimated_noise, psnr, ssim
 from denoising_ebm.restoration.operators import Degradation, blurred, masked, noisy
 from denoising_ebm.restoration.posterior import restore, restore_batches
 from denoising_ebm.restoration.prior import cosine_basis, natural_variances
@@ -204,6 +204,7 @@ def test_restore_refuses(gaussian_model: DenoisingEBM) -> None:
     cases: list[tuple[Tensor, Degradation, dict[str, Any], str]] = [
         (torch.zeros(1, 1, 8, 8), noisy(0.1), {}, r"images must have shape \(1, 16, 16\)"),
         (y, noisy(9.0), {}, "within the model's noise levels, 0.01 to 5, got 9"),
+        (y, blurred(1.0, 16, 9.0), {}, "within the model's noise levels, 0.01 to 5, got 9"),
         (y, blurred(1.0, 16), {"num_samples": 0}, "num_samples must be >= 1"),
         (y, blurred(1.0, 16), {"steps": 1}, "steps >= 2"),
         (y, blurred(1.0, 16), {"step_size": 2.0}, "step_size must be within"),
@@ -232,10 +233,21 @@ def test_psnr_and_ssim() -> None:
         psnr(clean, clean[:2])
 
 
+def test_estimated_noise(generator: torch.Generator) -> None:
+    """Of white noise around gray it is its deviation; clipped at black at least half of it; of one colour none."""
+    for sigma in (0.05, 0.3):
+        y = to_uint8(sigma * torch.randn(4, 1, 64, 65, generator=generator))
+        # A median of 1,024 numbers: its standard error is 1.17 sigma / sqrt(1024), twice that with rounding.
+        torch.testing.assert_close(estimated_noise(y), torch.full((4,), sigma, dtype=torch.float64), rtol=0.17, atol=0)
+        dark = to_uint8(-1 + sigma * torch.randn(4, 1, 64, 64, generator=generator))
+        assert bool((estimated_noise(dark) > 0.5 * sigma).all())
+    assert estimated_noise(torch.full((2, 3, 9, 9), 7, dtype=torch.uint8)).tolist() == [0, 0]
+
+
 def test_noise_of_one_seed_is_not_met_again(generator: torch.Generator) -> None:
     """Degraded with seed 5 and restored with seed 5, a sample's error is that of the posterior."""
     x0 = TAU * torch.randn(64, 1, 16, 16, generator=generator)
-    y = noisy(0.3).apply(x0, torch.Generator().manual_seed(5))
+    y = noisy(0.3).apply(x0, ImageNoise.of(5, range(64), "degrade"))
     x = restore(exact_model("denoising"), y, noisy(0.3), estimate="sample", steps=100, seed=5)
     # The sample and the truth are both drawn from N(c y, c s^2).
     expected = 2 * 0.3**2 * TAU**2 / (TAU**2 + 0.3**2)
@@ -261,7 +273,7 @@ def test_images_are_restored_one_by_one() -> None:
         ]
         batches = list(restore_batches(model, pixels, case, batch_size=2, **how))
         assert [len(degraded) for degraded, _ in batches] == [2, 2, 1]
-        last = next(iter(restore_batches(model, pixels[4:], case, start=4, **how)))
+        last = next(iter(restore_batches(model, pixels[4:], case, images=[4], **how)))
         for i in range(2):
             assert torch.equal(torch.cat([batch[i] for batch in batches]), whole[i])
             assert torch.equal(last[i], whole[i][4:])

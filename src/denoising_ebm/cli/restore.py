@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denoising_ebm.cli.common import check_apart, check_at_least, check_output, check_output_folder, note
-from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions
-from denoising_ebm.literals import Estimate
+from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions, note_images
+from denoising_ebm.literals import Estimate, MaskMarks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.restoration.operators import Degradation
+    from denoising_ebm.datasets.images import ImageSet, Unreadable
+    from denoising_ebm.restoration.masks import MaskFiles
+
+#: Images of the grid.
+_SHOWN = 16
 
 
 def restore(
@@ -22,10 +27,12 @@ def restore(
     task: Literal["denoise", "inpaint", "deblur"],
     out: Path | None = Path("restored"),
     grid: Path | None = None,
-    sigma: float | None = None,
+    sigma: str | None = None,
     mask: Path | None = None,
+    mask_marks: MaskMarks | None = None,
     blur: float | None = None,
     degrade: bool = False,
+    unclipped: bool = False,
     estimate: Estimate = "mean",
     samples: int = 8,
     steps: int = 50,
@@ -37,15 +44,17 @@ def restore(
     """Restore images: remove noise or blur, fill in missing pixels.
 
     Langevin chains sample from the posterior: the model's energy plus a data term. Noise alone takes one pass of the
-    denoiser instead. The model needs no training for a task. Noise is given as its standard deviation for images in
-    [-1, 1]: 0.2 is 25.5 grey levels.
+    denoiser instead. The model needs no training for a task. What an image becomes depends on the seed and its place among
+    the images alone, whatever the batch size.
 
-    Writes a PNG for each image. With --degrade the images are taken as clean: they are degraded first, and PSNR and
-    SSIM against the originals are printed.
+    Writes a PNG for each image. With --degrade the images are taken as clean: they are degraded first, clipped and rounded
+    to 8 bits as a file would be, and PSNR and SSIM of both against the originals are printed. Papers often add noise
+    that is neither (--unclipped): as no file can hold it, figures of such noise are higher than any file reaches.
 
     Examples:
-        debm restore cifar10-small noisy/ --task denoise --sigma 0.2 --out restored/
+        debm restore cifar10-small noisy/ --task denoise --sigma 25/255 --out restored/
         debm restore cifar10-small scratched/ --task inpaint --mask mask.png
+        debm restore cifar10-small scratched/ --task inpaint --mask masks/
         debm restore cifar10-small soft/ --task deblur --blur 1.5 --sigma 0.02
         debm restore fashion-mnist fashion-mnist --limit 16 --degrade --task denoise --sigma 0.5 --grid grid.png
 
@@ -56,14 +65,19 @@ def restore(
         task: What to undo: noise (needs --sigma), missing pixels (--mask) or blur (--blur).
         out: Folder for a PNG of each image; '' for none.
         grid: PNG with the first 16 images: degraded, restored and, with --degrade, clean.
-        sigma: Standard deviation of the noise, for images in [-1, 1].
-        mask: Picture of the images' size. Its white pixels are missing and are filled in.
+        sigma: Standard deviation of the noise: for images in [-1, 1], as 0.2, or in gray levels of 255, as 25/255.
+        mask: Picture whose white pixels are missing and are filled in, or what is drawn on transparent ground; or folder of
+            one for each image, by its name. Of the size of the images as stored, and then cropped and resized with them, or
+            of the model's.
+        mask_marks: What is white or drawn in the mask: missing pixels, or the known ones. If neither is said, a mask
+            that marks more than half of the pixels is refused.
         blur: Standard deviation of the Gaussian blur, in pixels.
         degrade: The images are clean: degrade them first, and measure.
+        unclipped: With --degrade: do not clip and round what is restored.
         estimate: The mean of several samples of the posterior (smallest error), or one sample (sharp).
         samples: Samples to average; each is a Langevin chain.
         steps: Langevin steps of a chain.
-        seed: Seed of noise and chains; what an image becomes depends on it and the place of the image alone.
+        seed: Seed of noise and chains.
         batch_size: Images that are restored at once.
         options: How to read IMAGES.
         hardware: Where to compute.
@@ -80,12 +94,19 @@ def restore(
     for other, (name, value) in needed.items():
         if value is not None and other not in (task, "denoise"):
             raise ValueError(f"--{name} is for --task {other}, got --task {task}")
+    if mask_marks is not None and mask is None:
+        raise ValueError("--mask-marks needs --mask")
+    if unclipped and not degrade:
+        raise ValueError("--unclipped needs --degrade: images that are read are clipped already")
+    noise_level = _noise_level(sigma)
     check_apart("--out", out, images)
     check_output_folder(out)
     import torch
 
     from denoising_ebm.datasets.images import check_png_names, png_name, to_float
+    from denoising_ebm.restoration.masks import MaskFiles
     from denoising_ebm.restoration.metrics import psnr, ssim, ssim_package
+    from denoising_ebm.restoration.operators import blurred, masked, noisy
     from denoising_ebm.restoration.posterior import restore_batches
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.grids import save_grid, save_picture, to_picture
@@ -94,54 +115,119 @@ def restore(
         # Before work that would end without it.
         ssim_package()
     net = hardware.load_model(model)
-    degradation = _degradation(sigma or 0.0, mask, blur, net.image_shape[-1])
-    clean = options.load(images, net.image_shape)
-    if out is not None:
-        check_png_names(clean.names)
-    passes = len(clean) * steps * (1 if estimate == "sample" else samples)
-    parts: list[tuple[Tensor, Tensor]] = []
-    done = 0
+    preparation = options.preprocessing(net)
+    masks = None if mask is None else MaskFiles(mask, preparation, mask_marks)
+    if blur is not None:
+        # Files round to 256 levels: without noise of that size, undoing a blur would enlarge the rounding beyond measure.
+        for_all = blurred(blur, net.image_shape[-1], max(noise_level, 2 / 255 / 12**0.5))
+    elif masks is None:
+        for_all = noisy(noise_level)
+    stream = options.stream(images, net.image_shape, chunk=batch_size)
+    how: dict[str, Any] = {"estimate": estimate, "num_samples": samples, "steps": steps, "seed": seed}
+    how |= {"degrade": degrade, "as_file": not unclipped, "batch_size": batch_size}
+    figures: dict[str, list[Tensor]] = {name: [] for name in ("degraded", "restored")}
+    pictures: dict[str, str] = {}
+    shown: dict[int, tuple[Tensor, ...]] = {}
+    unreadable: list[Unreadable] = []
+    seen = done = 0
+    passes = (stream.count or 0) * steps * (1 if estimate == "sample" else samples)
     with progress_bar(f"restoring ({task})", passes) as progress:
-        how: dict[str, Any] = {"estimate": estimate, "num_samples": samples, "steps": steps, "progress": progress}
-        for degraded, restored in restore_batches(
-            net, clean.pixels, degradation, degrade=degrade, batch_size=batch_size, seed=seed, **how
-        ):
+        for chunk in stream:
+            unreadable += chunk.unreadable
             if out is not None:
-                for name, image in zip(clean.names[done:], restored, strict=False):
-                    save_picture(to_picture(image), out / png_name(name))
-            # Of large sets no more is kept than is shown.
-            if degrade or done < 16:
-                parts.append((degraded, restored))
-            done += len(restored)
+                check_png_names(chunk.names, pictures)
+            if task == "denoise" and not degrade and not seen:
+                _compare_noise(noise_level, chunk)
+            if masks is None:
+                groups = [(list(range(len(chunk))), for_all)] * (len(chunk) > 0)
+            else:
+                groups = [(places, masked(~hole, noise_level)) for places, hole in masks.groups(chunk)]
+                if masks.without and options.strict:
+                    raise ValueError(f"{mask}: holds no mask for {masks.without[0]}")
+                if not done and masks.for_all:
+                    _note_masks(mask, masks)
+            for places, degradation in groups:
+                clean, indices = chunk.pixels[places], [seen + place for place in places]
+                batches = restore_batches(net, clean, degradation, images=indices, progress=progress, **how)
+                degraded, restored = (torch.cat(both) for both in zip(*batches, strict=True))
+                if out is not None:
+                    for place, image in zip(places, restored, strict=True):
+                        save_picture(to_picture(image), out / png_name(chunk.names[place]))
+                if degrade:
+                    for name, result in (("degraded", degraded), ("restored", restored)):
+                        figures[name].append(torch.stack([psnr(result, clean), ssim(result, clean)]))
+                # Of large sets no more is kept than is shown.
+                if len(shown) < _SHOWN:
+                    shown |= zip(indices, zip(degraded, restored, clean, strict=True), strict=True)
+                done += len(places)
+            seen += len(chunk)
+    note_images(images, stream)
+    if unreadable:
+        note(
+            f"{images}: {len(unreadable)} unreadable image(s) left out, first {unreadable[0].name}: {unreadable[0].reason}"
+        )
+    if masks is not None and not masks.for_all:
+        _note_masks(mask, masks)
+    if not done:
+        raise ValueError(f"{images}: no image was restored")
     if out is not None:
         note(f"{done} images: {out}")
-    degraded, restored = (torch.cat(batches) for batches in zip(*parts, strict=True))
     if degrade:
-        print(f"{done} images, means over them")
-        for name, result in (("degraded", degraded), ("restored", restored)):
-            quality, similarity = psnr(result, clean.pixels).mean(), ssim(result, clean.pixels).mean()
-            print(f"{name:10} PSNR {float(quality):6.2f} dB   SSIM {float(similarity):.4f}")
+        print(f"{done} images, means over them{'' if unclipped else ', of 8-bit files'}")
+        for name, parts in figures.items():
+            quality, similarity = torch.cat(parts, dim=1).mean(1).tolist()
+            print(f"{name:10} PSNR {quality:6.2f} dB   SSIM {similarity:.4f}")
     if grid is not None:
-        rows = [degraded[:16], restored[:16]] + [clean.pixels[:16]] * degrade
-        save_grid(to_float(torch.cat(rows)), grid, columns=min(16, done))
+        rows = list(zip(*(shown[index] for index in sorted(shown)[:_SHOWN]), strict=True))[: 3 if degrade else 2]
+        save_grid(to_float(torch.stack([image for row in rows for image in row])), grid, columns=len(rows[0]))
         note(f"picture: {grid}")
 
 
-def _degradation(sigma: float, mask: Path | None, blur: float | None, size: int) -> Degradation:
-    from denoising_ebm.datasets.images import load_images
-    from denoising_ebm.restoration.operators import blurred, masked, noisy
-
-    if blur is not None:
-        # Files round to 256 levels: without noise of that size, undoing a blur would enlarge the rounding beyond measure.
-        return blurred(blur, size, max(sigma, 2 / 255 / 12**0.5))
-    if mask is None:
-        return noisy(sigma)
-    if mask.is_dir():
-        raise ValueError(f"{mask}: is a folder; --mask takes one picture, for all images")
-    white = load_images(mask).pixels[0].float().mean(0) >= 128
-    if tuple(white.shape) != (size, size):
-        raise ValueError(f"{mask}: the mask is {white.shape[1]}x{white.shape[0]}, the images are {size}x{size}")
+def _noise_level(text: str | None) -> float:
+    """Return a standard deviation for images in [-1, 1]; 0 if none was given."""
+    if text is None:
+        return 0.0
+    number, slash, whole = text.partition("/")
     try:
-        return masked(~white, sigma)
-    except ValueError as error:
-        raise ValueError(f"{mask}: {error}") from None
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (slash and whole.strip() != "255"):
+        raise ValueError(f"--sigma {text}: expected a number >= 0 such as 0.2, or gray levels of 255 such as 25/255")
+    if slash:
+        return value / 127.5
+    if value > 2:
+        raise ValueError(
+            f"--sigma {text}: is for images in [-1, 1], whose whole range is 2; {value:g} gray levels are --sigma "
+            f"{value:g}/255, which is {value / 127.5:.3g} here ({value:g}/127.5)"
+        )
+    return value
+
+
+def _compare_noise(noise_level: float, images: ImageSet) -> None:
+    """Tell the user what noise is assumed, and if the images seem to have far less: detail would be taken for noise."""
+    from denoising_ebm.restoration.metrics import estimated_noise
+
+    note(f"noise of {noise_level:.3g} for images in [-1, 1]: {127.5 * noise_level:.3g} gray levels of 255")
+    found = float(estimated_noise(images.pixels).median())
+    if noise_level > 3 * found:
+        note(
+            f"--sigma: the images seem to have noise of {found:.2g} ({127.5 * found:.2g} gray levels) or less, not of "
+            f"{noise_level:.3g}; detail will be smoothed away as noise"
+        )
+
+
+def _note_masks(path: Path | None, masks: MaskFiles) -> None:
+    """Tell the user how much is filled in, and what was decided on the way."""
+    if masks.shares:
+        mean = 100 * sum(masks.shares) / len(masks.shares)
+        least, most = 100 * min(masks.shares), 100 * max(masks.shares)
+        between = "" if masks.for_all else f" on average, {least:.1f} to {most:.1f} % of an image"
+        note(f"{path}: {mean:.1f} % of the pixels are filled in{between}")
+    if masks.soft:
+        note(
+            f"{path}: {masks.soft:.1%} of the pixels are neither black nor white; the lighter half of them is filled in"
+        )
+    if masks.without:
+        shown = ", ".join(masks.without[:3]) + (", ..." if len(masks.without) > 3 else "")
+        note(f"{path}: {len(masks.without)} image(s) without a mask left out: {shown}")

@@ -89,13 +89,17 @@ def png_name(name: str) -> str:
     return plain if plain.lower().endswith(".png") else f"{plain}.png"
 
 
-def check_png_names(names: Sequence[str]) -> None:
+def check_png_names(names: Iterable[str], found: dict[str, str] | None = None) -> None:
     """Refuse images of which one's picture would take the place of another's (`a.jpg` beside `a.jpg.png`).
+
+    Args:
+        names: Of the images.
+        found: Of pictures so far, with the names of their images; filled, for sets that come in chunks.
 
     Raises:
         ValueError: If there are such.
     """
-    found: dict[str, str] = {}
+    found = {} if found is None else found
     for name in names:
         other = found.setdefault(png_name(name), name)
         if other != name:

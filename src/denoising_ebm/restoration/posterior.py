@@ -13,7 +13,7 @@ trained by `score` has neither: its D is a gradient itself, whose Jacobian would
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ def restore_batches(
     as_file: bool = True,
     batch_size: int = 64,
     seed: int = 0,
-    start: int = 0,
+    images: Sequence[int] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Restore any number of images, batch after batch; what each becomes does not depend on the batches.
@@ -122,21 +122,21 @@ def restore_batches(
             it noise goes beyond the range of pixels, which tells the restoration more than any file could.
         batch_size: Images that are restored at once.
         seed: Of noise and chains.
-        start: Index of the first image: the draws of each depend on the seed and its index alone.
+        images: Index of each image: its draws depend on it and the seed alone. 0, 1, 2, ... if None.
         options: Further ones of `restore`.
 
     Yields:
         The degraded and the restored images of each batch, uint8.
     """
-    for batch in torch.split(pixels, batch_size):
-        y = to_float(batch)
+    indices = range(len(pixels)) if images is None else images
+    for first, batch in zip(range(0, len(pixels), batch_size), torch.split(pixels, batch_size), strict=True):
+        y, chosen = to_float(batch), indices[first : first + batch_size]
         if degrade:
-            y = degradation.apply(y, ImageNoise.of(seed, range(start, start + len(y)), "degrade"))
+            y = degradation.apply(y, ImageNoise.of(seed, chosen, "degrade"))
         held = to_uint8(y)
         if as_file:
             y = to_float(held)
-        yield held, to_uint8(restore(model, y, degradation, seed=seed, start=start, **options).cpu())
-        start += len(y)
+        yield held, to_uint8(restore(model, y, degradation, seed=seed, images=chosen, **options).cpu())
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def restore(
     steps: int = 50,
     step_size: float = 0.0,
     seed: int = 0,
-    start: int = 0,
+    images: Sequence[int] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Restore degraded images.
@@ -165,7 +165,7 @@ def restore(
         steps: Langevin steps of a chain, >= 2; each costs a forward and a backward pass.
         step_size: eta of `consistent_annealed_sampling`, within [0, 1]; 0 for ancestral sampling.
         seed: Of all draws.
-        start: Index of the first image: the draws of each depend on the seed and its index alone.
+        images: Index of each image: its draws depend on it and the seed alone. 0, 1, 2, ... if None.
         progress: Called with the number of images after every step of a chain.
 
     Returns:
@@ -183,7 +183,8 @@ def restore(
     y = y.to(model.device)
     noise = model.config.noise
     only_noise = degradation.basis is None and bool((degradation.gains == 1).all())
-    if only_noise and not noise.sigma_min <= degradation.noise <= noise.sigma_max:
+    least = noise.sigma_min if only_noise else 0.0
+    if not least <= degradation.noise <= noise.sigma_max:
         raise ValueError(
             f"sigma must be within the model's noise levels, {noise.sigma_min:g} to {noise.sigma_max:g}, got "
             f"{degradation.noise:g}"
@@ -196,7 +197,7 @@ def restore(
             progress(len(observed))
 
     num = num_samples if estimate == "mean" else 1
-    noise_source = ImageNoise.of(seed, range(start, start + len(y)), "restore", repeats=num)
+    noise_source = ImageNoise.of(seed, range(len(y)) if images is None else images, "restore", repeats=num)
     observed, guided = y.repeat(num, 1, 1, 1), None
     denoise: Denoise = model.denoise
     if only_noise:

@@ -108,7 +108,9 @@ def save_state(state: RunState, config: Config, folder: Path, images: str, hardw
     path, previous = folder / STATE_FILE, folder / PREVIOUS_STATE_FILE
     # Of the same step there may be one already: the one before would be lost for nothing.
     keep = state.clock.step != state.saved_step and path.is_file() and not find_damage(path.read_bytes())
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()), previous=previous if keep else None)
+    write_atomically(
+        path, lambda temporary: temporary.write_bytes(buffer.getbuffer()), previous=previous if keep else None
+    )
     state.saved_step = state.clock.step
 
 

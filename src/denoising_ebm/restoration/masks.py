@@ -1,0 +1,319 @@
+"""Masks from pictures: which pixels of an image are missing, however the picture says so.
+
+A mask marks pixels: by white on black, by the brighter of two values (0 and 1 of a label file), by a colour on black, or by
+what is drawn on transparent ground, in 1, 8 or 16 bits, gray, colour or palette. Marked pixels are the missing ones unless
+the user says otherwise. A picture that could mean several things is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from denoising_ebm.datasets.decode import Stored
+from denoising_ebm.datasets.images import ImageSet
+from denoising_ebm.datasets.preprocessing import Preprocessing
+from denoising_ebm.datasets.shape import fit_shape
+from denoising_ebm.literals import MaskMarks
+from denoising_ebm.utils.io import read_regular_file
+
+_SUFFIXES = {f".{name}" for name in "png jpg jpeg webp bmp gif ppm pgm pbm tif tiff".split()}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+#: Name of a mask beside that of its image, as in MVTec AD: `000_mask.png` of `000.png`.
+_ENDINGS = ("_mask", "-mask", "_gt")
+
+#: Bytes of the largest file and pixels of the largest picture that are read as a mask.
+_MOST_BYTES, _MOST_PIXELS = 2**28, 2**26
+
+#: Levels of 255 between the two values of a mask of more than two, at least: what is closer is noise or labels.
+_LEAST_RANGE = 16.0
+#: Pixels that are nearer to the middle between both values than to either are soft edges, up to this share.
+_MOST_SOFT = 0.2
+#: Colours further than this from the line between the darkest and the brightest are further colours, if so many pixels have
+#: them; JPEG smears a few.
+_OFF_LINE, _MOST_OFF_LINE = 64.0, 0.02
+#: Share of a missing pixel in one that resizing makes, from which on it is missing too.
+_TOUCHED = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A picture read as a mask.
+
+    Attributes:
+        path: Its file.
+        marked: bool, shape `(height, width)`.
+        soft: Share of pixels that lie between both values, taken for the nearer one.
+    """
+
+    path: Path
+    marked: npt.NDArray[np.bool_]
+    soft: float = 0.0
+
+
+def read_mask(path: Path) -> Mask:
+    """Read which pixels a picture marks.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it cannot be read, or it is not clear what it marks. The message is a line that names the file.
+    """
+    raw = read_regular_file(path, _MOST_BYTES)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
+        if opened.width * opened.height > _MOST_PIXELS:
+            raise ValueError(f"is {opened.width}x{opened.height}, too large for a mask")
+        frames = getattr(opened, "n_frames", 1)
+        opened.load()
+        picture = ImageOps.exif_transpose(opened)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: cannot identify the format (read are {', '.join(_FORMATS)})") from None
+    except Exception as error:  # Pillow's readers raise almost any type on damaged files
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: unreadable mask: {reason}") from None
+    if frames > 1:
+        raise ValueError(f"{path}: holds {frames} frames; a mask has one")
+    try:
+        marked, soft = _marked(picture)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Mask(path, marked, soft)
+
+
+def _marked(picture: Image.Image) -> tuple[npt.NDArray[np.bool_], float]:
+    if picture.has_transparency_data:
+        pixels = np.asarray(picture.convert("RGBA")).astype(np.float64)
+        colours, alpha = pixels[..., :3], pixels[..., 3]
+        if alpha.min() < alpha.max():
+            visible = colours[alpha > 0]
+            if np.ptp(visible, axis=0).max() > 8:
+                raise ValueError(
+                    "is transparent and drawn in several colours, so that it is not clear which pixels it marks; make it "
+                    "black and white, without transparency"
+                )
+            return _halves(alpha / 255)
+        return _two_valued(colours)
+    if picture.mode in ("1", "L") or picture.mode.startswith(("I", "F")):
+        levels = np.asarray(picture).astype(np.float64)[..., None]
+        if not np.isfinite(levels).all():
+            raise ValueError("holds values that are not finite")
+        if picture.mode.startswith(("I", "F")):
+            # Levels of 255 of what it spans: two values stay two.
+            levels = levels / max(float(np.abs(levels).max()), 1e-300) * 255
+        return _two_valued(levels)
+    return _two_valued(np.asarray(picture.convert("RGB")).astype(np.float64))
+
+
+def _two_valued(colours: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return which pixels have the brighter of two colours, shape `(height, width, channels)` and 0 to 255."""
+    weights = np.array([0.299, 0.587, 0.114]) if colours.shape[2] == 3 else np.ones(1)
+    brightness = colours @ weights
+    flat, order = colours.reshape(-1, colours.shape[2]), brightness.ravel()
+    dark, bright = flat[order.argmin()], flat[order.argmax()]
+    few = np.unique(flat, axis=0)
+    if len(few) == 2 and (dark == bright).all():
+        dark, bright = few  # of equal brightness
+    length = float(np.linalg.norm(bright - dark))
+    if len(few) == 1:
+        return np.full(brightness.shape, bool(bright.any())), 0.0
+    along = (colours - dark) @ (bright - dark) / length**2
+    if len(few) == 2:
+        return along >= 0.5, 0.0
+    off = np.linalg.norm(colours - dark - along[..., None] * (bright - dark), axis=-1)
+    if float((off > _OFF_LINE).mean()) > _MOST_OFF_LINE:
+        raise ValueError(f"holds more than two colours; {_WANTED}")
+    if length < _LEAST_RANGE:
+        raise ValueError(f"holds {len(few)} values between {order.min():g} and {order.max():g} of 255; {_WANTED}")
+    return _halves(along)
+
+
+_WANTED = "a mask has two: white marks the missing pixels, black the known ones"
+
+
+def _halves(along: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return which values, within 0 to 1, are nearer to 1, and the share of those that are near to neither."""
+    soft = float(((along > 0.25) & (along < 0.75)).mean())
+    if soft > _MOST_SOFT:
+        raise ValueError(f"{soft:.0%} of its pixels are neither black nor white; {_WANTED}")
+    return along >= 0.5, soft
+
+
+def missing_pixels(
+    mask: Mask, preparation: Preprocessing, stored: Stored | None = None, *, marks: MaskMarks | None = None
+) -> Tensor:
+    """Return which pixels of an image are missing, after it was cropped and resized: the mask goes the same way.
+
+    A pixel that a missing one has a share in is missing too.
+
+    Args:
+        mask: Of the image as stored; with `resize` also another of its shape; or of the size that images are given to the
+            model.
+        preparation: What makes images of files.
+        stored: Of the image; of the size that the model takes if None.
+        marks: What marked pixels are. None for missing, and no more than half of all.
+
+    Returns:
+        bool, shape `(size, size)`.
+
+    Raises:
+        ValueError: If the mask's size does not fit, or all, none or, unasked, more than half of the pixels are missing.
+    """
+    size = preparation.image_size
+    marked = mask.marked if marks != "known" else ~mask.marked
+    height, width = marked.shape
+    whole = (size, size) if stored is None else (stored.width, stored.height)
+    if (width, height) == (size, size) and (whole != (size, size) or preparation.center_crop is None):
+        missing = marked  # made for the images as the model takes them
+    else:
+        picture = Image.fromarray(marked.astype(np.float32))
+        if (width, height) != whole:
+            images = f"{whole[0]}x{whole[1]}" + ("" if whole == (size, size) else f" and made {size}x{size}")
+            differ = f"{mask.path}: the mask is {width}x{height}, the images are {images}"
+            if width * whole[1] != height * whole[0]:
+                raise ValueError(differ)
+            if preparation.resize is None:
+                raise ValueError(f"{differ}; --resize brings it there")
+            picture = _touched(picture.resize(whole, Image.Resampling.BOX))
+        # Borders that --aspect pad adds are known.
+        border, how = (0, 0, 0), (preparation.resize, preparation.center_crop, preparation.aspect)
+        fitted = fit_shape(picture, size, *how, border)
+        missing = np.asarray(_touched(fitted.image)) > 0
+    share = float(missing.mean())
+    if share in (0.0, 1.0):
+        part = "" if mask.marked.mean() in (0.0, 1.0) else " of the part that is seen"
+        raise ValueError(
+            f"{mask.path}: the mask must mark some pixels as missing and leave some known; {100 * share:.0f} % of the "
+            f"pixels{part} would be filled in"
+        )
+    if share > 0.5 and marks is None:
+        raise ValueError(
+            f"{mask.path}: {100 * share:.0f} % of the pixels would be filled in; give --mask-marks known if white (or what "
+            "is drawn) marks the known ones, or --mask-marks missing if this is meant"
+        )
+    return torch.from_numpy(missing.copy())
+
+
+def _touched(picture: Image.Image) -> Image.Image:
+    return Image.fromarray((np.abs(np.asarray(picture)) > _TOUCHED).astype(np.float32))
+
+
+class MaskFiles:
+    """The masks of images: one for all, or one for each in a folder, by name.
+
+    A mask in a folder has the path of its image, with any suffix, or with `_mask` behind the name (MVTec AD); leading
+    folders of the image's path may be missing.
+
+    Args:
+        path: A picture or a folder of pictures.
+        preparation: What makes images of files.
+        marks: As for `missing_pixels`.
+
+    Attributes:
+        without: Images of the sets so far for which there is no mask, or one that marks nothing.
+        shares: Share of missing pixels in all others.
+        soft: Largest share of a mask's pixels that are neither black nor white.
+
+    Raises:
+        ValueError: If there is no such file or folder, or two masks are those of one image.
+    """
+
+    def __init__(self, path: Path, preparation: Preprocessing, marks: MaskMarks | None = None) -> None:
+        self._path, self._preparation, self._marks = path, preparation, marks
+        self._files = _by_image(path) if path.is_dir() else {}
+        self._one = None if path.is_dir() else read_mask(path)
+        self._holes: dict[tuple[int, int] | None, Tensor] = {}
+        self._users: dict[Path, str] = {}
+        self.without: list[str] = []
+        self.shares: list[float] = []
+        self.soft = 0.0 if self._one is None else self._one.soft
+        if self._one is None and not self._files:
+            raise ValueError(f"{path}: holds no masks ({', '.join(sorted(_SUFFIXES))})")
+
+    @property
+    def for_all(self) -> bool:
+        """Whether all images have one mask."""
+        return self._one is not None
+
+    def groups(self, images: ImageSet) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the images of a set that lack the same pixels: their places, and those pixels, bool `(size, size)`.
+
+        Raises:
+            ValueError: If a mask cannot be read, does not fit, is that of several images of a folder, or marks too much.
+        """
+        found: dict[bytes, tuple[list[int], Tensor]] = {}
+        for place, (name, stored) in enumerate(zip(images.names, images.stored, strict=True)):
+            hole = self._hole_for_all(stored) if self.for_all else self._hole_of(name, stored)
+            if hole is None:
+                self.without.append(name)
+                continue
+            self.shares.append(float(hole.double().mean()))
+            found.setdefault(hole.numpy().tobytes(), ([], hole))[0].append(place)
+        yield from found.values()
+
+    def _hole_for_all(self, stored: Stored | None) -> Tensor:
+        assert self._one is not None
+        size = None if stored is None else (stored.width, stored.height)
+        if size not in self._holes:
+            self._holes[size] = missing_pixels(self._one, self._preparation, stored, marks=self._marks)
+        return self._holes[size]
+
+    def _hole_of(self, name: str, stored: Stored | None) -> Tensor | None:
+        parts = PurePosixPath(name.replace("#", "-")).parts
+        stem = _without_suffix(parts[-1])
+        paths = (self._files.get("/".join([*parts[start:-1], stem])) for start in range(len(parts)))
+        path = next((path for path in paths if path is not None), None)
+        if path is None:
+            return None
+        other = self._users.setdefault(path, name)
+        if other != name:
+            raise ValueError(
+                f"{path}: would be the mask of {other} and of {name}; put masks in folders as the images are"
+            )
+        mask = read_mask(path)
+        self.soft = max(self.soft, mask.soft)
+        if not mask.marked.any() and self._marks != "known":
+            return None  # of an image without defects, among others
+        return missing_pixels(mask, self._preparation, stored, marks=self._marks)
+
+
+def _by_image(folder: Path) -> dict[str, Path]:
+    """Return the masks in a folder by the paths of their images, without suffixes."""
+    plain: dict[str, Path] = {}
+    named: dict[str, Path] = {}
+    for path in _pictures(folder):
+        relative = path.relative_to(folder)
+        stem = _without_suffix(relative.name)
+        ending = next((end for end in _ENDINGS if stem.lower().endswith(end) and len(stem) > len(end)), "")
+        found, short = (named, stem[: -len(ending)]) if ending else (plain, stem)
+        other = found.setdefault("/".join([*relative.parts[:-1], short]), path)
+        if other != path:
+            raise ValueError(f"{other} and {path}: would both be the mask of one image; remove one")
+    # `a_mask.png` beside `a.png`: the other is the image itself.
+    return plain | named
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in _SUFFIXES and not name.startswith("."):
+                yield Path(root, name)
+
+
+def _without_suffix(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in _SUFFIXES else name
