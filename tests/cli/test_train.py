@@ -192,7 +192,7 @@ def test_initial_model_is_where_training_starts(debm: Any, folder: Path, run: Pa
 
 def test_resume_needs_a_run(debm: Any, folder: Path, tmp_path: Path) -> None:
     error = debm("train", folder, "--out", tmp_path / "none", "--resume").error
-    assert error == f"{tmp_path / 'none' / 'config.yaml'}: nothing to resume"
+    assert error == f"{tmp_path / 'none' / 'state.pt'}: nothing to resume"
 
 
 def test_train_on_a_full_disk_keeps_the_old_state(

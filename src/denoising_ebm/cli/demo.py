@@ -42,21 +42,23 @@ def demo(
     if threads is not None:
         check_positive(threads=threads)
     from denoising_ebm.experiments.demo import FAST, FULL, run_demo
+    from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.report import print_table
 
     try:
-        result = run_demo(
-            out,
-            minutes=minutes,
-            seed=seed,
-            device=device,
-            sizes=FAST if fast else FULL,
-            threads=threads,
-            overwrite=overwrite,
-            log=note,
-            bar=progress_bar,
-        )
+        with locked(out, "debm demo"):
+            result = run_demo(
+                out,
+                minutes=minutes,
+                seed=seed,
+                device=device,
+                sizes=FAST if fast else FULL,
+                threads=threads,
+                overwrite=overwrite,
+                log=note,
+                bar=progress_bar,
+            )
     except KeyboardInterrupt:
         note(f"stopped; the same command continues in {out}")
         return 130

@@ -92,6 +92,7 @@ def reproduce(
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.quality.extractors import EfficientNetLite0Features
     from denoising_ebm.quality.inception import InceptionFeatures, find_weights
+    from denoising_ebm.utils.lock import locked
 
     targets = [name for name in run.STUDIES if name in target or "all" in target]
     weights: bool | str = False
@@ -101,29 +102,32 @@ def reproduce(
     if inception:
         InceptionFeatures.package()
         weights = str(find_weights(None if inception == "auto" else inception))
-    limit = sizes_of(scale).train_images
-    train, test = _read(data, limit, size, center_crop, convert=convert, known_to=model)
-    ood_sets: dict[str, Tensor] = {}
-    if "table4" in targets:
-        read = load_ood_sets(ood or ["interpolation"], test.pixels, ImageOptions(resize=resize, convert=convert), seed)
-        ood_sets = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
-    images = Images(data, train.pixels, test.pixels, ood_sets, (train.labels, test.labels))
-    trained = DenoisingEBM.from_pretrained(model, device=device).set_precision("auto") if model else None
-    options: dict[str, Any] = {"minutes": minutes, "seed": seed, "inception": weights, "device": device}
-    experiment = Experiment(out, scale, images, trained=trained, trained_name=model or "", log=note, **options)
-    second_experiment = None
-    if second and "table2" in targets:
-        train, test = _read(second, limit, second_size, second_center_crop, convert=convert)
-        images = Images(second, train.pixels, test.pixels)
-        second_experiment = Experiment(
-            out / "second", scale, images, log=lambda row: note(f"second set: {row}"), **options
-        )
-    command = shlex.join(["debm", *sys.argv[1:]])
-    try:
-        page, failed = run.reproduce(targets, experiment, second=second_experiment, command=command, log=note)
-    except KeyboardInterrupt:
-        note(f"stopped; the same command continues in {out}")
-        return 130
+    with locked(out, "debm reproduce"):
+        limit = sizes_of(scale).train_images
+        train, test = _read(data, limit, size, center_crop, convert=convert, known_to=model)
+        ood_sets: dict[str, Tensor] = {}
+        if "table4" in targets:
+            read = load_ood_sets(
+                ood or ["interpolation"], test.pixels, ImageOptions(resize=resize, convert=convert), seed
+            )
+            ood_sets = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
+        images = Images(data, train.pixels, test.pixels, ood_sets, (train.labels, test.labels))
+        trained = DenoisingEBM.from_pretrained(model, device=device).set_precision("auto") if model else None
+        options: dict[str, Any] = {"minutes": minutes, "seed": seed, "inception": weights, "device": device}
+        experiment = Experiment(out, scale, images, trained=trained, trained_name=model or "", log=note, **options)
+        second_experiment = None
+        if second and "table2" in targets:
+            train, test = _read(second, limit, second_size, second_center_crop, convert=convert)
+            images = Images(second, train.pixels, test.pixels)
+            second_experiment = Experiment(
+                out / "second", scale, images, log=lambda row: note(f"second set: {row}"), **options
+            )
+        command = shlex.join(["debm", *sys.argv[1:]])
+        try:
+            page, failed = run.reproduce(targets, experiment, second=second_experiment, command=command, log=note)
+        except KeyboardInterrupt:
+            note(f"stopped; the same command continues in {out}")
+            return 130
     print(f"page: {page}\ntext: {page.with_name('results.md')}")
     if failed:
         note(f"{', '.join(failed)}: could not be made, see the page")

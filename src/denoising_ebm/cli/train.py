@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from denoising_ebm.cli.common import note
+from denoising_ebm.cli.common import check_apart, note
 from denoising_ebm.cli.options import HARDWARE, TRAIN_IMAGES, HardwareOptions, ImageOptions
 from denoising_ebm.config import Config, from_dict, merged, to_dict
 from denoising_ebm.migration import migrate_config
 from denoising_ebm.presets import PRESETS
 from denoising_ebm.presets import preset as read_preset
+from denoising_ebm.utils.lock import locked
 
 
 def train(
@@ -37,11 +38,12 @@ def train(
     Settings come from --preset. --config changes some of them, and the dotted options below change others. The help
     shows the values of the preset, file or run that is named before --help, or else the paper's.
 
-    Ctrl-C stops and saves; --resume continues exactly there, on the same kind of device and in the same precision. The
-    exit status is 1 if a training stage diverged.
+    Ctrl-C stops and saves, and so does a closed terminal; --resume continues exactly there, on the same kind of device and
+    in the same precision. A run that was killed continues from its last save. The exit status is 1 if a training stage
+    diverged.
 
-    Writes into the folder --out: config.yaml, metrics.jsonl, samples/ (pictures), state.pt (to resume) and model/ (the
-    result).
+    Writes into the folder --out: config.yaml, metrics.jsonl, samples/ (pictures), state.pt and state-previous.pt (to resume)
+    and model/ (the result). One command at a time may write there.
 
     Examples:
         debm train fashion-mnist --out runs/fashion --max-minutes 7
@@ -79,44 +81,60 @@ def train(
     missing = [name for name, value in (("DATA", data), ("--out", out)) if value is None]
     if missing and not print_config:
         raise ValueError(f"required: {', '.join(missing)}")
-    base = _base_settings(data, out, preset, config, resume)
-    if base is None:
-        raise ValueError(f"--preset is needed: one of {', '.join(PRESETS)} (or --config FILE)")
-    chosen = from_dict(Config, merged(base, changes), where="settings")
     if print_config or data is None or out is None:
         import yaml
 
+        chosen = _settings(data, out, preset, config, resume, changes)
         print(yaml.safe_dump(to_dict(chosen), sort_keys=False), end="")
         return 0
-    network = chosen.network
-    loaded = images.load(data, (network.channels, network.image_size, network.image_size))
+    # Pictures of the run would be images of the next.
+    check_apart("--out", out, data)
+    check_apart("--out", out / "samples", data)
+    with locked(out, "debm train"):
+        chosen = _settings(data, out, preset, config, resume, changes)
+        network = chosen.network
+        loaded = images.load(data, (network.channels, network.image_size, network.image_size))
 
-    from denoising_ebm.model import DenoisingEBM
-    from denoising_ebm.training import trainer
+        from denoising_ebm.model import DenoisingEBM
+        from denoising_ebm.training import trainer
 
-    result = trainer.train(
-        loaded.pixels,
-        chosen,
-        out,
-        data_name=data,
-        resume=resume,
-        initial=DenoisingEBM.from_pretrained(initial) if initial else None,
-        device=hardware.device,
-        precision=hardware.precision,
-        tensorboard=tensorboard,
-    )
-    if not result.finished:
-        command = shlex.join(["debm", "train", data, "--out", str(out), "--resume", *images.given()])
-        note(f"stopped and saved; continue with: {command}")
-        return 130
-    if result.diverged:
-        note(
-            f"{result.diverged} training stage(s) diverged; each was ended at its last good state, from which the next one "
-            f"started. See {out / 'metrics.jsonl'}, and try a lower --training.learning_rate"
+        result = trainer.train(
+            loaded.pixels,
+            chosen,
+            out,
+            data_name=data,
+            resume=resume,
+            initial=DenoisingEBM.from_pretrained(initial) if initial else None,
+            device=hardware.device,
+            precision=hardware.precision,
+            tensorboard=tensorboard,
         )
-        return 1
-    note(f"model: {out / 'model'}")
-    return 0
+        if not result.finished:
+            command = shlex.join(["debm", "train", data, "--out", str(out), "--resume", *images.given()])
+            note(f"stopped and saved; continue with: {command}")
+            return 130
+        if result.diverged:
+            note(
+                f"{result.diverged} training stage(s) diverged; each was ended at its last good state, from which the next "
+                f"one started. See {out / 'metrics.jsonl'}, and try a lower --training.learning_rate"
+            )
+            return 1
+        note(f"model: {out / 'model'}")
+        return 0
+
+
+def _settings(
+    data: str | None,
+    out: Path | None,
+    preset: str | None,
+    config: Path | None,
+    resume: bool,
+    changes: Mapping[str, Any],
+) -> Config:
+    base = _base_settings(data, out, preset, config, resume)
+    if base is None:
+        raise ValueError(f"--preset is needed: one of {', '.join(PRESETS)} (or --config FILE)")
+    return from_dict(Config, merged(base, changes), where="settings")
 
 
 def help_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,15 +151,23 @@ def _base_settings(
     name = preset or ("fashion-mnist" if data == "fashion-mnist" else None)
     base = to_dict(read_preset(name) if name else Config())
     if resume and out is not None:
-        if not (out / "config.yaml").is_file():
-            raise FileNotFoundError(f"{out / 'config.yaml'}: nothing to resume")
-        base = _changed(to_dict(Config()), out / "config.yaml")
+        base = _settings_of_run(out)
     elif not name and config is None:
         return None
     return base if config is None else _changed(base, config)
 
 
-def _changed(base: dict[str, Any], path: Path) -> dict[str, Any]:
+def _settings_of_run(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run: those of its config.yaml or, if it died before that was written, of its state."""
+    path = folder / "config.yaml"
+    if path.is_file():
+        return _changed(to_dict(Config()), path, "; without it the settings in state.pt are taken")
+    from denoising_ebm.training.checkpoint import read_config
+
+    return merged(to_dict(Config()), read_config(folder))
+
+
+def _changed(base: dict[str, Any], path: Path, hint: str = "") -> dict[str, Any]:
     """Return `base` with what a YAML file says.
 
     Raises:
@@ -152,9 +178,9 @@ def _changed(base: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
+        raise ValueError(f"{path}: not valid YAML: {error}{hint}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}{hint}")
     changed = merged(base, migrate_config(values))
     from_dict(Config, changed, where=str(path))
     return changed

@@ -374,9 +374,9 @@ class _Run:
         return {**metadata, **totals, "images seen by the initial model": past["images seen"]}
 
     def save(self, monitor: Monitor, *, final: bool) -> None:
-        """Write the state, the model folder and previews; the state is healthy whenever this is called.
+        """Write the model folder, the state and previews; the state is healthy whenever this is called.
 
-        The state comes first: whatever goes wrong after it, a resumed run writes the others.
+        Previews come last: no failure of theirs loses a state. Whatever fails before, the run goes on from the state before.
         """
         if self.fabric.global_rank == 0:
             model, clock = self.evaluation_model(), self.state.clock
@@ -384,9 +384,9 @@ class _Run:
                 loss = validation_loss(model, to_float(self.val_images), self.config)
                 monitor.record(clock, {"validation_loss": loss})
                 model.metadata["held-out denoising loss"] = round(loss, 5)
+            model.save_pretrained(self.folder / MODEL_FOLDER)
             monitor.sync()
             save_state(self.state, self.config, self.folder, self.images, self.hardware)
-            model.save_pretrained(self.folder / MODEL_FOLDER)
             if self.config.training.sample_minutes or final:
                 save_sample_images(model, self.val_images, self.folder / SAMPLES_FOLDER, clock.images_seen)
         self.fabric.barrier()
