@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -206,20 +207,29 @@ def test_what_cannot_be_written_is_told_before_the_work(
 
 
 def test_names_that_are_not_unicode(debm: Any, fitted: Path, folder: Path, tmp_path: Path) -> None:
-    """As old archives leave them: no score is lost for a name."""
+    """As old archives leave them: no score is lost for a name, and it is the same in every table."""
     old = tmp_path / "old"
     old.mkdir()
-    name = os.fsdecode(b"caf\xe9.png")
-    shutil.copy(folder / "000.png", old / name)
-    for out in ("a.csv", "a.parquet"):
-        page = ["--report", tmp_path / "page.html"]
+    for name in (b"caf\xe9.png", b"=1+1.png", b"two\nlines\x1b[31m.png", b"n" * 246 + b".png", b"o" * 251 + b".png"):
+        shutil.copy(folder / "000.png", old / os.fsdecode(name))
+    shutil.copy(folder / "text.png", old / os.fsdecode(b"@\xff.png"))
+    for out in ("a.csv", "a.parquet", "a.jsonl"):
+        page = ["--report", tmp_path / "page.html", "--maps", tmp_path / "maps"]
         done = debm("score", fitted, old, "--out", tmp_path / out, *page, *FAST)
-        assert done.status == 0, done.err
-    assert b"caf\xe9.png" in (tmp_path / "a.csv").read_bytes()
-    assert parquet.read_table(tmp_path / "a.parquet")["name"].to_pylist() == ["caf\\udce9.png"]
+        assert done.status == 0 and "\x1b" not in done.err, done.err
+        assert f"{old}: 1 unreadable or unfit image(s) left out, first @\\xff.png: " in done.err
+    names = ["=1+1.png", "@\\xff.png", "caf\\xe9.png", f"{'n' * 246}.png", f"{'o' * 251}.png", "two\nlines\x1b[31m.png"]
+    assert parquet.read_table(tmp_path / "a.parquet")["name"].to_pylist() == names
+    assert [json.loads(line)["name"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == names
+    text = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    guarded = [f"'{name}" if name[0] in "=@" else name for name in names]
+    assert [row["name"] for row in rows_of(text)] == guarded and text.startswith("name,status,")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "caf\\xe9.png" in html and "two\\nlines\\x1b[31m.png" in html and "\x1b" not in html
+    assert len(list((tmp_path / "maps").iterdir())) == 5
     command = [sys.executable, "-m", "denoising_ebm", "score", fitted, old, *FAST]
     printed = subprocess.run(command, capture_output=True, check=True)
-    assert b"\ncaf\xe9.png,ok," in printed.stdout
+    assert [row["name"] for row in rows_of(printed.stdout.decode())] == guarded
 
 
 def test_a_bundled_name_that_stands_here_too_is_asked_about(
@@ -348,7 +358,9 @@ def test_a_detector_in_a_precision_that_is_slow_here_says_so(
 
     shutil.copytree(fitted, tmp_path / "model")
     path = tmp_path / "model" / "detector.json"
-    path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
+    values = json.loads(path.read_text()) | {"precision": "bf16"}
+    del values["sha256"]["detector.json"]  # changed on purpose
+    path.write_text(json.dumps(values))
     for folder, fast, told in ((path.parent, "fp32", True), (path.parent, "bf16", False), (fitted, "fp32", False)):
         auto_is(fast)
         load_detector(str(folder), None, DenoisingEBM.from_pretrained(folder))

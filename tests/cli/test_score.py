@@ -38,7 +38,7 @@ def test_score_writes_energies_and_percentiles(debm: Any, folder: Path, run: Pat
         "sigma",
         "resize",
     ]
-    assert list(rows[0]) == [*expected, "reason"] and len(rows) == 302
+    assert list(rows[0]) == [*expected, "reason", "seen", "notes", "map_max"] and len(rows) == 302
     # In the order of the source: the damaged files come last here by their names.
     assert [(row["name"], row["energy"], row["status"]) for row in rows[300:]] == [
         ("cut.png", "", "unreadable"),
@@ -85,6 +85,7 @@ def test_score_with_inner_noise_averages_the_models_draws(debm: Any, folder: Pat
     shutil.copytree(run / "model", noisy)
     values = json.loads((noisy / "config.json").read_text())
     values["config"]["energy"]["inner_noise"] = True
+    del values["sha256"]["config.json"]  # changed on purpose
     (noisy / "config.json").write_text(json.dumps(values))
     done = debm(
         "score",

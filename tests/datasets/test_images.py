@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -15,7 +17,7 @@ from PIL import Image
 import denoising_ebm
 from denoising_ebm.datasets.images import (
     ImageSet,
-    check_png_names,
+    PictureNames,
     image_hashes,
     load_images,
     stream_images,
@@ -216,12 +218,29 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
         load_images("digits", split="test", **options)
 
 
-def test_pictures_that_would_share_a_file_are_refused() -> None:
-    check_png_names(["a.jpg", "b.jpg.png", "x.parquet#1"])
-    with pytest.raises(
-        ValueError, match=r"a\.jpg and a\.jpg\.png would both have their picture in a\.jpg\.png; rename"
-    ):
-        check_png_names(["a.jpg", "a.jpg.png"])
+def test_each_picture_has_a_place_of_its_own(tmp_path: Path) -> None:
+    names = ["a/b.png", "a/b.jpg", "x.parquet#1", "Ü.PNG", "line\nend.png"]
+    pictures = PictureNames()
+    assert [pictures(name) for name in names] == ["a/b.png", "a/b.jpg.png", "x.parquet-1.png", "Ü.PNG", "line\nend.png"]
+    # Names that differ only by what is replaced, or by what was added to another, and one that stands there twice.
+    others = ["a/b.jpg.png", "x.parquet-1", "x.parquet#1.png", "x.parquet-1.png", "a/b.png", "a/b.png"]
+    found = [pictures(name) for name in others]
+    assert len({*found, "a/b.png", "a/b.jpg.png", "x.parquet-1.png"}) == len(others) + 3
+    assert all(re.fullmatch(r"(a/b|a/b\.jpg|x\.parquet-1)-[0-9a-f]{10}\.png", name) for name in found)
+    again = PictureNames()
+    assert [again(name) for name in [*names, *others]][len(names) :] == found
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "\udce4"], ids=["ascii", "two bytes", "not UTF-8"])
+def test_long_names_have_pictures_too(letter: str, tmp_path: Path) -> None:
+    """Names of 250 bytes are allowed, and `.png` comes after them."""
+    pictures, stem = PictureNames(), letter * (250 // len(os.fsencode(letter)))
+    for name in (f"{stem}.jpg", f"{stem}.jpeg", f"{stem}.png", f"{stem}#1", f"{stem}#12"):
+        place = tmp_path / pictures(f"folder/{name}")
+        assert len(os.fsencode(place.name)) <= 255 and place.name.endswith(".png")
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b"")
+    assert len(list((tmp_path / "folder").iterdir())) == 5
 
 
 def test_image_set_checks_itself() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoising_ebm.utils.text import print_line, printable, stderr_is_terminal, valid_unicode
+from denoising_ebm.utils.text import csv_line, print_line, printable, stderr_is_terminal, valid_unicode
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,33 @@ def test_lines_go_to_stderr_or_nowhere(
         monkeypatch.setattr(sys, "stderr", closed)
     print_line("c")
     assert not stderr_is_terminal()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\tx", "\rx", "\nx", " =1", "\u00a0=1", "\ufeff=1"),
+        *("=cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", '"=1"', "\uff1d1", "\uff0b1", "\uff0d1", "\uff201", "\x00=1"),
+    ],
+)
+def test_no_text_is_a_formula(text: str) -> None:
+    (cells,) = csv.reader(io.StringIO(csv_line(["a", text, text]), newline=""))
+    assert cells == ["a", f"'{text}", f"'{text}"]
+
+
+@pytest.mark.parametrize("text", ["a=1", "1-2", "x@y", "", "(-1)", "a\nb\r\nc\rd", 'a"b', "a,b;c\td", "Ü", "'quoted'"])
+def test_other_text_stays_itself(text: str) -> None:
+    (cells,) = csv.reader(io.StringIO(csv_line([text, "end"]), newline=""))
+    assert cells == [text, "end"]
+
+
+def test_numbers_stay_numbers_in_csv() -> None:
+    assert csv_line([-0.5, -3, None, True, False, 1e-7, os.fsdecode(b"\xff")]) == "-0.5,-3,,true,false,1e-07,\\xff\n"
+    # Where semicolons part cells, none of the name may begin one.
+    assert csv_line(["a;=1"]) == '"a;=1"\n'
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",))), min_size=2))
+def test_any_text_comes_back_from_csv(texts: list[str]) -> None:
+    (cells,) = csv.reader(io.StringIO(csv_line(texts), newline=""))
+    assert [cell.removeprefix("'") if cell != text else cell for cell, text in zip(cells, texts, strict=True)] == texts

@@ -103,7 +103,7 @@ def restore(
     check_output_folder(out)
     import torch
 
-    from denoising_ebm.datasets.images import check_png_names, png_name, to_float
+    from denoising_ebm.datasets.images import PictureNames, to_float
     from denoising_ebm.restoration.masks import MaskFiles
     from denoising_ebm.restoration.metrics import psnr, ssim, ssim_package
     from denoising_ebm.restoration.operators import blurred, masked, noisy
@@ -126,7 +126,7 @@ def restore(
     how: dict[str, Any] = {"estimate": estimate, "num_samples": samples, "steps": steps, "seed": seed}
     how |= {"degrade": degrade, "as_file": not unclipped, "batch_size": batch_size}
     figures: dict[str, list[Tensor]] = {name: [] for name in ("degraded", "restored")}
-    pictures: dict[str, str] = {}
+    picture_of = PictureNames()
     shown: dict[int, tuple[Tensor, ...]] = {}
     unreadable: list[Unreadable] = []
     seen = done = 0
@@ -134,8 +134,7 @@ def restore(
     with progress_bar(f"restoring ({task})", passes) as progress:
         for chunk in stream:
             unreadable += chunk.unreadable
-            if out is not None:
-                check_png_names(chunk.names, pictures)
+            files = [picture_of(name) for name in chunk.names]
             if task == "denoise" and not degrade and not seen:
                 _compare_noise(noise_level, chunk)
             if masks is None:
@@ -152,7 +151,7 @@ def restore(
                 degraded, restored = (torch.cat(both) for both in zip(*batches, strict=True))
                 if out is not None:
                     for place, image in zip(places, restored, strict=True):
-                        save_picture(to_picture(image), out / png_name(chunk.names[place]))
+                        save_picture(to_picture(image), out / files[place])
                 if degrade:
                     for name, result in (("degraded", degraded), ("restored", restored)):
                         figures[name].append(torch.stack([psnr(result, clean), ssim(result, clean)]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import shlex
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from denoising_ebm.cli.common import (
     check_apart,
@@ -17,14 +19,13 @@ from denoising_ebm.cli.common import (
     load_detector,
     note,
 )
-from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions
+from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions, note_images
+from denoising_ebm.cli.streams import has_stdout
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from denoising_ebm.datasets.images import ImageSet
-    from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.datasets.images import ImageStream
     from denoising_ebm.ood.detector import Detector
+    from denoising_ebm.ood.scoring import MapWriter, Scored, Scorer
     from denoising_ebm.ood.table import Score
 
 
@@ -58,8 +59,15 @@ def score(
 
     Columns of the table: name, status (ok or unreadable), score, p_value, flagged, nearest_corruption (where the
     p-value is at most 0.1: the corruption that the image resembles most, a hint at the reason), energy, percentile,
-    sigma, resize, and reason (why it is unreadable: damaged, or of another size or channel count). There is a row for
+    sigma, resize, reason (why it is unreadable: damaged, or of another size or channel count), seen (share of the
+    image's area that was judged: less than 1 if it was cropped), notes (what was decided as it was read, such as which
+    of its frames was taken), and map_max (largest z-score of its map, with --maps and a detector). There is a row for
     each file, in the order of the source, or for each file of --split in a folder with splits.
+
+    In CSV, text that a spreadsheet would take for a formula (it begins with = + - @, tab or a line end) has an
+    apostrophe in front; .parquet and .jsonl keep it as it is. In all three a byte of a file name that is not UTF-8 is
+    written in hexadecimal. The table appears when all images are scored, complete or not at all; memory does not grow
+    with their number.
 
     The false-alarm rate --fpr holds on average over calibration sets, if their images are like those to come and new
     to the model. The rate of one detector varies around it: at --fpr 0.05, with 2,000 calibration images, from about
@@ -77,7 +85,8 @@ def score(
         images: Folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits), or hf://owner/name
             on the Hugging Face Hub.
         out: Table to write: .csv, .parquet or .jsonl. Without it CSV goes to standard output.
-        maps: Folder for a PNG of each image: the image above its anomaly map.
+        maps: Folder for a PNG of each image: the image above its anomaly map. All are on one scale, without a detector
+            that of the first images, some thousand.
         tiles: Make the maps at the images' own size, from overlapping tiles. This is for a detector that was fitted to
             images of that scale.
         report: Also write a page (.html): how many images are anomalous, which, and where.
@@ -94,10 +103,14 @@ def score(
     _check_options(sigma, fpr, fdr, tiles and maps is None, noise_samples=noise_samples, batch_size=batch_size)
     check_at_least(0, seed=seed)
     check_output(report, ".html")
+    from denoising_ebm.ood.scoring import MapWriter, Scored, Scorer, TiledMapWriter
     from denoising_ebm.ood.table import check_table_path
+    from denoising_ebm.utils.progress import progress_bar
 
     if out is not None:
         check_table_path(out)
+    elif not has_stdout():
+        raise ValueError("standard output is closed; give a file for the table with --out")
     check_apart("--maps", maps, images)
     check_output(out)
     check_output_folder(maps)
@@ -105,32 +118,38 @@ def score(
     fitted = load_detector(model, detector, net)
     _check_detector(model, fitted, fpr, fdr, tiles)
     options = options.as_fitted(fitted)
-    loaded = options.load(images, net.image_shape, skip_unfit=True)
-    _check_images(loaded, fitted, fdr, names=maps is not None)
-    how: dict[str, Any] = {"num_noise_samples": noise_samples, "seed": seed, "batch_size": batch_size}
-    rows = _score(net, fitted, loaded, options, sigma, fpr, fdr, how)
-    readable = [row for row in rows if row.status == "ok"]
-    if fitted is None and readable:
-        _note_what_is_missing(net, sigma, readable[0])
-    _write_rows(rows, out)
-    if out is not None:
-        flags = [row.flagged for row in readable if row.flagged is not None]
-        flagged = f", {sum(flags)} flagged" if flags else ""
-        resized = f", resized with {options.resize}" if options.resize else ""
-        note(f"{out}: {len(loaded)} images scored{flagged}, {len(loaded.unreadable)} unreadable{resized}")
-    if not readable:
-        first = loaded.unreadable[0]
-        raise ValueError(f"{images}: none of {len(rows)} images can be read; {first.name}: {first.reason}")
-    if maps is not None:
-        if fitted is not None and tiles:
-            _write_tiled_maps(maps, fitted, images, len(loaded), options, batch_size)
-        else:
-            _write_maps(maps, net, fitted, loaded, sigma, how)
-    if report is not None:
-        settings = {"command": shlex.join(["debm", *sys.argv[1:]])}
-        if options.resize:
-            settings["resized with"] = options.resize
-        _write_report(report, net, fitted, loaded, rows, (model, images), settings, sigma, fpr, fdr, how)
+    if fitted is not None:
+        fitted.preprocessing = options.preprocessing(net)
+    scorer = Scorer(net, fitted, sigma, noise_samples, seed, batch_size, options.resize, fpr)
+    stream = options.stream(images, net.image_shape, chunk=scorer.chunk, skip_unfit=True, progress=False)
+    writer: MapWriter | None = None
+    if maps is not None and tiles:
+        no_map = lambda name, why: note(f"{images}/{name}: no map: {why}")  # noqa: E731
+        writer = TiledMapWriter(scorer, maps, stream.originals(), no_map)
+    elif maps is not None:
+        writer = MapWriter(scorer, maps)
+    with Scored(out and out.parent) as scored:
+        with progress_bar("scoring", None if stream.count is None else scorer.passes * stream.count) as progress:
+            for chunk in stream:
+                rows, p_values = scorer.rows(chunk, progress)
+                if writer is not None:
+                    rows = writer.write(chunk, rows)
+                scored.add(chunk, rows, p_values)
+                progress(scorer.passes * len(chunk.unreadable))
+        if fdr is not None:
+            _note_least_flagged(scorer, scored, fdr)
+            scored.flag(fdr)
+        _write_rows(scored.rows(), out)
+        _note_what_came(images, scorer, scored, stream, out)
+        if scored.first is None:
+            first = scored.unreadable[0]
+            raise ValueError(
+                f"{images}: none of {scored.num_unreadable} images can be read; {first.name}: {first.reason}"
+            )
+        if writer is not None:
+            _note_maps(maps, writer, scorer, scored, tiles)
+        if report is not None:
+            _write_report(report, scorer, scored, model, images, fdr)
 
 
 def _check_options(sigma: float, fpr: float | None, fdr: float | None, tiles_without_maps: bool, **counts: int) -> None:
@@ -158,154 +177,94 @@ def _check_detector(model: str, detector: Detector | None, fpr: float | None, fd
         check_rate(fpr, len(detector.calibration))
 
 
-def _check_images(images: ImageSet, detector: Detector | None, fdr: float | None, *, names: bool) -> None:
-    """Refuse names whose maps would share a file; say how few images `--fdr` can flag."""
-    from denoising_ebm.datasets.images import check_png_names
+def _note_least_flagged(scorer: Scorer, scored: Scored, fdr: float) -> None:
+    """Say how few images `--fdr` can flag."""
     from denoising_ebm.ood.conformal import min_bh_rejections
 
-    if names:
-        check_png_names(images.names)
-    if detector is None or fdr is None:
-        return
-    least = min_bh_rejections(fdr, len(detector.calibration), max(len(images), 1))
+    num_calibration = len(scorer.detector.calibration) if scorer.detector is not None else 0
+    least = min_bh_rejections(fdr, num_calibration, max(scored.count, 1))
     if least > 1:
         note(
-            f"--fdr {fdr:g} of {len(images):,} images with {len(detector.calibration):,} calibration images: "
+            f"--fdr {fdr:g} of {scored.count:,} images with {num_calibration:,} calibration images: "
             f"either none or at least {least:,} are flagged"
         )
 
 
-def _score(
-    model: DenoisingEBM,
-    detector: Detector | None,
-    images: ImageSet,
-    options: ImageOptions,
-    sigma: float,
-    fpr: float | None,
-    fdr: float | None,
-    how: dict[str, Any],
-) -> list[Score]:
-    """Return a row for each image, by the detector or, without one, by energies alone."""
-    from denoising_ebm.ood.table import energy_rows
-    from denoising_ebm.utils.progress import progress_bar
-
-    with progress_bar("scoring", len(images) * (1 if detector is None else 2)) as progress:
-        if detector is None:
-            return energy_rows(model, images, sigma, resize=options.resize, progress=progress, **how)
-        detector.preprocessing = options.preprocessing(model)
-        return detector.predict(images, fpr=fpr, fdr=fdr, sigma=sigma, progress=progress, **how)
-
-
-def _anomaly_maps(
-    model: DenoisingEBM, detector: Detector | None, pixels: Tensor, sigma: float, how: dict[str, Any]
-) -> tuple[Tensor, float]:
-    """Return the maps of images of the model's size, and the value of the strongest colour."""
-    from denoising_ebm.datasets.images import to_float
-    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest
-    from denoising_ebm.utils.progress import progress_bar
-
-    with progress_bar("maps", len(pixels)) as progress:
-        if detector is not None:
-            return detector.maps(pixels, batch_size=how["batch_size"], progress=progress), Z_LIMIT
-        values = anomaly_map(model, to_float(pixels), sigma, progress=progress, **how)
-        return values, brightest(values)
-
-
-def _write_maps(
-    folder: Path,
-    model: DenoisingEBM,
-    detector: Detector | None,
-    images: ImageSet,
-    sigma: float,
-    how: dict[str, Any],
-) -> None:
-    from denoising_ebm.ood.anomaly_maps import write_maps
-
-    values, limit = _anomaly_maps(model, detector, images.pixels, sigma, how)
-    write_maps(images.pixels, values, images.names, folder, limit=limit, signed=detector is not None)
-    _note_maps(folder, len(images), limit, "an energy" if detector is None else "a z-score")
-
-
-def _note_maps(folder: Path, count: int, limit: float, unit: str) -> None:
-    note(f"{folder}: {count} maps, strongest colours at {unit} of {limit:.3g} per pixel")
-
-
-def _write_report(
-    path: Path,
-    model: DenoisingEBM,
-    detector: Detector | None,
-    images: ImageSet,
-    rows: list[Score],
-    names: tuple[str, str],
-    settings: dict[str, str],
-    sigma: float,
-    fpr: float | None,
-    fdr: float | None,
-    how: dict[str, Any],
-) -> None:
-    from denoising_ebm.ood.report import most_anomalous, score_metadata, score_sections
-    from denoising_ebm.utils.device import describe
-    from denoising_ebm.viz.report import write_report
-
-    values, limit = _anomaly_maps(model, detector, images.take(most_anomalous(rows)).pixels, sigma, how)
-    settings = settings | {"hardware": describe(model.device)}
-    if detector is not None:
-        settings["detector"] = ", ".join(f"{name} {num:,} images" for name, num in detector.metadata.items())
-    write_report(
-        path,
-        title="Which images are anomalous",
-        sections=score_sections(images, rows, values, limit, detector, fpr=fpr, fdr=fdr),
-        metadata=score_metadata(*names, images, rows, settings),
-    )
-    note(f"page: {path}")
-
-
-def _note_what_is_missing(model: DenoisingEBM, sigma: float, row: Score) -> None:
-    from denoising_ebm.model import REFERENCE_SIGMAS
-
-    note("no p-values: the model has no detector; `debm fit-detector` makes one")
-    if row.percentile is None:
-        levels = zip(REFERENCE_SIGMAS, model.reference, strict=True)
-        kept = ", ".join(f"{level:g}" for level, energies in levels if energies.isfinite().all()) or "no level"
-        note(f"no percentiles: the model keeps them for {kept}, not for sigma {sigma:g}")
-
-
-def _write_rows(rows: list[Score], out: Path | None) -> None:
-    from denoising_ebm.ood.table import csv_text, write_table
+def _write_rows(rows: Iterable[Score], out: Path | None) -> None:
+    from denoising_ebm.ood.table import csv_lines, write_table
+    from denoising_ebm.utils.text import printable
 
     if out is not None:
         write_table(rows, out)
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files need not be valid Unicode.
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    sys.stdout.write(csv_text(rows))
+        sys.stdout.reconfigure(encoding="utf-8")
+    if sys.stdout.isatty():
+        rows = (replace(row, name=printable(row.name)) for row in rows)
+    sys.stdout.writelines(csv_lines(rows))
 
 
-def _write_tiled_maps(
-    folder: Path, detector: Detector, source: str, num: int, options: ImageOptions, batch_size: int
-) -> None:
-    """Write maps of images of any size."""
-    from denoising_ebm.datasets.images import each_image
-    from denoising_ebm.ood.anomaly_maps import Z_LIMIT, write_maps
-    from denoising_ebm.utils.progress import progress_bar
+def _note_what_came(source: str, scorer: Scorer, scored: Scored, stream: ImageStream, out: Path | None) -> None:
+    """Say what was taken and decided, left out and flagged, and why p-values or percentiles are missing."""
+    note_images(source, stream)
+    if scored.unreadable:
+        first = scored.unreadable[0]
+        note(
+            f"{source}: {scored.num_unreadable} unreadable or unfit image(s) left out, "
+            f"first {first.name}: {first.reason}"
+        )
+    if scorer.detector is None and scored.first is not None:
+        _note_what_is_missing(scorer, scored.first)
+    if out is not None:
+        flagged = "" if scored.num_flagged is None else f", {scored.num_flagged} flagged"
+        resized = f", resized with {scorer.resize}" if scorer.resize else ""
+        note(f"{out}: {scored.count} images scored{flagged}, {scored.num_unreadable} unreadable{resized}")
 
-    count, channels = 0, detector.model.config.network.channels
-    with progress_bar("maps", num) as progress:
-        for name, pixels in each_image(
-            source,
-            split=options.split,
-            default_split=options.default_split,
-            channels=channels,
-            limit=options.limit,
-            convert=options.convert,
-        ):
-            try:
-                maps = detector.maps(pixels[None], batch_size=batch_size)
-            except ValueError as error:
-                note(f"{source}/{name}: no map: {error}")
-                continue
-            write_maps(pixels[None], maps, [name], folder, limit=Z_LIMIT, signed=True)
-            count += 1
-            progress(1)
-    _note_maps(folder, count, Z_LIMIT, "a z-score")
+
+def _note_what_is_missing(scorer: Scorer, row: Score) -> None:
+    from denoising_ebm.model import REFERENCE_SIGMAS
+
+    note("no p-values: the model has no detector; `debm fit-detector` makes one")
+    if row.percentile is None:
+        levels = zip(REFERENCE_SIGMAS, scorer.model.reference, strict=True)
+        kept = ", ".join(f"{level:g}" for level, energies in levels if energies.isfinite().all()) or "no level"
+        note(f"no percentiles: the model keeps them for {kept}, not for sigma {scorer.sigma:g}")
+
+
+def _note_maps(folder: Path | None, writer: MapWriter, scorer: Scorer, scored: Scored, tiles: bool) -> None:
+    """Say how many maps there are, on which scale, and where they do not show what the rows say.
+
+    Raises:
+        OSError: If maps could not be written.
+    """
+    if writer.failed is not None:
+        raise writer.failed
+    unit = "an energy" if scorer.detector is None else "a z-score"
+    note(f"{folder}: {writer.count} maps, strongest colours at {unit} of {writer.limit or 0:.3g} per pixel")
+    if tiles and scored.num_cropped:
+        note(
+            f"maps show all of an image, scores judge its central square alone (column seen): so for "
+            f"{scored.num_cropped:,} of {scored.count:,} images; {scored.num_in_maps_alone:,} of all have a z-score "
+            "above 3 in their map (column map_max) and a p-value above 0.1"
+        )
+
+
+def _write_report(path: Path, scorer: Scorer, scored: Scored, model: str, source: str, fdr: float | None) -> None:
+    from denoising_ebm.ood.report import score_metadata, score_sections
+    from denoising_ebm.utils.device import describe
+    from denoising_ebm.viz.report import write_report
+
+    settings = {"command": shlex.join(["debm", *sys.argv[1:]])}
+    if scorer.resize:
+        settings["resized with"] = scorer.resize
+    settings["hardware"] = describe(scorer.model.device)
+    if scorer.detector is not None:
+        settings["detector"] = ", ".join(f"{name} {num:,} images" for name, num in scorer.detector.metadata.items())
+    maps = scorer.maps(scored.shown())
+    write_report(
+        path,
+        title="Which images are anomalous",
+        sections=score_sections(scored, maps, scorer.limit(maps), scorer.detector, fpr=scorer.fpr, fdr=fdr),
+        metadata=score_metadata(model, source, scored, settings),
+    )
+    note(f"page: {path}")

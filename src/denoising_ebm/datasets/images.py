@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,27 +83,37 @@ class ImageSet:
         return ImageSet(self.pixels[chosen], names, labels=labels, stored=tuple(self.stored[i] for i in places))
 
 
-def png_name(name: str) -> str:
-    """Return the relative path of a picture made of the image `name` of an `ImageSet`: a `.png` is kept, `#` becomes `-`."""
-    plain = name.replace("#", "-").lstrip("/")
-    return plain if plain.lower().endswith(".png") else f"{plain}.png"
+class PictureNames:
+    """Gives the picture that is made of each image a place of its own."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()  # hashes, which need less memory than names
+
+    def __call__(self, name: str) -> str:
+        """Return the relative path of the picture of the image `name` of an `ImageSet`, most often that name.
+
+        A `.png` is kept and else added, `#` becomes `-`. A name that would be too long for a file (255 bytes), or is
+        another image's already (`a.jpg` beside `a.jpg.png`), ends with a hash of the image's name.
+        """
+        plain = name.replace("#", "-").lstrip("/")
+        folder, slash, file = plain.rpartition("/")
+        stem, suffix = (file[:-4], file[-4:]) if file.lower().endswith(".png") else (file, ".png")
+        picture, tries = f"{folder}{slash}{_shortened(stem, suffix)}", 0
+        while hash(picture) in self._taken:
+            digest = hashlib.blake2b(os.fsencode(f"{name}/{tries}"), digest_size=5).hexdigest()
+            picture, tries = f"{folder}{slash}{_shortened(stem, f'-{digest}{suffix}')}", tries + 1
+        self._taken.add(hash(picture))
+        return picture
 
 
-def check_png_names(names: Iterable[str], found: dict[str, str] | None = None) -> None:
-    """Refuse images of which one's picture would take the place of another's (`a.jpg` beside `a.jpg.png`).
-
-    Args:
-        names: Of the images.
-        found: Of pictures so far, with the names of their images; filled, for sets that come in chunks.
-
-    Raises:
-        ValueError: If there are such.
-    """
-    found = {} if found is None else found
-    for name in names:
-        other = found.setdefault(png_name(name), name)
-        if other != name:
-            raise ValueError(f"{other} and {name} would both have their picture in {png_name(name)}; rename one")
+def _shortened(stem: str, suffix: str) -> str:
+    """Return a file name of at most 255 bytes; a shortened one says by a hash what it is short for."""
+    if len(os.fsencode(stem + suffix)) <= 255:
+        return stem + suffix
+    suffix = f"-{hashlib.blake2b(os.fsencode(stem), digest_size=5).hexdigest()}{suffix}"
+    while len(os.fsencode(stem + suffix)) > 255:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -267,6 +277,16 @@ class ImageStream(Iterator[ImageSet]):
             return ImageSet(images.pixels, (), tuple(unreadable))
         return ImageSet(pixels.tensor(), tuple(names), tuple(unreadable), tuple(labels), tuple(stored))
 
+    def originals(self) -> Iterator[tuple[str, Tensor]]:
+        """Open the source anew; yield name and pixels of its images in the same order, each of its own size.
+
+        Images that cannot be read or have other channels are left out, others of any size are not; no limit ends them.
+
+        Yields:
+            The name, and uint8 of shape `(channels, height, width)`.
+        """
+        return self._reading.again().originals()
+
     def remarks(self) -> list[str]:
         """Return what was decided on the images so far, a line for each kind of decision."""
         lines = self._remarks.lines()
@@ -301,55 +321,6 @@ def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> I
     return ImageStream(_Reading(source, **options), chunk)
 
 
-def each_image(
-    source: str | Path,
-    *,
-    split: str | None = None,
-    default_split: str = "train",
-    channels: int | None = None,
-    limit: int | None = None,
-    convert: bool = False,
-    value_range: ValueRange | None = None,
-    background: str = "white",
-    frames: Frames = "first",
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and pixels of the readable images of a source, one by one, each of its own size.
-
-    Args:
-        source: As for `load_images`.
-        split: As for `load_images`.
-        default_split: As for `load_images`.
-        channels: Channels, 1 or 3, others being left out; each image's own if None.
-        limit: Stop after this many images.
-        convert: As for `load_images`.
-        value_range: As for `load_images`.
-        background: As for `load_images`.
-        frames: As for `load_images`.
-        max_pixels: As for `load_images`.
-
-    Yields:
-        The name, and uint8 of shape `(channels, height, width)`.
-
-    Raises:
-        FileNotFoundError: If the source or the split does not exist.
-    """
-    how = Decoding(value_range, background, frames, max_pixels)
-    entries = open_source(source, split, default_split=default_split, streaming=limit is not None).entries
-
-    def readable() -> Iterator[tuple[str, Tensor]]:
-        for entry, decoded, _ in decode_each(entries, how):
-            if decoded is None:
-                continue
-            try:
-                image = with_channels(decoded, channels, convert)
-            except ValueError:
-                continue
-            yield entry.name, torch.from_numpy(to_array(image).copy())
-
-    yield from itertools.islice(readable(), limit)
-
-
 @dataclass
 class _Reading:
     """A source that is being read, by the arguments of `load_images`."""
@@ -379,8 +350,10 @@ class _Reading:
     _decoding: Decoding = field(init=False)
     _root: str = field(init=False)
     _entries: Iterable[Entry] = field(init=False)
+    _drawn_by: Tensor | None = field(init=False)  #: State of the generator before the draw.
 
     def __post_init__(self) -> None:
+        self._drawn_by = None if self.generator is None else self.generator.get_state()
         _check_arguments(self.image_size, self.channels, self.resize, self.center_crop, self.limit, self.sample)
         if self.skip_unfit and (self.image_size is None or self.channels is None):
             raise ValueError("skip_unfit needs an image_size and channels to fit")
@@ -405,6 +378,23 @@ class _Reading:
         if self.progress and sys.stderr.isatty() and (count is None or count > 2000):
             entries = _with_progress(entries, self.limit if count is None else count)
         self._entries, self.count = entries, count
+
+    def again(self) -> _Reading:
+        """Return the same images, to be read once more."""
+        generator = None if self._drawn_by is None else torch.Generator().set_state(self._drawn_by)
+        return replace(self, generator=generator, progress=False)
+
+    def originals(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the images that can be read, whole and in their own size."""
+        # The size that is needed of a large JPEG is all of it here.
+        for entry, decoded, _ in decode_each(self._entries, replace(self._decoding, needed=None)):
+            if decoded is None:
+                continue
+            try:
+                image = with_channels(decoded, self.channels, self.convert)
+            except ValueError:
+                continue
+            yield entry.name, torch.from_numpy(to_array(image).copy())
 
     def chunks(self, size: int) -> Iterator[ImageSet]:
         """Yield sets of at most `size` images and unreadable ones, and of at most `_CHUNK_BYTES` of pixels."""

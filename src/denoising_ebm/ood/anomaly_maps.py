@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import MAX_SIGMA, MIN_SIGMA
-from denoising_ebm.datasets.images import png_name, to_float
+from denoising_ebm.datasets.images import to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.blur import gaussian_blur
 from denoising_ebm.ood.features import MAX_LEVELS
@@ -241,7 +241,7 @@ def write_maps(pixels: Tensor, maps: Tensor, names: Sequence[str], folder: Path,
     Args:
         pixels: The images, uint8 `(n, channels, height, width)`.
         maps: Their maps, `(n, height, width)`.
-        names: The files keep these names and folders, `#` in them becomes `-`.
+        names: Paths of the files in the folder, as `PictureNames` gives them.
         folder: Where to.
         limit: Value of the strongest colour.
         signed: Whether values below zero get colours of their own.
@@ -249,7 +249,7 @@ def write_maps(pixels: Tensor, maps: Tensor, names: Sequence[str], folder: Path,
     from denoising_ebm.viz.grids import heat_overlay, save_picture  # matplotlib, which detecting does not need
 
     for image, pixel_map, name in zip(pixels, maps, names, strict=True):
-        save_picture(heat_overlay(to_float(image), pixel_map, limit=limit, signed=signed), folder / png_name(name))
+        save_picture(heat_overlay(to_float(image), pixel_map, limit=limit, signed=signed), folder / name)
 
 
 def tile_starts(length: int, size: int) -> list[int]:

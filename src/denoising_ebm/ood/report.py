@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from denoising_ebm.datasets.images import ImageSet, to_float
+from denoising_ebm.datasets.images import to_float
 from denoising_ebm.ood.conformal import fpr_interval
 from denoising_ebm.ood.detector import Detector
 from denoising_ebm.ood.metrics import SetResult, roc_curve
-from denoising_ebm.ood.table import Score
+from denoising_ebm.ood.scoring import Scored
 from denoising_ebm.utils.io import write_text_atomically
+from denoising_ebm.utils.text import csv_line
 from denoising_ebm.viz.grids import heat_map_sheet
 from denoising_ebm.viz.plots import energy_histograms, png_bytes, roc_curves
 from denoising_ebm.viz.report import Cell, Picture, Section, Table
 
-#: Images shown, and rows in the table of the most anomalous ones.
-SHOWN, LISTED = 24, 100
 #: Sets drawn into one figure of histograms, which more would make unreadable.
 _PER_FIGURE = 5
 
 # -- debm score ---------------------------------------------------------------------------------------------------------
 
 
-def most_anomalous(rows: Sequence[Score], count: int = SHOWN) -> list[int]:
-    """Return the places, among the readable images, of the most anomalous ones, in falling order."""
-    values = [row.energy if row.score is None else row.score for row in rows if row.status == "ok"]
-    return sorted(range(len(values)), key=lambda i: -(values[i] or 0.0))[:count]
-
-
 def score_sections(
-    images: ImageSet,
-    rows: Sequence[Score],
+    scored: Scored,
     maps: Tensor,
     limit: float,
     detector: Detector | None,
@@ -48,50 +36,49 @@ def score_sections(
     """Return the page of `debm score`: how many images are anomalous, which, and where.
 
     Args:
-        images: The scored images.
-        rows: Their table.
-        maps: Maps of the `most_anomalous` images, in that order, shape (up to `SHOWN`, height, width).
+        scored: What is kept of the images, one of them readable.
+        maps: Maps of those of the most anomalous images that are shown, shape (up to `SHOWN`, height, width).
         limit: Value of the strongest colour of maps.
         detector: What scored them; None if only energies were computed.
         fpr: False-alarm rate at which images were flagged, if so.
         fdr: False discovery rate, if so.
     """
-    readable = [row for row in rows if row.status == "ok"]
     rate = "" if fpr is None else f"at most {fpr:.3g} of normal images"
     if fdr is not None:
         rate = f"at most {fdr:.3g} of the flagged are normal, in expectation"
-    overview = _energies(readable) if detector is None else _p_values(readable, detector, rate)
-    sections = [overview, _most_anomalous(images, readable, maps, limit)]
-    if images.unreadable:
-        files = [[image.name, image.reason] for image in images.unreadable]
-        sections.append(Section("Unreadable", table=Table(["name", "reason"], files, "Files left out.")))
+    overview = _energies(scored) if detector is None else _p_values(scored, detector, rate)
+    sections = [overview, _most_anomalous(scored, maps, limit)]
+    if scored.unreadable:
+        files = [[image.name, image.reason] for image in scored.unreadable]
+        listed, found = len(files), scored.num_unreadable
+        caption = "Files left out." if listed == found else f"The first {listed:,} of {found:,} files left out."
+        sections.append(Section("Unreadable", table=Table(["name", "reason"], files, caption)))
     return sections
 
 
-def score_metadata(
-    model: str, source: str, images: ImageSet, rows: Sequence[Score], settings: Mapping[str, str]
-) -> dict[str, str]:
+def score_metadata(model: str, source: str, scored: Scored, settings: Mapping[str, str]) -> dict[str, str]:
     """Return what stands on top of the page."""
     from denoising_ebm import __version__
 
-    flags = [row.flagged for row in rows if row.flagged is not None]
-    counts = f"{len(images):,} scored, {len(images.unreadable):,} unreadable" + (
-        f", {sum(flags):,} flagged" * bool(flags)
-    )
+    counts = f"{scored.count:,} scored, {scored.num_unreadable:,} unreadable"
+    if scored.num_flagged is not None:
+        counts += f", {scored.num_flagged:,} flagged"
     return {"model": model, "images": source, "counts": counts, **settings, "version": f"denoising-ebm {__version__}"}
 
 
-def _energies(readable: Sequence[Score]) -> Section:
+def _energies(scored: Scored) -> Section:
     text = (
         "These are energies alone: low = likely. They tell which images are anomalous beside each other; for scores with "
         "p-values, fit a detector (`debm fit-detector`)."
     )
-    values = {"images": np.array([row.energy for row in readable])}
-    figure = energy_histograms(values, title="Energies", xlabel=f"energy at sigma {readable[0].sigma:g}")
+    assert scored.first is not None
+    figure = energy_histograms(
+        {"images": scored.values}, title="Energies", xlabel=f"energy at sigma {scored.first.sigma:g}"
+    )
     return Section("Energies", text, pictures=[Picture(png_bytes(figure), "Energies.", "histogram of energies")])
 
 
-def _p_values(readable: Sequence[Score], detector: Detector, rate: str) -> Section:
+def _p_values(scored: Scored, detector: Detector, rate: str) -> Section:
     count = len(detector.calibration)
     text = (
         "A score is 0 for an average normal image, and larger for anomalous ones. A p-value is the share of calibration "
@@ -99,38 +86,38 @@ def _p_values(readable: Sequence[Score], detector: Detector, rate: str) -> Secti
         "as normal as those, at most 5 % have a p-value of .05 or less, whatever the model's quality."
     )
     if rate:
-        text += f"\n\nFlagged: {sum(bool(row.flagged) for row in readable):,} of {len(readable):,} images ({rate})."
-    p = np.array([row.p_value for row in readable])
+        text += f"\n\nFlagged: {scored.num_flagged or 0:,} of {scored.count:,} images ({rate})."
+    p = scored.p_values
     table_rows: list[list[Cell]] = [
         [f"{alpha:g}", int((p <= alpha + 1e-9).sum()), f"{alpha * len(p):.1f}"]
         for alpha in (0.001, 0.01, 0.05, 0.1)
         if (count + 1) * alpha >= 1 - 1e-9
     ]
     table = Table(["p-value at most", "images", "expected if all are normal"], table_rows, "How many are anomalous.")
-    scores = {"calibration images": detector.calibration.numpy(), "these images": np.array([r.score for r in readable])}
+    scores = {"calibration images": detector.calibration.numpy(), "these images": scored.values}
     figure = energy_histograms(scores, title="Scores", xlabel="score (larger = more anomalous)")
     picture = Picture(png_bytes(figure), "Scores beside those of the calibration images.", "two histograms of scores")
     return Section("How many are anomalous", text, table, [picture])
 
 
-def _most_anomalous(images: ImageSet, readable: Sequence[Score], maps: Tensor, limit: float) -> Section:
-    shown, scored = most_anomalous(readable), readable[0].score is not None
+def _most_anomalous(scored: Scored, maps: Tensor, limit: float) -> Section:
+    listed = [kept.row for kept in scored.most_anomalous]
+    pixels, has_scores = scored.shown(), listed[0].score is not None
     what = (
         "z-scores of the energy per pixel. White is normal; red is harder to restore than in normal images, as foreign "
         "things are; blue is easier, as in images that are anomalous by being smooth."
-        if scored
+        if has_scores
         else "energies per pixel."
     )
-    labels = [f"p = {row.p_value:.2g}" if scored else f"U = {row.energy:.3g}" for row in (readable[i] for i in shown)]
-    sheet = heat_map_sheet(to_float(images.pixels[torch.tensor(shown)]), maps, labels, limit=limit, signed=scored)
-    caption = f"The {len(shown)} most anomalous images, in falling order, above their anomaly maps: {what}"
+    labels = [f"p = {row.p_value:.2g}" if has_scores else f"U = {row.energy:.3g}" for row in listed[: len(pixels)]]
+    sheet = heat_map_sheet(to_float(pixels), maps, labels, limit=limit, signed=has_scores)
+    caption = f"The {len(pixels)} most anomalous images, in falling order, above their anomaly maps: {what}"
     columns = ["name", "energy", "percentile"]
-    if scored:
-        named = any(row.nearest_corruption for row in readable)
+    if has_scores:
+        named = any(row.nearest_corruption for row in listed)
         columns = ["name", "score", "p_value", "flagged", *["nearest_corruption"] * named, "energy"]
-    listed = [readable[i] for i in most_anomalous(readable, LISTED)]
     cells = [[_cell(getattr(row, column)) for column in columns] for row in listed]
-    about = f"The {len(cells)} most anomalous of {len(readable):,} images."
+    about = f"The {len(cells)} most anomalous of {scored.count:,} images."
     if "nearest_corruption" in columns:
         about += (
             " Nearest corruption: the change of a normal image that one resembles most, a hint at why it is anomalous."
@@ -164,15 +151,14 @@ def results_table(results: Mapping[str, Sequence[SetResult]], num_normal: int) -
 
 def write_results(results: Mapping[str, Sequence[SetResult]], path: Path) -> None:
     """Write the results as CSV: a row for each score and set, intervals in columns of their own."""
-    buffer, metrics = io.StringIO(), ("auroc", "aupr", "fpr_at_95_tpr")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["score", "set", "images", *(f"{m}{end}" for m in metrics for end in ("", "_low", "_high"))])
+    metrics = ("auroc", "aupr", "fpr_at_95_tpr")
+    lines = [csv_line(["score", "set", "images", *(f"{m}{end}" for m in metrics for end in ("", "_low", "_high"))])]
     for score, found in results.items():
         for row in found:
             intervals = [getattr(row, metric) for metric in metrics]
-            numbers = [f"{value:.5f}" for i in intervals for value in (i.value, i.low, i.high)]
-            writer.writerow([score, row.name, row.num, *numbers])
-    write_text_atomically(path, buffer.getvalue())
+            numbers = [round(value, 5) for i in intervals for value in (i.value, i.low, i.high)]
+            lines.append(csv_line([score, row.name, row.num, *numbers]))
+    write_text_atomically(path, "".join(lines))
 
 
 def false_alarm_table(detector: Detector, scores: Tensor) -> Table:

@@ -1,15 +1,16 @@
-"""Tables of scores: a row an image, in the order of the source, as CSV, Parquet or JSON lines."""
+"""Tables of scores: a row an image, in the order of the source, as CSV, Parquet or JSON lines; rows kept on disk."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from torch import Tensor
 from denoising_ebm.datasets.images import ImageSet, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.utils.io import write_atomically
+from denoising_ebm.utils.text import csv_line, printable, valid_unicode
 
 TABLE_FORMATS = (".csv", ".parquet", ".jsonl")
+#: Rows of a group of a Parquet file, which is held until it is written.
+_GROUP = 4096
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Score:
         sigma: Noise level of the energy.
         resize: Filter that brought images of other sizes to the model's.
         reason: Why it is unreadable.
+        seen: Share of the image's area that was judged, in (0, 1]: less than 1 if it was cropped.
+        notes: Decisions that changed its meaning as it was read.
+        map_max: Largest z-score in its anomaly map, where maps are made with a detector.
     """
 
     name: str
@@ -50,6 +57,12 @@ class Score:
     sigma: float | None = None
     resize: str | None = None
     reason: str | None = None
+    seen: float | None = None
+    notes: str | None = None
+    map_max: float | None = None
+
+
+COLUMNS = tuple(column.name for column in fields(Score))
 
 
 @torch.no_grad()
@@ -99,11 +112,15 @@ def energy_rows(
             percentile=None if math.isnan(percentile) else round(percentile, 2),
             sigma=sigma,
             resize=resize,
+            seen=None if stored is None else round(stored.seen, 4),
+            notes=None if stored is None else "; ".join(stored.notes) or None,
         )
-        for name, energy, percentile in zip(images.names, energies.cpu().numpy(), percentiles, strict=True)
+        for name, energy, percentile, stored in zip(
+            images.names, energies.cpu().numpy(), percentiles, images.stored, strict=True
+        )
     ]
     for image in reversed(images.unreadable):
-        rows.insert(image.place, Score(image.name, "unreadable", resize=resize, reason=image.reason))
+        rows.insert(image.place, Score(image.name, "unreadable", resize=resize, reason=printable(image.reason)))
     return rows
 
 
@@ -125,40 +142,100 @@ def check_table_path(path: Path) -> None:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}; use one of {', '.join(TABLE_FORMATS)}")
 
 
-def write_table(rows: Sequence[Score], path: Path) -> None:
-    """Write the rows as CSV, Parquet or JSON lines, by the suffix of `path`; complete or not at all.
+def write_table(rows: Iterable[Score], path: Path) -> None:
+    r"""Write the rows as CSV, Parquet or JSON lines, by the suffix of `path`; complete or not at all.
+
+    In all three a byte of a name that is not UTF-8 is `\xff`. Only in CSV text that a spreadsheet would take for a formula
+    gets an apostrophe in front (see `csv_line`).
+
+    Args:
+        rows: The rows; they may be made as they are written.
+        path: The file; missing folders are made.
 
     Raises:
         ValueError: If the suffix is unknown.
     """
     check_table_path(path)
     if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet
-
-        text, number = pa.string(), pa.float64()
-        kinds = {name: text for name in ("name", "status", "nearest_corruption", "resize", "reason")}
-        kinds |= {"flagged": pa.bool_(), "energy": pa.float32()}
-        schema = pa.schema([(field.name, kinds.get(field.name, number)) for field in fields(Score)])
-        # Names of files need not be valid Unicode, text in Parquet must be.
-        values = [asdict(row) | {"name": row.name.encode("utf-8", "backslashreplace").decode()} for row in rows]
-        table = pa.Table.from_pylist(values, schema=schema)
-        write_atomically(path, lambda temporary: pyarrow.parquet.write_table(table, str(temporary)))
+        write_atomically(path, lambda temporary: _write_parquet(rows, temporary))
         return
-    text = csv_text(rows) if path.suffix.lower() == ".csv" else "".join(json.dumps(asdict(r)) + "\n" for r in rows)
-    # Names of files need not be valid Unicode.
-    encoded = text.encode("utf-8", errors="surrogateescape")
-    write_atomically(path, lambda temporary: temporary.write_bytes(encoded))
+    lines = csv_lines(rows) if path.suffix.lower() == ".csv" else (json.dumps(_values(row)) + "\n" for row in rows)
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
+
+    write_atomically(path, write)
 
 
-def csv_text(rows: Sequence[Score]) -> str:
-    """Return the rows as CSV with a header; what is None is left empty, booleans are `true` and `false`."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Score)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = asdict(row)
-        if row.flagged is not None:
-            values["flagged"] = str(row.flagged).lower()
-        writer.writerow(values)
-    return buffer.getvalue()
+def csv_lines(rows: Iterable[Score]) -> Iterator[str]:
+    """Yield the rows as lines of CSV after a header; what is None is left empty, booleans are `true` and `false`."""
+    yield csv_line(COLUMNS)
+    yield from (csv_line(vars(row).values()) for row in rows)
+
+
+class RowsOnDisk:
+    """Rows in a file without a name, which goes with the process: many of them need no memory, a death leaves nothing.
+
+    Args:
+        folder: Where the file is, which must have room for the table; made if missing. That of the system if None.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        with self._named():
+            self._file = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After a full disk what is left unwritten would be tried again.
+        with suppress(OSError):
+            self._file.close()
+
+    def extend(self, rows: Iterable[Score]) -> None:
+        """Add rows.
+
+        Raises:
+            OSError: If there is no room for them.
+        """
+        with self._named():
+            self._file.writelines(json.dumps(vars(row)) + "\n" for row in rows)
+
+    def __iter__(self) -> Iterator[Score]:
+        """Yield all rows so far."""
+        with self._named():
+            self._file.seek(0)
+        for line in self._file:
+            yield Score(**json.loads(line))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Give errors, which name no file, the folder."""
+        try:
+            yield
+        except OSError as error:
+            place = str(self._folder or tempfile.gettempdir())
+            raise OSError(error.errno, error.strerror or str(error), place) from error
+
+
+def _values(row: Score) -> dict[str, Any]:
+    """Return the row by its columns, its text valid Unicode, which names of files need not be."""
+    return {name: valid_unicode(value) if isinstance(value, str) else value for name, value in vars(row).items()}
+
+
+def _write_parquet(rows: Iterable[Score], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text, number = pa.string(), pa.float64()
+    kinds = dict.fromkeys(("name", "status", "nearest_corruption", "resize", "reason", "notes"), text)
+    kinds |= {"flagged": pa.bool_(), "energy": pa.float32()}
+    schema = pa.schema([(name, kinds.get(name, number)) for name in COLUMNS])
+    remaining = iter(rows)
+    with parquet.ParquetWriter(str(path), schema) as writer:
+        while group := list(islice(remaining, _GROUP)):
+            writer.write_table(pa.Table.from_pylist([_values(row) for row in group], schema=schema))

@@ -23,12 +23,12 @@ def no_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], object]]:
     """Show on stderr how far work is; yields the function that takes the count of what was done since its last call.
 
     Args:
         description: Of the work.
-        total: Count of all of it.
+        total: Count of all of it; None where it is not known.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -42,7 +42,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], objec
         yield lambda count: bar.advance(task, count)
 
 
-def _lines(description: str, total: int) -> Callable[[int], object]:
+def _lines(description: str, total: int | None) -> Callable[[int], object]:
     """Return a function that prints a line if the last is older than `EVERY` seconds."""
     started = last = time.monotonic()
     done = 0
@@ -52,6 +52,9 @@ def _lines(description: str, total: int) -> Callable[[int], object]:
         done, now = done + count, time.monotonic()
         if now - last >= EVERY:
             last = now
+            if total is None:
+                print_line(f"{description}: {done:,}")
+                return
             left = (total / done - 1) * (now - started) / 60 if done else math.inf
             print_line(f"{description}: {done / max(total, 1):.0%}, {left:.1f} min left")
 

@@ -1,11 +1,13 @@
-"""Text from outside (names of files, words of damaged files) as it may be shown, and lines on stderr that stop no work."""
+"""Text from outside (names of files, words of damaged files) on terminals, in pages and tables; lines on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 
 # Format characters that spelling needs (Persian, Indian scripts, joined emoji), which reorder and hide nothing.
 _JOINERS = "\u200c\u200d"
@@ -28,6 +30,16 @@ def valid_unicode(text: str) -> str:
     except UnicodeEncodeError:
         return "".join(_visible(character) if "\ud800" <= character <= "\udfff" else character for character in text)
     return text
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    r"""Return a line of CSV with its end, whose text no spreadsheet takes for a formula.
+
+    Text that begins with = + - @ (also in their wide forms, also after blanks), tab, CR or LF gets an apostrophe in front,
+    as OWASP advises; numbers stay as they are. None is left empty, booleans are `true` and `false`, and a byte of a file
+    name that is not UTF-8 becomes `\xff`. Line ends within text are kept, in quotation marks.
+    """
+    return ",".join(map(_csv_cell, cells)) + "\n"
 
 
 def print_line(text: object) -> None:
@@ -76,6 +88,23 @@ class Stderr(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """Of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
+
+
+def _csv_cell(cell: object) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if not isinstance(cell, str):
+        return str(cell)
+    text = valid_unicode(cell)
+    # What a spreadsheet may drop before it looks.
+    first = next((each for each in text if each.isprintable() and not each.isspace() and each not in "\"'"), "")
+    if text[:1] in ("\t", "\r", "\n") or unicodedata.normalize("NFKC", first) in ("=", "+", "-", "@"):
+        text = f"'{text}"
+    # Some countries' spreadsheets part cells at semicolons or tabs.
+    quoted = re.search(r"[,;\t\r\n\"]", text) is not None
+    return '"' + text.replace('"', '""') + '"' if quoted else text
 
 
 def _visible(character: str) -> str:
