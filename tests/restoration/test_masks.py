@@ -54,6 +54,7 @@ SAME: dict[str, Callable[[], Any]] = {
     "sixteen.png": lambda: Image.fromarray(HOLE.astype(np.uint16) * 65535),
     "sixteen_label.png": lambda: Image.fromarray(HOLE.astype(np.uint16)),
     "float.tif": lambda: Image.fromarray(HOLE.astype(np.float32)),
+    "soft_float.tif": lambda: Image.fromarray(HOLE.astype(np.float32) * 0.9 + np.float32(0.05) * (np.arange(32) % 3)),
     "int.tif": lambda: Image.fromarray(HOLE.astype(np.int32) * 7),
     "label.png": lambda: gray(1),
     "label_one_two.png": lambda: gray(2, 1),
@@ -71,6 +72,7 @@ SAME: dict[str, Callable[[], Any]] = {
     "gray_alpha.png": lambda: colours((0, 255), (0, 0)),
     "opaque_alpha.png": lambda: colours((255, 255, 255, 255), (0, 0, 0, 255)),
     "even_alpha.png": lambda: colours((255, 255, 255, 90), (0, 0, 0, 90)),
+    "gray_on_key.png": lambda: (gray(255), {"transparency": 0}),
     "no_alpha.png": lambda: colours((255, 255, 255, 0), (0, 0, 0, 0)),  # alpha bytes that nobody filled
     "turned.jpg": turned,
 }
@@ -104,6 +106,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "none.png": (lambda: gray(0), "0 % of the pixels would be filled in"),
     "inverted.png": (lambda: gray(0, 255), "86 % of the pixels would be filled in; give --mask-marks known"),
     "red_on_white.png": (lambda: colours((255, 0, 0), (255, 255, 255)), "86 % of the pixels would be filled in"),
+    "labels16.png": (
+        lambda: Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) // 400),
+        "holds 3 values",
+    ),
+    "labels.tif": (
+        lambda: Image.fromarray((np.arange(1024) // 400).reshape(32, 32).astype(np.float32)),
+        "holds 3 values",
+    ),
     "labels.png": (lambda: Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 3), "holds 3 values"),
     "shades.png": (
         lambda: Image.fromarray(np.arange(1024).reshape(32, 32).astype(np.uint8)),
@@ -136,6 +146,14 @@ def test_pictures_of_several_colours_are_refused(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "drawn.png")
     with pytest.raises(ValueError, match=r"drawn.png: is transparent and drawn in several colours"):
         read_mask(tmp_path / "drawn.png")
+
+
+def test_colours_of_equal_brightness_are_told_apart(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[HOLE], pixels[~HOLE] = (0, 0, 114), (38, 1, 0)
+    Image.fromarray(pixels).save(tmp_path / "two.png")
+    marked = read_mask(tmp_path / "two.png").marked
+    assert (marked == HOLE).all() or (marked == ~HOLE).all()
 
 
 def test_files_that_are_no_masks_are_refused(tmp_path: Path) -> None:

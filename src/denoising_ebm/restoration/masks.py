@@ -33,7 +33,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _ENDINGS = ("_mask", "-mask", "_gt")
 
 #: Bytes of the largest file and pixels of the largest picture that are read as a mask.
-_MOST_BYTES, _MOST_PIXELS = 2**28, 2**26
+_MOST_BYTES, _MOST_PIXELS = 2**27, 2**25
 
 #: Levels of 255 between the two values of a mask of more than two, at least: what is closer is noise or labels.
 _LEAST_RANGE = 16.0
@@ -94,62 +94,75 @@ def read_mask(path: Path) -> Mask:
     return Mask(path, marked, soft)
 
 
+_WANTED = "a mask has two: white marks the missing pixels, black the known ones"
+
+
 def _marked(picture: Image.Image) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return which pixels are marked, and the share of those that are near to neither value."""
+    plain = picture.mode in ("1", "L") and not picture.has_transparency_data
+    if plain or picture.mode.startswith(("I", "F")):
+        levels = np.asarray(picture)
+        if not np.isfinite(levels).all():
+            raise ValueError("holds values that are not finite")
+        values, places, counts = np.unique(levels, return_inverse=True, return_counts=True)
+        values = values.astype(np.float64)
+        most = float(np.abs(values).max())
+        if most > 255 or (picture.mode == "F" and 0 < most <= 1):
+            values = values / most * 255
+        return _spread(_nearer(values[:, None], counts), places, counts, levels.shape)
     if picture.has_transparency_data:
-        pixels = np.asarray(picture.convert("RGBA")).astype(np.float64)
-        colours, alpha = pixels[..., :3], pixels[..., 3]
+        picture = picture.convert("RGBA")
+        pixels = np.asarray(picture)
+        alpha = pixels[..., 3]
         if alpha.min() < alpha.max():
-            visible = colours[alpha > 0]
-            if np.ptp(visible, axis=0).max() > 8:
+            visible = pixels[alpha > 0]
+            if int((visible[:, :3].max(0).astype(int) - visible[:, :3].min(0)).max()) > 8:
                 raise ValueError(
                     "is transparent and drawn in several colours, so that it is not clear which pixels it marks; make it "
                     "black and white, without transparency"
                 )
-            return _halves(alpha / 255)
-        return _two_valued(colours)
-    if picture.mode in ("1", "L") or picture.mode.startswith(("I", "F")):
-        levels = np.asarray(picture).astype(np.float64)[..., None]
-        if not np.isfinite(levels).all():
-            raise ValueError("holds values that are not finite")
-        if picture.mode.startswith(("I", "F")):
-            # Levels of 255 of what it spans: two values stay two.
-            levels = levels / max(float(np.abs(levels).max()), 1e-300) * 255
-        return _two_valued(levels)
-    return _two_valued(np.asarray(picture.convert("RGB")).astype(np.float64))
+            values, places, counts = np.unique(alpha, return_inverse=True, return_counts=True)
+            return _spread(values / 255, places, counts, alpha.shape)
+    pixels = np.asarray(picture.convert("RGB")).astype(np.int32)
+    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    values, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    colours = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.float64)
+    return _spread(_nearer(colours, counts), places, counts, codes.shape)
 
 
-def _two_valued(colours: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], float]:
-    """Return which pixels have the brighter of two colours, shape `(height, width, channels)` and 0 to 255."""
-    weights = np.array([0.299, 0.587, 0.114]) if colours.shape[2] == 3 else np.ones(1)
-    brightness = colours @ weights
-    flat, order = colours.reshape(-1, colours.shape[2]), brightness.ravel()
-    dark, bright = flat[order.argmin()], flat[order.argmax()]
-    few = np.unique(flat, axis=0)
-    if len(few) == 2 and (dark == bright).all():
-        dark, bright = few  # of equal brightness
+def _nearer(colours: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return where colours of 0 to 255, shape `(n, channels)`, lie between the darkest, 0, and the brightest, 1.
+
+    Raises:
+        ValueError: If they are more than two, or too near to each other.
+    """
+    if len(colours) == 1:
+        return np.full(1, float(colours.any()))
+    brightness = colours @ ([0.299, 0.587, 0.114] if colours.shape[1] == 3 else [1.0])
+    dark, bright = colours[brightness.argmin()], colours[brightness.argmax()]
+    if len(colours) == 2 and brightness[0] == brightness[1]:
+        dark, bright = colours
     length = float(np.linalg.norm(bright - dark))
-    if len(few) == 1:
-        return np.full(brightness.shape, bool(bright.any())), 0.0
-    along = (colours - dark) @ (bright - dark) / length**2
-    if len(few) == 2:
-        return along >= 0.5, 0.0
-    off = np.linalg.norm(colours - dark - along[..., None] * (bright - dark), axis=-1)
-    if float((off > _OFF_LINE).mean()) > _MOST_OFF_LINE:
-        raise ValueError(f"holds more than two colours; {_WANTED}")
-    if length < _LEAST_RANGE:
-        raise ValueError(f"holds {len(few)} values between {order.min():g} and {order.max():g} of 255; {_WANTED}")
-    return _halves(along)
+    along: npt.NDArray[np.float64] = (colours - dark) @ (bright - dark) / max(length, 1e-300) ** 2
+    if len(colours) > 2:
+        off = np.linalg.norm(colours - dark - along[:, None] * (bright - dark), axis=1) > _OFF_LINE
+        if not length or float(counts[off].sum() / counts.sum()) > _MOST_OFF_LINE:
+            raise ValueError(f"holds more than two colours; {_WANTED}")
+        if length < _LEAST_RANGE:
+            low, high = brightness.min(), brightness.max()
+            raise ValueError(f"holds {len(colours)} values between {low:g} and {high:g} of 255; {_WANTED}")
+    return along
 
 
-_WANTED = "a mask has two: white marks the missing pixels, black the known ones"
-
-
-def _halves(along: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], float]:
-    """Return which values, within 0 to 1, are nearer to 1, and the share of those that are near to neither."""
-    soft = float(((along > 0.25) & (along < 0.75)).mean())
+def _spread(
+    along: npt.NDArray[np.float64], places: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return which pixels have values nearer to 1 than to 0, and the share of those that are near to neither."""
+    soft = float(counts[(along > 0.25) & (along < 0.75)].sum() / counts.sum())
     if soft > _MOST_SOFT:
         raise ValueError(f"{soft:.0%} of its pixels are neither black nor white; {_WANTED}")
-    return along >= 0.5, soft
+    marked: npt.NDArray[np.bool_] = (along >= 0.5)[places].reshape(shape)
+    return marked, soft
 
 
 def missing_pixels(
