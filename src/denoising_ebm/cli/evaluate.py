@@ -87,7 +87,7 @@ def evaluate(
 
     net = hardware.load_model(model)
     fitted = load_detector(model, detector, net)
-    options = options.as_fitted(fitted)
+    options = options.as_fitted(fitted, net)
     # A set that is not there stops before any work is done.
     normal = options.load(in_, net.image_shape).pixels
     sets = {"normal": normal, **load_ood_sets(ood, normal, options, seed)}

@@ -70,6 +70,7 @@ def fit_detector(
 
     folder = output_folder(model, out, "the detector")
     net = hardware.load_model(model)
+    options = options.as_fitted(None, net)
     draws = torch.Generator().manual_seed(seed)
     pixels = options.load(data, net.image_shape, sample=images, generator=draws).pixels
     held_out = None

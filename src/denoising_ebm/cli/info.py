@@ -44,6 +44,7 @@ def info(model: str, *, json: bool = False) -> None:
         "detector": has_detector,
         "NFE": net.sampler_nfe(net.config.sampling),
         "metadata": net.metadata,
+        "preprocessing": None if net.preprocessing is None else to_dict(net.preprocessing),
         "config": to_dict(net.config),
     }
     print(json_format.dumps(values, indent=2))
@@ -57,6 +58,7 @@ def _described(
     return {
         "folder": folder,
         "images": f"{network.image_size} x {network.image_size}, {network.channels} channel(s)",
+        "images prepared": "not said" if model.preprocessing is None else model.preprocessing.described(),
         "latent dimension": network.latent_dim,
         "parameters": f"{parameters['total']:,}",
         "  phi (autoencoder)": f"{parameters['phi']:,}",

@@ -11,6 +11,7 @@ from denoising_ebm.cli.common import note
 from denoising_ebm.literals import Aspect, Frames, Precision, Resize
 
 if TYPE_CHECKING:
+    from denoising_ebm.config import NetworkConfig
     from denoising_ebm.datasets.images import ImageSet, ImageStream
     from denoising_ebm.datasets.preprocessing import Preprocessing
     from denoising_ebm.model import DenoisingEBM
@@ -113,15 +114,36 @@ class ImageOptions:
 
     def preprocessing(self, model: DenoisingEBM) -> Preprocessing:
         """Return how these options make images of a model's size and channels."""
+        return self.preprocessing_for(model.config.network)
+
+    def preprocessing_for(self, network: NetworkConfig) -> Preprocessing:
+        """Return how these options make images of the size and channels of a model to be."""
         from denoising_ebm.datasets.preprocessing import Preprocessing
 
-        return Preprocessing.of(model, **self._pixels())
+        return Preprocessing(network.image_size, network.channels, **self._pixels())
 
-    def as_fitted(self, detector: Detector | None) -> ImageOptions:
-        """Return the options by which a detector's images were prepared, where these options say nothing else."""
-        return self if detector is None else self.like(detector.preprocessing)
+    def as_fitted(self, detector: Detector | None, model: DenoisingEBM) -> ImageOptions:
+        """Return the options by which the images of a detector, else of its model, were prepared, where these say nothing.
 
-    def like(self, before: Preprocessing, whose: str = "the detector was fitted to") -> ImageOptions:
+        Args:
+            detector: The detector; None for images of the model alone.
+            model: The model, which may not know it.
+        """
+        if detector is not None:
+            return self.like(detector.preprocessing)
+        if model.preprocessing is None:
+            return self
+        consequence = "what it says of images that were prepared in another way need not hold"
+        return self.like(model.preprocessing, "the model was trained on", consequence)
+
+    def like(
+        self,
+        before: Preprocessing,
+        whose: str = "the detector was fitted to",
+        consequence: str = "images prepared in another way look anomalous to it, and its false-alarm rate need not hold",
+        *,
+        refuse: bool = False,
+    ) -> ImageOptions:
         """Return the options by which other images were prepared, where these options say nothing else.
 
         What is given and is another than before stays; the user is told.
@@ -129,6 +151,11 @@ class ImageOptions:
         Args:
             before: How the others were prepared.
             whose: Which those are.
+            consequence: What follows from another preparation.
+            refuse: Refuse another one.
+
+        Raises:
+            ValueError: If another one is given and `refuse` is on.
         """
         others = {
             "resize": before.resize,
@@ -152,10 +179,10 @@ class ImageOptions:
             elif given[name] != other:
                 option = f"--{name.replace('_', '-')}"
                 now, then = (f"{option} {value}" if value else f"no {option}" for value in (given[name], other))
-                note(
-                    f"{now}: {whose} images with {then}; images prepared in another way look anomalous to it, and its "
-                    "false-alarm rate need not hold"
-                )
+                message = f"{now}: {whose} images with {then}; {consequence}"
+                if refuse:
+                    raise ValueError(message)
+                note(message)
         return replace(self, **taken)
 
     def given(self) -> list[str]:

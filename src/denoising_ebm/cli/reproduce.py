@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from denoising_ebm.datasets.images import ImageSet
+    from denoising_ebm.datasets.preprocessing import Preprocessing
 
 Target = Literal["table1", "table2", "table3", "table4", "classes", "figure4", "figure5", "speed", "all"]
 
@@ -104,7 +106,9 @@ def reproduce(
         weights = str(find_weights(None if inception == "auto" else inception))
     with locked(out, "debm reproduce"):
         limit = sizes_of(scale).train_images
-        train, test = _read(data, limit, size, center_crop, convert=convert, known_to=model)
+        trained = DenoisingEBM.from_pretrained(model, device=device).set_precision("auto") if model else None
+        prepared = None if trained is None else trained.preprocessing
+        train, test = _read(data, limit, size, center_crop, convert=convert, known_to=model, prepared=prepared)
         ood_sets: dict[str, Tensor] = {}
         if "table4" in targets:
             read = load_ood_sets(
@@ -112,7 +116,6 @@ def reproduce(
             )
             ood_sets = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
         images = Images(data, train.pixels, test.pixels, ood_sets, (train.labels, test.labels))
-        trained = DenoisingEBM.from_pretrained(model, device=device).set_precision("auto") if model else None
         options: dict[str, Any] = {"minutes": minutes, "seed": seed, "inception": weights, "device": device}
         experiment = Experiment(out, scale, images, trained=trained, trained_name=model or "", log=note, **options)
         second_experiment = None
@@ -142,13 +145,20 @@ def _read(
     *,
     convert: bool = False,
     known_to: str | None = None,
+    prepared: Preprocessing | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Return both splits, of one size and one number of channels, each shuffled.
+
+    With neither `size` nor `crop` they are prepared as `prepared` says, which the model `known_to` keeps.
 
     Raises:
         ValueError: If there are no splits, and the model `known_to` may have been trained on what would be test images.
     """
     options: dict[str, Any] = {"resize": "lanczos" if size else None, "center_crop": crop}
+    if prepared is not None and size is None and crop is None:
+        options = asdict(prepared)
+        size, convert = options.pop("image_size"), options.pop("convert") or convert
+        del options["channels"]
     train = load_and_note(source, default_split="train", image_size=size, **options)
     channels, size = train.pixels.shape[1:3]
     test = load_and_note(source, default_split="test", image_size=size, channels=channels, convert=convert, **options)

@@ -115,6 +115,7 @@ def restore(
         # Before work that would end without it.
         ssim_package()
     net = hardware.load_model(model)
+    options = options.as_fitted(None, net)
     preparation = options.preprocessing(net)
     masks = None if mask is None else MaskFiles(mask, preparation, mask_marks)
     if blur is not None:

@@ -117,7 +117,7 @@ def score(
     net = hardware.load_model(model)
     fitted = load_detector(model, detector, net)
     _check_detector(model, fitted, fpr, fdr, tiles)
-    options = options.as_fitted(fitted)
+    options = options.as_fitted(fitted, net)
     if fitted is not None:
         fitted.preprocessing = options.preprocessing(net)
     scorer = Scorer(net, fitted, sigma, noise_samples, seed, batch_size, options.resize, fpr)

@@ -90,14 +90,18 @@ def train(
     # Pictures of the run would be images of the next.
     check_apart("--out", out, data)
     check_apart("--out", out / "samples", data)
+    from denoising_ebm.model import DenoisingEBM
+    from denoising_ebm.training import trainer
+    from denoising_ebm.training.checkpoint import read_run_preprocessing
+
     with locked(out, "debm train"):
         chosen = _settings(data, out, preset, config, resume, changes)
         network = chosen.network
-        loaded = images.load(data, (network.channels, network.image_size, network.image_size))
-
-        from denoising_ebm.model import DenoisingEBM
-        from denoising_ebm.training import trainer
-
+        prepared = images
+        if resume and (before := read_run_preprocessing(out)) is not None:
+            # Given again or not: the images must be those of the run.
+            prepared = images.like(before, "the run is on", "resume keeps how images are prepared", refuse=True)
+        loaded = prepared.load(data, (network.channels, network.image_size, network.image_size))
         result = trainer.train(
             loaded.pixels,
             chosen,
@@ -105,6 +109,7 @@ def train(
             data_name=data,
             resume=resume,
             initial=DenoisingEBM.from_pretrained(initial) if initial else None,
+            preprocessing=prepared.preprocessing_for(network),
             device=hardware.device,
             precision=hardware.precision,
             tensorboard=tensorboard,

@@ -70,6 +70,7 @@ def tune(
         raise ValueError(f"--temperatures must be one or more numbers >= 0, got {list(candidates)}")
     source, folder = find_model_folder(model), output_folder(model, out, "the tuned model")
     net = hardware.load_model(model)
+    options = options.as_fitted(None, net)
     draws = torch.Generator().manual_seed(seed)
     pixels = options.load(data, net.image_shape, sample=images, generator=draws).pixels
     evaluator = FidelityEvaluator(pixels, device=net.device)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.migration import migrate_config, migrate_state
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.objectives import Objective
@@ -57,6 +58,8 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
     #: `images seen` and `minutes` of the model the run started from; empty if it started from scratch.
     past: dict[str, Any] = field(default_factory=dict)
+    #: How the training images were prepared; None if that is not known.
+    preprocessing: Preprocessing | None = None
     #: Step of the last state in the run folder.
     saved_step: int | None = None
 
@@ -69,6 +72,7 @@ class RunState:
             "objective": self.objective.state_dict(),
             "clock": vars(self.clock),
             "past": self.past,
+            "preprocessing": None if self.preprocessing is None else to_dict(self.preprocessing),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -85,6 +89,8 @@ class RunState:
         if clock:
             self.clock = Clock(**saved["clock"])
             self.past = saved.get("past", {})
+            if (stored := saved.get("preprocessing")) is not None:
+                self.preprocessing = from_dict(Preprocessing, stored, where=f"{STATE_FILE}: preprocessing")
             self.saved_step = self.clock.step
 
 
@@ -153,6 +159,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(saved["config"], dict):
         raise ValueError(f"{path}: not a readable state ('config' is no mapping)")
     return migrate_config(saved["config"])
+
+
+def read_run_preprocessing(folder: Path) -> Preprocessing | None:
+    """Return how the images of a run were prepared; None if that is not known.
+
+    Raises:
+        FileNotFoundError: If the folder holds no state.
+        ValueError: If all states are damaged.
+    """
+    path, saved = _last_good(folder)
+    stored = saved.get("preprocessing")
+    return None if stored is None else from_dict(Preprocessing, stored, where=f"{path}: preprocessing")
 
 
 def has_state(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash, to_float
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.literals import Precision
 from denoising_ebm.model import DenoisingEBM, expected_tensors
 from denoising_ebm.schema import check_tensors
@@ -85,6 +86,7 @@ def train(
     data_name: str = "",
     resume: bool = False,
     initial: DenoisingEBM | None = None,
+    preprocessing: Preprocessing | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     tensorboard: bool = False,
@@ -104,6 +106,7 @@ def train(
         data_name: Where the images come from, for the model card.
         resume: Continue the run in `folder`.
         initial: Start from this model's weights, with a fresh optimizer and clock.
+        preprocessing: How `pixels` were prepared, which the model keeps; for a resumed run its own if None.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; for a resumed run `auto` is the kind it was on, if that is here.
         precision: `auto`, `fp32` or `bf16` for the networks; energies and losses are float32 always. For a resumed run
             `auto` is its own.
@@ -120,7 +123,9 @@ def train(
     with locked(folder, "debm train"), locked(folder / MODEL_FOLDER, "debm train"):
         # Another process may have begun a run here meanwhile.
         check_run(pixels, config, folder, resume)
-        return _train(pixels, config, folder, data_name, resume, initial, device, precision, tensorboard, quiet)
+        return _train(
+            pixels, config, folder, data_name, resume, initial, preprocessing, device, precision, tensorboard, quiet
+        )
 
 
 def _train(
@@ -130,6 +135,7 @@ def _train(
     data_name: str,
     resume: bool,
     initial: DenoisingEBM | None,
+    preprocessing: Preprocessing | None,
     device: str,
     precision: Precision,
     tensorboard: bool,
@@ -163,6 +169,7 @@ def _train(
         model.decoder.compile()
     average = AveragedWeights(model, config.training.ema_decay)
     state = RunState(model, average, optimizer, make_objective(config.stages[0].objective, config), past=past)
+    state.preprocessing = preprocessing
     if saved is not None:
         # Past the last stage when that ended by divergence.
         stage = config.stages[min(saved["clock"]["stage"], len(config.stages) - 1)]
@@ -354,6 +361,7 @@ class _Run:
     def evaluation_model(self) -> DenoisingEBM:
         """Return the averaged weights as a calibrated model in eval mode."""
         model = new_model(self.config, self._model_metadata()).to(self.fabric.device)
+        model.preprocessing = self.state.preprocessing
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
