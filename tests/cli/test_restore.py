@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from denoising_ebm import load_images, to_float, to_uint8
 from denoising_ebm.cli.options import ImageOptions
 from denoising_ebm.restoration.metrics import psnr
 from denoising_ebm.restoration.operators import blurred, noisy
+from denoising_ebm.utils.lock import locked
 from denoising_ebm.utils.seeds import ImageNoise
 
 
@@ -237,6 +239,39 @@ def test_restoring_takes_the_memory_of_a_batch(debm: Any, tmp_path: Path, monkey
     )
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size == (2 * (16 * 33 + 1), 2 * (2 * 33 + 1))
+
+
+def test_unreadable_images_are_left_out_and_counted(debm: Any, tmp_path: Path) -> None:
+    pixels = load_images("fashion-mnist", split="test", limit=2).pixels
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"no image")
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{i}c.png")
+        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"x{i}.png")
+    options = ["--task", "denoise", "--sigma", "20/255", "--batch-size", 1, "--out", tmp_path / "out"]
+    result = debm("restore", "fashion-mnist", tmp_path / "images", *options)
+    assert result.status == 0 and "2 unreadable image(s) left out, first a.png" in result.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0c.png", "1c.png", "x0.png", "x1.png"]
+
+
+def test_the_folder_is_not_shared(debm: Any, tmp_path: Path) -> None:
+    out, done, taken = tmp_path / "out", threading.Event(), threading.Event()
+
+    def other() -> None:
+        with locked(out, "debm restore"):
+            taken.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        assert taken.wait(60)
+        options = ["--limit", 1, "--task", "denoise", "--sigma", "20/255", "--out", out]
+        assert "in use by debm restore" in debm("restore", "fashion-mnist", "fashion-mnist", *options).error
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_finished_batches_are_kept(debm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,6 +109,7 @@ def restore(
     from denoising_ebm.restoration.metrics import psnr, ssim, ssim_package
     from denoising_ebm.restoration.operators import blurred, masked, noisy
     from denoising_ebm.restoration.posterior import restore_batches
+    from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.grids import save_grid, save_picture, to_picture
 
@@ -132,11 +134,13 @@ def restore(
     unreadable: list[Unreadable] = []
     seen = done = 0
     passes = (stream.count or 0) * steps * (1 if estimate == "sample" else samples)
-    with progress_bar(f"restoring ({task})", passes) as progress:
+    alone = nullcontext() if out is None else locked(out, "debm restore")
+    with alone, progress_bar(f"restoring ({task})", passes) as progress:
         for chunk in stream:
             unreadable += chunk.unreadable
             files = [picture_of(name) for name in chunk.names]
-            if task == "denoise" and not degrade and not seen:
+            first = not seen and len(chunk) > 0
+            if first and task == "denoise" and not degrade:
                 _compare_noise(noise_level, chunk)
             if masks is None:
                 groups = [(list(range(len(chunk))), for_all)] * (len(chunk) > 0)
@@ -144,7 +148,7 @@ def restore(
                 groups = [(places, masked(~hole, noise_level)) for places, hole in masks.groups(chunk)]
                 if masks.without and options.strict:
                     raise ValueError(f"{mask}: holds no mask for {masks.without[0]}")
-                if not done and masks.for_all:
+                if first and masks.for_all:
                     _note_masks(mask, masks)
             for places, degradation in groups:
                 clean, indices = chunk.pixels[places], [seen + place for place in places]
