@@ -218,7 +218,7 @@ def test_what_may_be_a_class_is_said(data: Path) -> None:
     fill(data, ["bottles/1.png", "labels/2.png"])
     found = open_source(data)
     assert names(found) == ["bottles/1.png"]
-    assert found.notes == (f"{data}: labels taken for masks; to take such a folder, name it",)
+    assert found.notes == ("labels taken for masks; to take such a folder, name it",)
     assert not open_source(fill(data / "x", ["images/1.png", "masks/1.png"])).notes
 
 
@@ -340,7 +340,7 @@ def test_learning_takes_normal_images_alone_and_says_so(data: Path, normal: str,
         assert names(found) == [f"{normal}/0.png", f"{normal}/1.png"]
         assert [entry.label for entry in found.entries] == [normal.rpartition("/")[2]] * 2
         assert found.notes == (
-            f"{data}: to learn from, only the 2 normal images are taken, not {2 * len(others)} of "
+            f"to learn from, only the 2 normal images are taken, not {2 * len(others)} of "
             f"{', '.join(sorted(others))}; --split all takes all",
         )
     assert open_source(data, "all").count == 2 + 2 * len(others) and not open_source(data, "all").notes

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,3 +302,67 @@ def test_failures_of_the_hub_are_one_line(
     monkeypatch.setattr(datasets, "load_dataset", hub(answer))
     with pytest.raises(kind, match=r"owner/name: .*not loaded from the Hugging Face Hub: cannot reach it$"):
         load_images("hf://owner/name", split="test")
+
+
+def test_no_connection_is_opened_but_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(*where: Any, **_: Any) -> Any:
+        asked.append(str(where))
+        raise OSError("no network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "p" / "train.parquet", [encoded(noise(0), "PNG")])
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "imgs" / "a.png").write_bytes(encoded(noise(0), "PNG"))
+    for source in ("fashion-mnist", "p", "p/train.parquet", "imgs", "imgs/a.png"):
+        assert len(load_images(source, limit=1)) == 1
+    for mistyped, hint in (
+        ("imgs/new", "; a data set of the Hugging Face Hub is hf://imgs/new"),
+        ("owner/name", "; a data set of the Hugging Face Hub is hf://owner/name"),
+        ("imgs/b.png", ""),
+        ("./new", ""),
+        ("imgs/x/y", ""),
+    ):
+        with pytest.raises(
+            FileNotFoundError, match=f"^{mistyped}: no such file or folder, nor a bundled set .*{hint}$"
+        ):
+            load_images(mistyped)
+    assert not asked
+    monkeypatch.undo()
+
+
+def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+
+    def load(name: str, **_: Any) -> datasets.Dataset:
+        named.append(name)
+        assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, "loads are not reported to a counter"
+        rows = {"image": [{"bytes": encoded(noise(0), "PNG"), "path": None}]}
+        return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for source in ("hf://owner/name", "hf://datasets/owner/name"):
+        assert load_images(source).names == ("train#0",)
+    assert named == ["owner/name"] * 2 and before == datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    for source in ("hf://", "hf://name", "hf://a/b/c", "hf://models/a/b"):
+        with pytest.raises(ValueError, match=f"^{source}: expected hf://owner/name$"):
+            load_images(source)
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` by itself tries for half a minute."""
+    asked: list[str] = []
+
+    def ask(_: Any, name: str, timeout: float) -> None:
+        asked.append(name)
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", ask)
+    with pytest.raises(FileNotFoundError, match=r"^hf://owner/name: not loaded from the .* Hub: no route$"):
+        load_images("hf://owner/name")
+    assert asked == ["owner/name"]

@@ -6,6 +6,7 @@ import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from denoising_ebm.utils.io import read_regular_file
@@ -140,11 +141,15 @@ class _Shelf:
             return entry
         if self._file is None:
             self._file = tempfile.TemporaryFile()
-        file, start, size = self._file, self._file.seek(0, 2), len(value)
-        file.write(value)
+        start = self._file.seek(0, 2)
+        self._file.write(value)
+        return entry._replace(value=partial(self._read, start, len(value)))
 
-        def read() -> bytes:
-            file.seek(start)
-            return bytes(file.read(size))
+    def _read(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return bytes(self._file.read(size))
 
-        return entry._replace(value=read)
+    def __del__(self) -> None:
+        # With the last entry that stands in it.
+        if self._file is not None:
+            self._file.close()

@@ -39,7 +39,7 @@ _FIRST_BYTES = re.compile(
     rb"|....ftyp(?:avif|avis|heic|heix|hevc|mif1|msf1)|\0\0\0\x0c(?:JXL |jP  )\r\n\x87\n",
     re.DOTALL,
 )
-_MOST_VISITS = 1000
+_MOST_VISITS = 200
 
 
 class File(NamedTuple):

@@ -92,28 +92,27 @@ class _Table:
         self.label = _label_column(schema, features, self.image)
         names = features.get(self.label or "", {}).get("names")
         self.classes = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-        metadata = file.metadata
-        self.groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self.num_rows = sum(self.groups)
+        self.groups = _groups(opened)
+        self.num_rows = sum(group.num_rows for group in self.groups)
         size = opened.seek(0, 2)
-        if min(self.groups, default=0) < 0 or metadata.num_rows != self.num_rows or self.num_rows > 8 * size:
-            raise ValueError(f"claims {metadata.num_rows:,} rows in {size:,} bytes")
+        if file.metadata.num_rows != self.num_rows or self.num_rows > 8 * size:
+            raise ValueError(f"claims {file.metadata.num_rows:,} rows in {size:,} bytes")
 
     def rows(self, path: Path, places: set[int] | None, start: int) -> Iterator[tuple[int, tuple[Any, str | None]]]:
         """Yield the number of each row of the file with its image and class, of those whose `start + row` is in `places`."""
         from pyarrow import parquet
 
         begin = 0
-        for group, size in enumerate(self.groups):
-            wanted = range(begin, begin + size)
-            begin += size
+        for number, group in enumerate(self.groups):
+            wanted = range(begin, begin + group.num_rows)
+            begin = wanted.stop
             if places is not None and not any(start + row in places for row in wanted):
                 continue
             row, reason = wanted.start, "the file ends before it"
             try:
                 with open_regular_file(path) as opened:
                     file = parquet.ParquetFile(opened, pre_buffer=False, buffer_size=2**16)
-                    for value in itertools.islice(self._values(file, opened, group), size):
+                    for value in itertools.islice(self._values(file, opened, number), group.num_rows):
                         if places is None or start + row in places:
                             yield row, value
                         row += 1
@@ -125,10 +124,10 @@ class _Table:
             if more := lost[_MAX_NAMED:]:
                 yield more[0], (ValueError(f"this and {len(more) - 1:,} more rows cannot be read: {reason}"), None)
 
-    def _values(self, file: Any, opened: BinaryIO, group: int) -> Iterator[tuple[Any, str | None]]:
+    def _values(self, file: Any, opened: BinaryIO, number: int) -> Iterator[tuple[Any, str | None]]:
         columns = [self.image] if self.label is None else [self.image, self.label]
-        at_once = _rows_at_once(file.metadata.row_group(group), opened, columns)
-        for batch in file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False):
+        at_once = _rows_at_once(self.groups[number], opened, columns)
+        for batch in file.iter_batches(at_once, row_groups=[number], columns=columns, use_threads=False):
             images = batch.column(self.image)
             labels = None if self.label is None else batch.column(self.label)
             for i in range(batch.num_rows):
@@ -242,7 +241,53 @@ def _values_of(kind: Any) -> Any:
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _rows_at_once(group: Any, opened: BinaryIO, columns: list[str]) -> int:
+class _Column(NamedTuple):
+    """A column of a group of rows, by what the file says of it."""
+
+    name: str  #: Of the column at the top, of which it may be a part.
+    start: int  #: Where its pages begin.
+    size: int  #: Bytes of its pages.
+    num_values: int
+
+
+class _Group(NamedTuple):
+    """A group of rows."""
+
+    num_rows: int
+    columns: list[_Column]
+
+
+def _groups(opened: BinaryIO) -> list[_Group]:
+    """Return the groups of rows of a file that pyarrow has opened.
+
+    pyarrow's own objects for them end the process at some damaged ones.
+
+    Raises:
+        ValueError: If what the file says of them is damaged.
+    """
+    opened.seek(-8, 2)
+    length = int.from_bytes(opened.read(4), "little")
+    opened.seek(-8 - length, 2)
+    groups = []
+    try:
+        for group in _Compact(opened.read(length)).struct().get(4, []):
+            columns = []
+            for chunk in group[1]:
+                about = chunk[3]
+                start, first = about[9], about.get(11, 0)
+                start = first if 0 < first < start else start
+                name = about[3][0].decode(errors="surrogateescape")
+                columns.append(_Column(name, start, about[7], about[5]))
+            groups.append(_Group(group[3], columns))
+    except (IndexError, KeyError, TypeError, AttributeError):
+        raise ValueError("what it says of its rows is damaged") from None
+    numbers = [number for group in groups for number in (group.num_rows, *(n for c in group.columns for n in c[1:]))]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("what it says of its rows is damaged")
+    return groups
+
+
+def _rows_at_once(group: _Group, opened: BinaryIO, columns: list[str]) -> int:
     """Return how many rows of a group can be decoded in bounded memory, by the heads of the pages of their columns.
 
     What the file says of whole columns need not be so, and a value that stands once in a dictionary may be meant for
@@ -252,9 +297,8 @@ def _rows_at_once(group: Any, opened: BinaryIO, columns: list[str]) -> int:
         ValueError: If a page would be unpacked to far more than the file holds of it.
     """
     largest = 1
-    for i in range(group.num_columns):
-        column = group.column(i)
-        if column.path_in_schema.partition(".")[0] not in columns and column.path_in_schema not in columns:
+    for column in group.columns:
+        if column.name not in columns:
             continue
         for page in _pages(column, opened):
             if page.unpacked > max(_MAX_PAGE, 2 * page.packed):
@@ -276,32 +320,34 @@ class _Page(NamedTuple):
     may_repeat: bool  #: Whether values can be longer together than the page.
 
 
-def _pages(column: Any, opened: BinaryIO) -> Iterator[_Page]:
+def _pages(column: _Column, opened: BinaryIO) -> Iterator[_Page]:
     """Yield the heads of the pages of a column of a group.
 
     Raises:
         ValueError: If they are damaged.
     """
-    place, end = column.data_page_offset, opened.seek(0, 2)
-    if column.has_dictionary_page and column.dictionary_page_offset and column.dictionary_page_offset < place:
-        place = column.dictionary_page_offset
-    end = min(end, place + column.total_compressed_size)
-    values = 0
+    place, values = column.start, 0
+    end = min(opened.seek(0, 2), place + column.size)
     while place < end and values < column.num_values:
         head, size = _page_head(opened, place, end)
-        packed, unpacked, kind = head.get(3), head.get(2), head.get(1)
-        page = head.get(5) or head.get(7) or head.get(8) or {}
-        if not isinstance(packed, int) or not isinstance(unpacked, int) or min(packed, unpacked) < 0:
-            raise ValueError("the head of a page is damaged")
+        kind, unpacked, packed = (_number(head.get(field)) for field in (1, 2, 3))
+        about = head.get(5) or head.get(7) or head.get(8)
+        about = about if isinstance(about, dict) else {}
+        num, encoding = _number(about.get(1, 0)), _number(about.get(4 if 8 in head else 2, 0))
         place += size + packed
         if place > end:
             raise ValueError("a page is cut off")
-        num, encoding = page.get(1, 0), page.get(4 if 8 in head else 2, 0)
         if kind == _DICTIONARY_PAGE:
             yield _Page(packed, unpacked, num, True)
         else:
-            values += max(0, num)
+            values += num
             yield _Page(packed, unpacked, num, encoding == _DELTA_BYTE_ARRAY)
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError("the head of a page is damaged")
+    return value
 
 
 def _page_head(opened: BinaryIO, place: int, end: int) -> tuple[dict[int, Any], int]:
@@ -318,7 +364,7 @@ def _page_head(opened: BinaryIO, place: int, end: int) -> tuple[dict[int, Any], 
 
 
 class _Compact:
-    """The parts of Thrift's compact protocol that heads of pages are written in.
+    """Thrift's compact protocol, in which Parquet files say what they hold.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
@@ -328,46 +374,48 @@ class _Compact:
         self.place = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Read a structure: numbers and structures by the numbers of their fields; anything else is passed over."""
-        if depth > 8:
-            raise ValueError("the head of a page is damaged")
+        """Read a structure: the values of its fields by their numbers.
+
+        Raises:
+            IndexError: If it is cut off.
+            ValueError: If it is damaged.
+        """
+        if depth > 16:
+            raise ValueError("its structure is damaged")
         fields: dict[int, Any] = {}
         number = 0
         while (head := self._byte()) != 0:
             number = number + (head >> 4) if head >> 4 else self._zigzag()
-            value = self._value(head & 15, depth)
-            if value is not None:
-                fields[number] = value
+            fields[number] = self._value(head & 15, depth)
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (1, 2):
-            return None
+            return kind == 1
         if kind in (4, 5, 6):
             return self._zigzag()
         if kind == 12:
             return self.struct(depth + 1)
         if kind in (3, 7):
-            self._skip(1 if kind == 3 else 8)
-        elif kind == 8:
-            self._skip(self._varint())
-        elif kind in (9, 10):
+            return self._bytes(1 if kind == 3 else 8)
+        if kind == 8:
+            return self._bytes(self._varint())
+        if kind in (9, 10) and depth <= 16:
             head = self._byte()
-            for _ in range(head >> 4 if head >> 4 != 15 else self._varint()):
-                # Truths take a byte in a list, and none as a field.
-                self._skip(1) if head & 15 in (1, 2) else self._value(head & 15, depth + 1)
-        else:
-            raise ValueError("the head of a page is damaged")
-        return None
+            of, size = head & 15, head >> 4 if head >> 4 != 15 else self._varint()
+            # Truths take a byte in a list, and none as a field.
+            return [self._byte() if of in (1, 2) else self._value(of, depth + 1) for _ in range(size)]
+        raise ValueError("its structure is damaged")
 
     def _byte(self) -> int:
         self.place += 1
         return self._raw[self.place - 1]
 
-    def _skip(self, size: int) -> None:
+    def _bytes(self, size: int) -> bytes:
         self.place += size
         if self.place > len(self._raw):
             raise IndexError
+        return self._raw[self.place - size : self.place]
 
     def _varint(self) -> int:
         value = shift = 0
@@ -378,7 +426,7 @@ class _Compact:
                 return value
             shift += 7
             if shift > 63:
-                raise ValueError("the head of a page is damaged")
+                raise ValueError("its structure is damaged")
 
     def _zigzag(self) -> int:
         value = self._varint()

@@ -166,7 +166,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str) -> Source:
     notes = list(chosen.notes)
     # What is called so need not be masks.
     if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
-        notes.append(f"{folder}: {layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
+        notes.append(f"{layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
     description = f"{len(entries):,} images of {folder}" + (f" ({'; '.join(where)})" if where else "")
     return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, tuple(notes))
 
@@ -223,7 +223,7 @@ def _choose(folder: Path, files: list[File], parts: list[Part], split: str | Non
                 f"{folder}: no split {split!r}; splits found: {has}; without --split all {len(files):,} images are taken"
             )
         chosen = _chosen(pairs, asked)
-        return _normal(folder, chosen) if wanted in SPLITS and SPLITS[wanted] == "train" else chosen
+        return _normal(chosen) if wanted in SPLITS and SPLITS[wanted] == "train" else chosen
     if "" in {part.split for part in parts}:
         # A class of vehicles named `train`, say: taken for a split it would hide all others.
         first = next(part for part in parts if part.split)
@@ -244,17 +244,17 @@ def _choose(folder: Path, files: list[File], parts: list[Part], split: str | Non
     sets = list(dict.fromkeys("/".join(file.parts[: part.depth]) for file, part in taken if part.name))
     if len(sets) > 1:
         chosen.notes.append(
-            f"{folder}: several data sets with parts of their own are taken together ({layouts.enumerated(sets)}); name one "
+            f"several data sets with parts of their own are taken together ({layouts.enumerated(sets)}); name one "
             "folder to take it alone"
         )
-    return _normal(folder, chosen) if chosen.split == "train" else chosen
+    return _normal(chosen) if chosen.split == "train" else chosen
 
 
 def _chosen(pairs: list[tuple[File, Part]], split: str | None) -> _Chosen:
     return _Chosen([file for file, _ in pairs], [part for _, part in pairs], split, [])
 
 
-def _normal(folder: Path, chosen: _Chosen) -> _Chosen:
+def _normal(chosen: _Chosen) -> _Chosen:
     """Leave out what stands beside a folder of normal images: what learns should see normal images alone."""
     anomalous = layouts.anomalous_folders(chosen.files)
     pairs, left = [], list[tuple[str, ...]]()
@@ -269,7 +269,7 @@ def _normal(folder: Path, chosen: _Chosen) -> _Chosen:
         return chosen
     folders = list(dict.fromkeys("/".join(place) for place in left))
     note = (
-        f"{folder}: to learn from, only the {len(pairs):,} normal images are taken, not {len(left):,} of "
+        f"to learn from, only the {len(pairs):,} normal images are taken, not {len(left):,} of "
         f"{layouts.enumerated(folders)}; --split all takes all"
     )
     return _Chosen([file for file, _ in pairs], [part for _, part in pairs], chosen.split, [*chosen.notes, note])
