@@ -39,9 +39,9 @@ _MOST_BYTES, _MOST_PIXELS = 2**27, 2**25
 _LEAST_RANGE = 16.0
 #: Pixels that are nearer to the middle between both values than to either are soft edges, up to this share.
 _MOST_SOFT = 0.2
-#: Colours further than this from the line between the darkest and the brightest are further colours, if so many pixels have
-#: them; JPEG smears a few.
-_OFF_LINE, _MOST_OFF_LINE = 64.0, 0.02
+#: Colours further than this from the line between the darkest and the brightest are further colours. A drawing has few; where
+#: there are more than so many, JPEG has smeared the edges, and this share of pixels may lie beside the line.
+_OFF_LINE, _FEW, _MOST_OFF_LINE = 64.0, 16, 0.1
 #: Share of a missing pixel in one that resizing makes, from which on it is missing too.
 _TOUCHED = 0.01
 
@@ -146,11 +146,14 @@ def _nearer(colours: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> 
     along: npt.NDArray[np.float64] = (colours - dark) @ (bright - dark) / max(length, 1e-300) ** 2
     if len(colours) > 2:
         off = np.linalg.norm(colours - dark - along[:, None] * (bright - dark), axis=1) > _OFF_LINE
-        if not length or float(counts[off].sum() / counts.sum()) > _MOST_OFF_LINE:
+        most = 0.0 if len(colours) <= _FEW else _MOST_OFF_LINE
+        if not length or float(counts[off].sum() / counts.sum()) > most:
             raise ValueError(f"holds more than two colours; {_WANTED}")
+        low, high = float(brightness.min()), float(brightness.max())
         if length < _LEAST_RANGE:
-            low, high = brightness.min(), brightness.max()
             raise ValueError(f"holds {len(colours)} values between {low:g} and {high:g} of 255; {_WANTED}")
+        if high - low >= _LEAST_RANGE:
+            along = (brightness - low) / (high - low)  # JPEG smears colour, not brightness
     return along
 
 
