@@ -7,6 +7,13 @@ in fitting, the score s of a new image gets
 
 If the new image is as normal as they are (exchangeable with them), p is at most alpha with a chance of at most alpha, for
 every alpha and whatever the model: flagging p <= alpha raises at most a share alpha of false alarms in expectation.
+
+Images that come in groups (frames of a scene, slices of a patient) are not exchangeable, but the groups are. Then with K
+groups, each of which has one say, however many images it has,
+
+    p(s) = (1 + sum_k #{i in k : s_i >= s} / #k) / (K + 1)
+
+keeps the promise for an image of a new group (Lee, Barber & Willett, 2023, hierarchical conformal prediction).
 """
 
 from __future__ import annotations
@@ -20,40 +27,49 @@ from torch import Tensor
 _SLACK = 1e-9
 
 
-def p_values(calibration: Tensor, scores: Tensor) -> Tensor:
+def p_values(calibration: Tensor, scores: Tensor, *, groups: Tensor | None = None) -> Tensor:
     """Return the conformal p-value of each score, float64, shape `(m,)`, in (0, 1]; a tie counts as "at least".
 
     Args:
         calibration: Scores of normal images kept out of fitting, large = anomalous, shape `(n,)`.
         scores: Scores of new images, shape `(m,)`.
+        groups: Number of the group of each calibration image, shape `(n,)`; if None each is one of its own.
 
     Raises:
-        ValueError: If there are no calibration scores or a value is NaN.
+        ValueError: If there are no calibration scores, a value is NaN or groups are not as many as scores.
     """
     calibration, scores = _checked(calibration, "calibration scores"), _checked(scores, "scores")
     if len(calibration) == 0:
         raise ValueError("no calibration scores")
-    below = torch.searchsorted(calibration.sort().values, scores, side="left")
-    return (1 + len(calibration) - below).double() / (len(calibration) + 1)
+    calibration, order = calibration.sort()
+    below = torch.searchsorted(calibration, scores, side="left")
+    if groups is None:
+        return (1 + len(calibration) - below).double() / (len(calibration) + 1)
+    if groups.shape != calibration.shape:
+        raise ValueError(f"groups must have shape ({len(calibration)},), got {tuple(groups.shape)}")
+    _, numbers, sizes = groups.unique(return_inverse=True, return_counts=True)
+    above = (1 / sizes[numbers[order]].double()).flip(0).cumsum(0).flip(0)
+    return (1 + torch.cat([above, above.new_zeros(1)])[below]) / (len(sizes) + 1)
 
 
-def flagged(p: Tensor, fpr: float, num_calibration: int) -> Tensor:
+def flagged(p: Tensor, fpr: float, num_calibration: int, unit: str = "images") -> Tensor:
     """Return which images to flag so that at most a share `fpr` of normal ones is, bool, shape of `p`.
 
     Args:
         p: Conformal p-values.
         fpr: The false-alarm rate to keep, in (0, 1).
-        num_calibration: How many calibration scores the p-values were computed with.
+        num_calibration: How many calibration images, or groups of them, the p-values were computed with.
+        unit: Which of both, for the error.
 
     Raises:
         ValueError: If `fpr` is not in (0, 1), or so small that no image could be flagged with so few calibration images.
     """
-    check_rate(fpr, num_calibration)
+    check_rate(fpr, num_calibration, unit)
     return p <= fpr + _SLACK
 
 
-def check_rate(fpr: float, num_calibration: int) -> None:
-    """Refuse a false-alarm rate that `num_calibration` images cannot promise.
+def check_rate(fpr: float, num_calibration: int, unit: str = "images") -> None:
+    """Refuse a false-alarm rate that `num_calibration` images, or groups of images by the name of `unit`, cannot promise.
 
     Raises:
         ValueError: If `fpr` is not in (0, 1), or `num_calibration` < 1 / fpr - 1.
@@ -63,7 +79,7 @@ def check_rate(fpr: float, num_calibration: int) -> None:
     needed = math.ceil(1 / fpr - 1 - _SLACK)
     if num_calibration < needed:
         raise ValueError(
-            f"a false-alarm rate of {fpr:g} needs at least {needed} calibration images, there are {num_calibration}"
+            f"a false-alarm rate of {fpr:g} needs at least {needed} calibration {unit}, there are {num_calibration}"
         )
 
 
