@@ -522,6 +522,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if len(inner) != len(value):
             raise ValueError(f"{where}: expected {len(inner)} values, got {len(value)}")
         return tuple(_coerce(kind, item, where) for kind, item in zip(inner, value, strict=True))
+    if origin is dict:
+        if not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
+            raise ValueError(f"{where}: expected a mapping, got {value!r}")
+        return {key: _coerce(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin is Literal:
         if not any(value == each and type(value) is type(each) for each in arguments):
             raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {shown(value)}")

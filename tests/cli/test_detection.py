@@ -62,7 +62,7 @@ def test_fit_detector_keeps_a_fifth_or_takes_calibration_images(
     assert done.status == 0 and "detector fitted on 72 images, calibrated on 20 images" in done.err
     assert "false-alarm rates down to 0.048 can be promised" in done.err
     options = ["--images", 50, "--calibration", "fashion-mnist", "--calibration-split", "test"]
-    few = ["--calibration-images", 60, "--corrupted-images", 5]
+    few = ["--calibration-images", 60, "--corrupted-images", 5, "--groups", "none"]
     done = debm("fit-detector", run, folder, *options, *few, "--out", tmp_path / "b", *FAST)
     assert "detector fitted on 45 images, calibrated on 60 images" in done.err
     done = debm("fit-detector", run, folder, *options, "--calibration-images", 0, "--out", tmp_path / "b", *FAST)
@@ -92,7 +92,7 @@ def test_calibration_images_must_be_others(debm: Any, run: Path, folder: Path, t
     few.mkdir()
     for path in sorted(folder.glob("0[0-5]?.png")):
         shutil.copy(path, few)
-    out = ["--corrupted-images", 5, "--out", tmp_path / "out", *FAST]
+    out = ["--corrupted-images", 5, "--groups", "none", "--out", tmp_path / "out", *FAST]
     error = debm("fit-detector", run, few, "--calibration", few, *out).error
     assert error == f"{few}: its images are all among those of {few} that are fitted to"
     assert not (tmp_path / "out").exists()

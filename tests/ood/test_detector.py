@@ -48,7 +48,7 @@ def model() -> DenoisingEBM:
 
 @pytest.fixture(scope="module")
 def detector(model: DenoisingEBM, pixels: Tensor) -> Detector:
-    return Detector(model, SMALL).fit(pixels[:200])
+    return Detector(model, SMALL).fit(pixels[:200], groups="none")
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_score_is_the_log_mean_exp_of_projections(detector: Detector, pixels: 
 
 
 def test_calibration_images_take_no_part_in_fitting(model: DenoisingEBM, pixels: Tensor) -> None:
-    first = Detector(model, SMALL).fit(pixels[:150], calibration=pixels[150:200])
-    second = Detector(model, SMALL).fit(pixels[:150], calibration=pixels[200:290])
+    first = Detector(model, SMALL).fit(pixels[:150], calibration=pixels[150:200], groups="none")
+    second = Detector(model, SMALL).fit(pixels[:150], calibration=pixels[200:290], groups="none")
     torch.testing.assert_close(first.score(pixels[290:]), second.score(pixels[290:]))
     torch.testing.assert_close(first.calibration, second.score(pixels[150:200]))
     assert len(second.calibration) == 90
@@ -88,13 +88,13 @@ def test_pixels_of_calibration_images_do_not_move_scores(model: DenoisingEBM, pi
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     changed = pixels[:100].clone()
     changed[order[:20]] = 255 - changed[order[:20]]
-    detectors = [Detector(model, SMALL).fit(images) for images in (pixels[:100], changed)]
+    detectors = [Detector(model, SMALL).fit(images, groups="none") for images in (pixels[:100], changed)]
     first, second = (detector.score(pixels[200:]) for detector in detectors)
     assert torch.equal(first, second)
     assert not torch.equal(detectors[0].calibration, detectors[1].calibration)
     assert torch.equal(detectors[0].was_fitted_on(pixels[80:120]), torch.tensor([True] * 20 + [False] * 20))
     # Other calibration images take the place of those before.
-    again = detectors[0].calibrate(pixels[100:130])
+    again = detectors[0].calibrate(pixels[100:130], groups="none")
     assert int(again.was_fitted_on(pixels[:100]).sum()) == 80 and bool(again.was_fitted_on(pixels[100:130]).all())
     with pytest.raises(ValueError, match="the calibration images are those of fitting"):
         Detector(model, SMALL).fit(pixels[:40], calibration=pixels[10:20])
@@ -130,7 +130,7 @@ def test_ood_images_score_higher(detector: Detector, pixels: Tensor) -> None:
 
 def test_corrupted_images_are_what_it_learns_from(detector: Detector, model: DenoisingEBM, pixels: Tensor) -> None:
     counts: list[int] = []
-    Detector(model, SMALL).fit(pixels[:200], progress=counts.append)
+    Detector(model, SMALL).fit(pixels[:200], groups="none", progress=counts.append)
     assert sum(counts) == detector.fit_work(200) == 160 + 20 * (1 + len(corruptions(1))) + 160 + 40
     assert detector.fit_work(30, 7) == 30 + 20 * (1 + len(corruptions(1))) + 30 + 7
     # New images, corrupted in the ways that were shown, look more anomalous than as they are.
@@ -337,7 +337,8 @@ def test_images_of_fitting_are_left_out_of_calibration(model: DenoisingEBM, pixe
     assert detector.calibrate(pixels[140:180]).metadata["calibrated on"] == 30
     # An image that stands in the set twice is not fitted to and calibrated on.
     twice = Detector(model, SMALL).fit(torch.cat([pixels[:50], pixels[:50]]))
-    assert twice.metadata["calibrated on"] < 20
+    assert twice.num_calibration <= 10 and twice.metadata["calibrated on"] >= 2 * twice.num_calibration
+    assert twice.grouping.alike == 100 and twice.grouping.left_out == 0
 
 
 def test_another_precision_than_that_of_fitting_is_refused(folder: Path, model: DenoisingEBM, pixels: Tensor) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from denoising_ebm.cli.common import check_at_least, note, output_folder
 from denoising_ebm.cli.options import HARDWARE, TRAIN_IMAGES, HardwareOptions, ImageOptions
+
+if TYPE_CHECKING:
+    from denoising_ebm.ood.detector import Detector
+
+#: Fewer calibration images, or groups, make a promise that holds on average over detectors only: it is said.
+FEW = 9
 
 
 def fit_detector(
@@ -19,12 +26,14 @@ def fit_detector(
     images: int = 5000,
     corrupted_images: int = 100,
     calibration_images: int = 2000,
+    groups: str = "auto",
+    harmless: Literal["none", "jpeg"] = "none",
     seed: int = 0,
     batch_size: int = 256,
     options: ImageOptions = TRAIN_IMAGES,
     hardware: HardwareOptions = HARDWARE,
 ) -> None:
-    """Fit an anomaly detector to normal images.
+    r"""Fit an anomaly detector to normal images.
 
     It learns the distribution of the model's features on normal images, how slight corruptions of some of them (noise,
     blur, rotation, ...) change these features, and statistics of the energy of each pixel. Scores of calibration
@@ -37,11 +46,21 @@ def fit_detector(
     and the false-alarm rate would be exceeded. Without --calibration a fifth of the images drawn from DATA is held out
     for it.
 
+    Frames of a scene, shots of a burst or slices of a patient look alike: a detector that knows a scene tells nothing
+    about the next one. So fitting and calibration share no group of such images, each group has one say, and a
+    false-alarm rate holds for images of new groups. Near copies are found by themselves; where images of a group look
+    less alike, say by --groups what belongs together.
+
+    Images that are compressed or resized otherwise than those fitted to look anomalous. It is kept how the latter were
+    stored, and `debm score` says if others come. DATA may hold files of several kinds: where 20 or more calibration
+    images are of a kind, the false-alarm rate is kept for that kind.
+
     Examples:
         debm fit-detector runs/mine normal-images/
         debm fit-detector runs/mine train-images/ --calibration new-normal-images/
         debm fit-detector runs/cifar CIFAR10 --split train --calibration CIFAR10 --calibration-split test
         debm fit-detector fashion-mnist fashion-mnist --out my-detector
+        debm fit-detector runs/mine frames/ --groups "^(patient\d+)_"
 
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
@@ -53,7 +72,15 @@ def fit_detector(
         images: Images to fit to, drawn at random.
         corrupted_images: Images to apply every corruption to.
         calibration_images: Images of --calibration to use, drawn at random. N of them allow false-alarm rates down to
-            1 / (N + 1).
+            1 / (N + 1); in groups, N is their number.
+        groups: What is no independent evidence: auto finds near copies; folder; prefix (names without the number at their
+            end: scene0_001.png is of scene0); a regular expression with one group in parentheses, searched for in each
+            name; none.
+        harmless: jpeg: compression as JPEG of qualities 70 to 95 is normal, too. Half of the images are then fitted to as
+            compressed copies, and the false-alarm rate is kept for such copies. Of PNG images at a rate of .05, fitted to
+            1,200: with cifar10-small .33 (quality 95) and .85 (75) of JPEG copies were flagged without it, .05 with it, at an
+            AUROC on SVHN of .987 and .986. The price is the eye for faint noise and for JPEG itself: AUROC .98 and .94 in
+            the mean over corruptions of that kind, with fashion-mnist .92 and .80.
         seed: Seed of these draws.
         batch_size: Images in a forward pass.
         options: How to read DATA and --calibration.
@@ -66,13 +93,15 @@ def fit_detector(
 
     from denoising_ebm.datasets.images import image_hashes
     from denoising_ebm.ood.detector import Detector, DetectorConfig
+    from denoising_ebm.ood.groups import check_rule
     from denoising_ebm.utils.progress import progress_bar
 
+    check_rule(groups)
     folder = output_folder(model, out, "the detector")
     net = hardware.load_model(model)
     options = options.as_fitted(None, net)
     draws = torch.Generator().manual_seed(seed)
-    pixels = options.load(data, net.image_shape, sample=images, generator=draws).pixels
+    normal = options.load(data, net.image_shape, sample=images, generator=draws)
     held_out = None
     if calibration is None:
         note(
@@ -82,20 +111,52 @@ def fit_detector(
     else:
         others = replace(options, split=calibration_split, limit=None)
         # As many more as may be among those that are fitted to.
-        most = calibration_images + len(pixels)
-        held_out = others.load(calibration, net.image_shape, default_split="test", sample=most, generator=draws).pixels
-        known = torch.isin(image_hashes(held_out), image_hashes(pixels))
+        most = calibration_images + len(normal)
+        held_out = others.load(calibration, net.image_shape, default_split="test", sample=most, generator=draws)
+        known = torch.isin(image_hashes(held_out.pixels), image_hashes(normal.pixels))
         if bool(known.all()):
             raise ValueError(f"{calibration}: its images are all among those of {data} that are fitted to")
         if bool(known.any()):
             note(f"{calibration}: {int(known.sum()):,} images that are fitted to as well are left out")
-        held_out = held_out[~known][:calibration_images]
-    config = DetectorConfig(num_corrupted=corrupted_images)
+        held_out = held_out.take((~known).nonzero()[:calibration_images, 0])
+    config = DetectorConfig(num_corrupted=corrupted_images, harmless=() if harmless == "none" else (harmless,))
     detector = Detector(net, config, preprocessing=options.preprocessing(net))
-    work = detector.fit_work(len(pixels), None if held_out is None else len(held_out))
+    work = detector.fit_work(len(normal), None if held_out is None else len(held_out))
     with progress_bar("fitting", work) as progress:
-        detector.fit(pixels, calibration=held_out, seed=seed, batch_size=batch_size, progress=progress)
+        detector.fit(normal, calibration=held_out, groups=groups, seed=seed, batch_size=batch_size, progress=progress)
     detector.save(folder)
+    _note_groups(detector)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.metadata.items())
-    lowest = 1 / (len(detector.calibration) + 1)
-    note(f"{folder}: detector {counts}; false-alarm rates down to {lowest:.2g} can be promised")
+    note(f"{folder}: detector {counts}; {_promise(detector.num_calibration)}")
+
+
+def _promise(count: int) -> str:
+    """Say what so many calibration images, or groups of them, promise."""
+    from denoising_ebm.ood.conformal import fpr_interval
+
+    lowest = 1 / (count + 1)
+    promise = f"false-alarm rates down to {lowest:.2g} can be promised"
+    if count < FEW:
+        low, high = fpr_interval(lowest, count, 10_000)
+        promise += f" on average; with so few, that of this detector lies anywhere from {low:.2g} to {high:.2g}"
+    return promise
+
+
+def _note_groups(detector: Detector) -> None:
+    """Say what was one group, and what this leaves of the promise."""
+    found = detector.grouping
+    if found.alike:
+        text = (
+            f"{found.alike:,} images are not alone in their group (by {found.by}): {found.fitted:,} groups to fit to, "
+            f"{found.calibrated:,} for calibration; what is promised counts groups"
+        )
+        if found.calibrated < 19:
+            text += f", so no rate below {1 / (found.calibrated + 1):.2g} is: give images of more groups"
+        note(text)
+    if found.lookalikes:
+        note(
+            f"{found.lookalikes:,} images have near copies among the others, but no sign that they come in bursts, so each "
+            "stands for itself; if they show few scenes, say by --groups which belong together"
+        )
+    if found.left_out:
+        note(f"{found.left_out:,} calibration images of groups that are fitted to are left out (by {found.by})")

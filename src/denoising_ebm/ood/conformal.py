@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,9 +48,10 @@ def p_values(calibration: Tensor, scores: Tensor, *, groups: Tensor | None = Non
         return (1 + len(calibration) - below).double() / (len(calibration) + 1)
     if groups.shape != calibration.shape:
         raise ValueError(f"groups must have shape ({len(calibration)},), got {tuple(groups.shape)}")
-    _, numbers, sizes = groups.unique(return_inverse=True, return_counts=True)
-    above = (1 / sizes[numbers[order]].double()).flip(0).cumsum(0).flip(0)
-    return (1 + torch.cat([above, above.new_zeros(1)])[below]) / (len(sizes) + 1)
+    _, numbers, sizes = np.unique(groups.numpy(), return_inverse=True, return_counts=True)
+    weights = torch.from_numpy(1 / sizes[numbers])[order]
+    above = torch.cat([weights.flip(0).cumsum(0).flip(0), torch.zeros(1).double()])
+    return ((1 + above[below]) / (len(sizes) + 1)).clamp_max(1)
 
 
 def flagged(p: Tensor, fpr: float, num_calibration: int, unit: str = "images") -> Tensor:

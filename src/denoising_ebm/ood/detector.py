@@ -5,24 +5,27 @@ features of the model -> residuals given covariates -> projections on Fisher dis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from denoising_ebm.config import MAX_FACTOR, from_dict
+from denoising_ebm.datasets.decode import Stored
 from denoising_ebm.datasets.images import ImageSet, image_hashes
 from denoising_ebm.datasets.preprocessing import Images, Preprocessing
 from denoising_ebm.hub import find_model_folder, read_preprocessing
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
-from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged, p_values
+from denoising_ebm.ood.calibration import Calibration, Scores
+from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged
 from denoising_ebm.ood.corruptions import corruptions
 from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, Family, FeatureConfig, compute_features
+from denoising_ebm.ood.groups import find_groups, split_by_groups
 from denoising_ebm.ood.lda import FisherDiscriminants, log_mean_exp
 from denoising_ebm.ood.regression import Scaler
 from denoising_ebm.ood.storage import (
@@ -34,6 +37,7 @@ from denoising_ebm.ood.storage import (
     read_detector,
     write_detector,
 )
+from denoising_ebm.ood.stored import KINDS, StorageRecord, is_jpeg, jpeg_copies, kinds_of, unlike_fitting
 from denoising_ebm.ood.table import Score, energy_rows, with_columns
 
 #: Images that the statistics of maps are taken from, at most.
@@ -45,6 +49,8 @@ NAMED_BELOW = 0.1
 
 Features = Mapping[Family, Tensor]
 Progress = Callable[[int], object]
+#: Changes of normal images that count as normal.
+Harmless = Literal["jpeg"]
 
 _SUMS: tuple[Family, ...] = tuple(family for family in FAMILIES if family not in NETWORK_FEATURES)
 
@@ -60,6 +66,8 @@ class DetectorConfig:
         ridge: Added to the covariance of residuals, in units of their variance.
         shift: Size of the shifts expected of anomalous images, in standard deviations.
         num_corrupted: Normal images that are corrupted in every way of `corruptions.py`.
+        harmless: `jpeg`: half of the normal images are compressed, at qualities of 70 to 95, and compressed copies of the
+            calibration images keep the false-alarm rate for such images too.
         maps: How anomaly maps are made.
     """
 
@@ -69,6 +77,7 @@ class DetectorConfig:
     ridge: float = 5.0
     shift: float = 1.0
     num_corrupted: int = 100
+    harmless: tuple[Harmless, ...] = ()
     maps: AnomalyMapConfig = field(default_factory=AnomalyMapConfig)
 
     def __post_init__(self) -> None:
@@ -88,6 +97,27 @@ class DetectorConfig:
             )
         if self.num_corrupted < 1:
             raise ValueError(f"detector.num_corrupted must be >= 1, got {self.num_corrupted}")
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What was one group among the images of a detector.
+
+    Attributes:
+        by: What groups were found by.
+        fitted: Groups that were fitted to.
+        calibrated: Groups of calibration images.
+        alike: Images that are not alone in their group.
+        lookalikes: Images that have near copies, but stand each for itself, see `find_groups`.
+        left_out: Calibration images that were left out, since their group was fitted to.
+    """
+
+    by: str = "each image alone"
+    fitted: int = 0
+    calibrated: int = 0
+    alike: int = 0
+    lookalikes: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +157,9 @@ class Detector:
         self.config = config or DetectorConfig()
         self.preprocessing = preprocessing or Preprocessing.of(model)
         self.metadata: dict[str, Any] = {}
-        self.calibration = torch.empty(0, dtype=torch.float64)  #: Scores of the calibration images, for p-values.
+        self.storage = StorageRecord()  #: How the images of fitting and calibration were stored.
+        self.grouping = Grouping()  #: What is one group among them.
+        self._calibration = Calibration()
         self._discriminants: FisherDiscriminants | None = None
         self._scaler: Scaler | None = None
         self._corruptions: tuple[str, ...] = ()
@@ -140,6 +172,33 @@ class Detector:
         """Whether `fit` was called, or a fitted detector loaded."""
         return self._discriminants is not None
 
+    @property
+    def calibration(self) -> Tensor:
+        """Scores of the calibration images, for p-values; setting them takes each as a group of its own."""
+        return self._calibration.images.values
+
+    @calibration.setter
+    def calibration(self, scores: Tensor) -> None:
+        self._calibration = Calibration(Scores.of(scores))
+
+    @property
+    def num_calibration(self) -> int:
+        """Number of calibration groups, which decides what can be promised; that of images where each is its own."""
+        return self._calibration.images.num_groups
+
+    @property
+    def calibration_unit(self) -> str:
+        """What `num_calibration` counts: `images` or `groups`."""
+        return "images" if self.num_calibration == len(self.calibration) else "groups"
+
+    def check_rate(self, fpr: float) -> None:
+        """Refuse a false-alarm rate that the calibration images, or groups of them, cannot promise.
+
+        Raises:
+            ValueError: If so.
+        """
+        check_rate(fpr, self.num_calibration, self.calibration_unit)
+
     # -- fitting ----------------------------------------------------------------------------------------------------
 
     def fit(
@@ -147,17 +206,23 @@ class Detector:
         images: Images,
         *,
         calibration: Images | None = None,
+        groups: str | Sequence[Hashable] = "auto",
         seed: int = 0,
         batch_size: int = 256,
         progress: Progress | None = None,
     ) -> Detector:
         """Fit to normal images.
 
+        Images of one group (frames of a scene, parts of a thing) are no independent evidence: fitting and calibration share
+        no group, and what is promised counts groups.
+
         Args:
             images: Normal images (of a source its split `train`); they may be those the model was trained on.
-            calibration: Normal images for the p-values (of a source its split `test`), best not among those of training. If
-                None a fifth of `images`, by `seed`, which then takes no part in fitting. Those that are fitted to as well
-                are left out.
+            calibration: Normal images for the p-values (of a source its split `test`), best new to the model. If None a
+                fifth of `images`, by `seed`, which takes no part in fitting. Those of groups that are fitted to are left
+                out.
+            groups: What is one group: `auto` (near copies), `none`, `folder`, `prefix`, a pattern of names, or a label for
+                each of `images` and `calibration`; see `find_groups`.
             seed: Of the split and the corruptions.
             batch_size: Images per forward pass.
             progress: Called with the number of images after each batch, `fit_work` in all.
@@ -166,31 +231,49 @@ class Detector:
             Itself.
 
         Raises:
-            ValueError: If there are fewer than 20 images, no calibration images or only such as are fitted to, or images
-                are of another shape.
+            ValueError: If there are fewer than 20 images, no calibration images or only such as are fitted to, all images
+                are one group, or images are of another shape.
         """
-        pixels = self.preprocessing.read(images, default_split="train").pixels
-        if len(pixels) < 20:
-            raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(pixels)}")
-        pixels = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))]
-        if calibration is None:
-            num_held = len(pixels) // 5
-            held_out, pixels = pixels[:num_held], pixels[num_held:]
-        else:
-            held_out = self.preprocessing.read(calibration).pixels
-        if len(held_out) == 0:
-            raise ValueError("there are no calibration images")
-        fitted = image_hashes(pixels)
-        _without(held_out, fitted)  # before any work
+        found = self.preprocessing.read(images, default_split="train")
+        if len(found) < 20:
+            raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(found)}")
+        held_out = None if calibration is None else self.preprocessing.read(calibration)
+        if held_out is not None:
+            if len(held_out) == 0:
+                raise ValueError("there are no calibration images")
+            _unknown_to(held_out, image_hashes(found.pixels))  # before any work
+        split = split_by_groups(found, held_out, groups, seed=seed)
+        if len(split.fitted) < 16:
+            raise ValueError(
+                f"fitting a detector needs at least 16 images beside those for calibration, got {len(split.fitted)}: most "
+                f"of the {len(found):,} images are of one group (by {split.by})"
+            )
+        pixels = split.fitted.pixels
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        features = compute_features(self.model, pixels, self.config.features, **options)
+        normal = self._with_harmless(split.fitted, seed)
+        features = compute_features(self.model, normal, self.config.features, **options)
         self.fit_features(features, self.corrupted_features(pixels, seed=seed, **options))
-        self._maps.fit(pixels[:MAP_IMAGES], **options)
-        self._hashes["fitted"] = fitted
-        return self.calibrate(held_out, **options)
+        self._maps.fit(normal[:MAP_IMAGES], **options)
+        self._hashes["fitted"] = image_hashes(pixels)
+        fitted = StorageRecord.of(split.fitted)
+        self._calibrate(split.calibration, split.groups, seed=seed, **options)
+        self.storage = fitted.joined(self.storage)
+        self.grouping = Grouping(
+            split.by, split.fitted_groups, self.num_calibration, split.alike, split.lookalikes, split.left_out
+        )
+        return self
+
+    def _with_harmless(self, images: ImageSet, seed: int) -> Tensor:
+        """Return pixels, some of them compressed if that is harmless; those that are already stay as they are."""
+        if "jpeg" not in self.config.harmless:
+            return images.pixels
+        generator = torch.Generator().manual_seed(seed)
+        chosen = (torch.rand(len(images), generator=generator) < 0.5) & ~is_jpeg(kinds_of(images.stored))
+        copies, _ = jpeg_copies(images.pixels[chosen], generator)
+        return images.pixels.index_copy(0, chosen.nonzero()[:, 0], copies)
 
     def fit_work(self, num: int, num_calibration: int | None = None) -> int:
-        """Return how many images `fit` reports to `progress`.
+        """Return how many images `fit` reports to `progress`; about so many where images come in groups.
 
         Args:
             num: Normal images.
@@ -199,6 +282,7 @@ class Detector:
         held = num // 5 if num_calibration is None else num_calibration
         fitted = num - held if num_calibration is None else num
         kinds = len(corruptions(self.model.config.network.channels))
+        held *= 1 + len(self.config.harmless)
         return fitted + (1 + kinds) * min(self.config.num_corrupted, fitted) + min(MAP_IMAGES, fitted) + held
 
     def corrupted_features(
@@ -238,7 +322,8 @@ class Detector:
         """
         config, families = self.config, self.config.features.families
         # Scores, maps and hashes of an earlier fit are none of this one's.
-        self.calibration, self._maps = self.calibration[:0], AnomalyMaps(self.model, config.maps)
+        self._calibration, self._maps = Calibration(), AnomalyMaps(self.model, config.maps)
+        self.storage, self.grouping = StorageRecord(), Grouping()
         self._hashes = {name: hashes[:0] for name, hashes in self._hashes.items()}
         self._precision = self.model.precision
         # A tenth sets the scale of scores: those of images that were fitted to are too low.
@@ -261,22 +346,60 @@ class Detector:
         self.metadata = {"fitted on": count - num_held}
         return self
 
-    def calibrate(self, images: Images, *, batch_size: int = 256, progress: Progress | None = None) -> Detector:
+    def calibrate(
+        self,
+        images: Images,
+        *,
+        groups: str | Sequence[Hashable] = "auto",
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: Progress | None = None,
+    ) -> Detector:
         """Take normal images as what p-values compare with.
 
         Args:
             images: Best new to the model; those of `fit` are left out.
+            groups: What is one group, as for `fit`; near copies of images of `fit` are not known here.
+            seed: Of the compressed copies, where these count as harmless.
             batch_size: Images per forward pass.
             progress: Called with the number of images after each batch.
 
         Raises:
             ValueError: If none is left, or the detector is not fitted.
         """
-        pixels = _without(self.preprocessing.read(images).pixels, self._hashes["fitted"])
-        self.calibration = self.score(pixels, batch_size=batch_size, progress=progress)
-        self.metadata = {**self.metadata, "calibrated on": len(pixels)}
-        self._hashes["calibrated"] = image_hashes(pixels)
+        self._require()
+        found = self.preprocessing.read(images)
+        kept = _unknown_to(found, self._hashes["fitted"])
+        labels = find_groups(found, groups).labels[kept]
+        before = self.storage
+        self._calibrate(found.take(kept), labels, seed=seed, batch_size=batch_size, progress=progress)
+        self.storage = before.joined(self.storage)
+        self.grouping = replace(self.grouping, calibrated=self.num_calibration)
         return self
+
+    def _calibrate(self, images: ImageSet, groups: Tensor, *, seed: int, **options: Any) -> None:
+        kept = _unknown_to(images, self._hashes["fitted"])
+        images, groups = images.take(kept), groups[kept]
+        kinds = kinds_of(images.stored)
+        scores = Scores.of(self.score(images.pixels, **options), groups, kinds)
+        copies = Calibration().copies
+        if "jpeg" in self.config.harmless:
+            plain = ~is_jpeg(kinds)
+            pixels, of_kind = jpeg_copies(images.pixels[plain], torch.Generator().manual_seed(seed))
+            copies = Scores.of(self.score(pixels, **options), groups[plain], of_kind)
+        self._calibration = Calibration(scores, copies)
+        self.metadata = {**self.metadata, "calibrated on": len(images)}
+        self._hashes["calibrated"] = image_hashes(images.pixels)
+        self.storage = StorageRecord.of(images)
+
+    def unlike_fitting(self, stored: Sequence[Stored | None]) -> str | None:
+        """Return in one phrase, with counts, how images were stored otherwise than those of fitting; None if alike.
+
+        Compression and resizing change the detail that a detector judges, so its false-alarm rate need not hold for images
+        of which it saw none such. None too where it is not known, as of detectors of before.
+        """
+        covered = [kind for kind in range(len(KINDS)) if self._calibration.covers(kind)]
+        return unlike_fitting(stored, self.storage, covered, harmless="jpeg" in self.config.harmless)
 
     def was_fitted_on(self, images: Tensor) -> Tensor:
         """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones."""
@@ -319,7 +442,7 @@ class Detector:
         if fpr is not None and fdr is not None:
             raise ValueError("give a false-alarm rate or a false discovery rate, not both")
         if fpr is not None:
-            check_rate(fpr, len(self.calibration))
+            self.check_rate(fpr)
         rows, p = self.judge(
             self.preprocessing.read(images, split=split, skip_unfit=True),
             sigma=sigma,
@@ -330,7 +453,9 @@ class Detector:
             progress=progress,
         )
         if fpr is not None:
-            rows = with_columns(rows, {"flagged": flagged(p, fpr, len(self.calibration)).tolist()})
+            rows = with_columns(
+                rows, {"flagged": flagged(p, fpr, self.num_calibration, self.calibration_unit).tolist()}
+            )
         elif fdr is not None:
             rows = with_columns(rows, {"flagged": benjamini_hochberg(p, fdr).tolist()})
         return rows
@@ -372,7 +497,7 @@ class Detector:
         )
         projections = self.projections(images.pixels, batch_size=batch_size, progress=progress)
         scores = self._score(projections)
-        p = self.p_values(scores)
+        p = self.p_values(scores, images.stored)
         columns: dict[str, list[Any]] = {
             "score": [round(score, 4) for score in scores.tolist()],
             "p_value": [float(f"{value:.4g}") for value in p.tolist()],
@@ -435,23 +560,34 @@ class Detector:
         """Return for each image the corruption of normal images that it resembles most, a hint at why it is anomalous."""
         return self._nearest(self.projections(images, batch_size=batch_size))
 
-    def p_values(self, scores: Tensor) -> Tensor:
+    def p_values(self, scores: Tensor, stored: Sequence[Stored | None] | None = None) -> Tensor:
         """Return the conformal p-value of each score: at most alpha with a probability of at most alpha for a normal image.
 
-        The probability is over the calibration images too, and holds if these and the image are exchangeable.
-        """
-        return p_values(self.calibration, scores)
+        The probability is over the calibration images too, and holds if these (their groups, if any) and the image are
+        exchangeable.
 
-    def flag(self, scores: Tensor, fpr: float) -> Tensor:
+        Args:
+            scores: Scores of new images.
+            stored: How these were stored: an image is compared with calibration images that were stored alike, if there are
+                enough of them.
+        """
+        return self._calibration.p_values(scores, None if stored is None else kinds_of(stored))
+
+    def flag(self, scores: Tensor, fpr: float, stored: Sequence[Stored | None] | None = None) -> Tensor:
         """Return which images to flag so that at most a share `fpr` of normal ones is expected to be, bool, shape `(n,)`.
 
         The expectation is over the calibration images too: the rate of one detector varies around it, see
         `conformal.fpr_interval`.
 
+        Args:
+            scores: Scores of the images.
+            fpr: The false-alarm rate to keep.
+            stored: As for `p_values`.
+
         Raises:
-            ValueError: If there are too few calibration images for that rate.
+            ValueError: If there are too few calibration images, or groups of them, for that rate.
         """
-        return flagged(self.p_values(scores), fpr, len(self.calibration))
+        return flagged(self.p_values(scores, stored), fpr, self.num_calibration, self.calibration_unit)
 
     def maps(self, images: Tensor, *, batch_size: int = 128, progress: Progress | None = None) -> Tensor:
         """Return anomaly maps, z-scores of shape `(n, height, width)`; larger images than the model's are tiled."""
@@ -493,8 +629,10 @@ class Detector:
             "corruptions": self._corruptions,
             "metadata": self.metadata,
             "preprocessing": asdict(self.preprocessing),
+            "storage": asdict(self.storage),
+            "groups": asdict(self.grouping),
         }
-        write_detector(Path(folder), values, tensors | {"calibration": self.calibration})
+        write_detector(Path(folder), values, tensors | self._calibration.tensors())
 
     @classmethod
     def load(cls, folder: str | Path, model: DenoisingEBM) -> Detector:
@@ -513,16 +651,20 @@ class Detector:
         config = from_dict(DetectorConfig, values["config"], where=f"{folder / CONFIG_FILE}: config")
         where = f"{folder / CONFIG_FILE}: preprocessing"
         preprocessing = read_preprocessing(values.get("preprocessing"), model.config, where)
+        # Older files have neither record.
+        storage = from_dict(StorageRecord, values.get("storage", {}), where=f"{folder / CONFIG_FILE}: storage")
+        grouping = from_dict(Grouping, values.get("groups", {}), where=f"{folder / CONFIG_FILE}: groups")
         names = check_corruptions(values["corruptions"], model.config.network.channels, folder / CONFIG_FILE)
         check_detector_tensors(tensors, config, model, len(names), folder / TENSORS_FILE)
         check_detector_hashes(folder)
         detector = cls(model, config, preprocessing=preprocessing)
         detector.metadata = values["metadata"]
+        detector.storage, detector.grouping = storage, grouping
         detector._corruptions = names
         detector._hashes = {name: tensors.get(f"hashes.{name}", none) for name, none in detector._hashes.items()}
         detector._discriminants = FisherDiscriminants.from_tensors(tensors, "lda.")
         detector._scaler = Scaler.from_tensors(tensors, "score.")
-        detector.calibration = tensors["calibration"]
+        detector._calibration = Calibration.from_tensors(tensors)
         # A detector that was fitted to features alone has no maps.
         if any(name.startswith("maps.") for name in tensors):
             detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
@@ -552,13 +694,13 @@ def _columns_of(
     return [[column for family in block for column in places[family]] for block in blocks]
 
 
-def _without(calibration: Tensor, fitted: Tensor) -> Tensor:
-    """Return the calibration images whose hashes are not among those of fitting, which look too normal.
+def _unknown_to(calibration: ImageSet, fitted: Tensor) -> Tensor:
+    """Return the places of calibration images whose hashes are not among those of fitting, which look too normal.
 
     Raises:
-        ValueError: If none is left.
+        ValueError: If there is none.
     """
-    kept = calibration[~torch.isin(image_hashes(calibration), fitted)]
+    kept = (~torch.isin(image_hashes(calibration.pixels), fitted)).nonzero()[:, 0]
     if len(kept) == 0:
         raise ValueError("the calibration images are those of fitting: no false-alarm rate could be promised")
     return kept

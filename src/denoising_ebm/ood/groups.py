@@ -1,4 +1,4 @@
-"""Groups of images that are no independent evidence: frames of a scene, shots of a burst, parts of a thing, a patient's slices.
+"""Groups of images that are no independent evidence: frames of a scene, shots of a burst, a patient's slices.
 
 Frames of scenes that a detector was fitted to look more normal to it than any new scene will. What is promised must
 therefore count scenes, not frames: fitting and calibration share no group, and each group has one say (see `conformal`).
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +44,17 @@ class Groups:
     Attributes:
         labels: Number of each image's group, from 0 on, int64, shape `(n,)`.
         by: What they were found by, in plain words.
+        lookalikes: How many images have near copies, which were not taken as groups, see `find_groups`.
     """
 
     labels: Tensor
     by: str = "each image alone"
+    lookalikes: int = 0
 
     @property
     def count(self) -> int:
         """Number of groups."""
-        return len(self.labels.unique())
+        return len(set(self.labels.tolist()))
 
     @property
     def shared(self) -> int:
@@ -64,9 +67,12 @@ def find_groups(images: ImageSet, rule: str | Sequence[Hashable] = "auto") -> Gr
 
     Args:
         images: The images, with their names.
-        rule: `auto` finds near copies, and what the names of their files say if these agree; `none`: each image stands for
-            itself; `folder`; `prefix`: the name without the number at its end (`scene0_001.png`: scene0); a regular
-            expression with one group in parentheses, searched for in each name; or a label for each image.
+        rule: `auto` finds near copies, and what the names of their files say if these agree. Images that look alike for
+            another reason stand each for itself: where more than half of all are near copies of one another (parts before a
+            fixed camera), or near copies are scattered over the numbers in the names of files, as those of a burst are not.
+            `none`: each image stands for itself; `folder`; `prefix`: the name without the number at its end
+            (`scene0_001.png`: scene0); a regular expression with one group in parentheses, searched for in each name; or a
+            label for each image.
 
     Raises:
         ValueError: If the rule is no valid pattern or does not match every name, or labels are not as many as images.
@@ -83,7 +89,84 @@ def find_groups(images: ImageSet, rule: str | Sequence[Hashable] = "auto") -> Gr
     prefixes = _numbers([_prefix(name) for name in images.names])
     if _agree(copies.labels, prefixes):
         return Groups(_joined(len(images), _stars(copies.labels) + _stars(prefixes)), "near copies and names of files")
+    largest = int(copies.labels.bincount().max()) if len(images) else 0
+    if copies.shared and (largest > len(images) / 2 or _scattered(copies.labels, images.names)):
+        return Groups(torch.arange(len(images)), lookalikes=copies.shared)
     return copies if copies.shared else Groups(copies.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images for fitting and for calibration, which share no group.
+
+    Attributes:
+        fitted: Those to fit to, in random order but for the images of a group, which stand together.
+        calibration: Those for calibration.
+        groups: Numbers of the groups of the latter.
+        fitted_groups: How many groups the former are of.
+        by: What groups were found by.
+        alike: How many images are not alone in their group.
+        lookalikes: How many images have near copies, but stand each for itself.
+        left_out: Calibration images that were given, and are left out since their group is fitted to.
+    """
+
+    fitted: ImageSet
+    calibration: ImageSet
+    groups: Tensor
+    fitted_groups: int
+    by: str
+    alike: int
+    lookalikes: int = 0
+    left_out: int = 0
+
+
+def split_by_groups(
+    images: ImageSet, calibration: ImageSet | None, rule: str | Sequence[Hashable] = "auto", *, seed: int = 0
+) -> Split:
+    """Return images for fitting and for calibration by whole groups.
+
+    Args:
+        images: Normal images.
+        calibration: Those for calibration; if None a fifth of the groups of `images`.
+        rule: As for `find_groups`, over both sets.
+        seed: Of the order.
+
+    Raises:
+        ValueError: If the rule does not fit, all images are of one group, or all those for calibration are of groups that
+            are fitted to.
+    """
+    count = len(images)
+    found = find_groups(images if calibration is None else _both(images, calibration), rule)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    # In the order in which the first image of each group comes; without groups that is the order itself.
+    order = order[_numbers(found.labels[order].tolist()).sort(stable=True).indices]
+    labels = found.labels[order]
+    about: dict[str, Any] = {"by": found.by, "alike": found.shared, "lookalikes": found.lookalikes}
+    if calibration is not None:
+        theirs = found.labels[count:]
+        kept = ~torch.isin(theirs, labels)
+        if len(theirs) and not bool(kept.any()):
+            raise ValueError(
+                f"the calibration images are all of groups that are fitted to (by {found.by}): no false-alarm rate could be "
+                "promised"
+            )
+        others = calibration.take(kept.nonzero()[:, 0])
+        return Split(
+            images.take(order), others, theirs[kept], len(set(labels.tolist())), left_out=int((~kept).sum()), **about
+        )
+    if found.count < 2:
+        raise ValueError(
+            f"all {count:,} images are of one group (by {found.by}), which fitting and calibration would share: no "
+            "false-alarm rate could be promised; give images of other scenes too, or groups none if each stands for itself"
+        )
+    ranks = _numbers(labels.tolist())
+    held = ranks < max(1, found.count // 5)
+    num_fitted = len(set(ranks[~held].tolist()))
+    return Split(images.take(order[~held]), images.take(order[held]), ranks[held], num_fitted, **about)
+
+
+def _both(images: ImageSet, others: ImageSet) -> ImageSet:
+    return ImageSet(torch.cat([images.pixels, others.pixels]), (*images.names, *others.names))
 
 
 def check_rule(rule: str) -> None:
@@ -106,20 +189,23 @@ def near_copies(pixels: Tensor) -> Tensor:
     Args:
         pixels: uint8, shape `(n, channels, height, width)`.
     """
-    count = len(pixels)
+    # Equal images are one here: a set that holds each twice was not taken in bursts.
+    numbers = _numbers(image_hashes(pixels).tolist())
+    firsts = torch.tensor(
+        list(dict(zip(reversed(numbers.tolist()), reversed(range(len(pixels))), strict=True)).values())
+    )
+    count = len(firsts)
     if count < 2:
-        return torch.zeros(count, dtype=torch.int64)
-    hashes = image_hashes(pixels)
-    equal = _stars(_numbers(hashes.tolist()))
-    first, second, whole, detail = _candidates(pixels)
+        return numbers
+    first, second, whole, detail = _candidates(pixels[firsts.sort().values])
 
     def clusters(least: tuple[float, float]) -> Tensor:
         alike = (whole >= least[0]) & (detail >= least[1])
-        return _joined(count, [*equal, *zip(first[alike].tolist(), second[alike].tolist(), strict=True)])
+        return _joined(count, list(zip(first[alike].tolist(), second[alike].tolist(), strict=True)))
 
     found = clusters(_STRICT)
     share = float((found.bincount()[found] > 1).double().mean())
-    return clusters(_LENIENT) if share >= _MANY else found
+    return (clusters(_LENIENT) if share >= _MANY else found)[numbers]
 
 
 def _candidates(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -163,8 +249,10 @@ def _amplitudes(images: Tensor) -> Tensor:
     """Return the amplitudes of the low frequencies, as vectors around 0 of length 1."""
     reach = min(8, min(images.shape[1:]) // 2)
     spectrum = torch.fft.rfft2(images).abs()[:, :, : reach + 1]
-    vectors = torch.cat([spectrum[:, : reach + 1], spectrum[:, -reach:]], dim=1).flatten(1)
-    return F.normalize(vectors - vectors.mean(1, keepdim=True))
+    vectors: Tensor = torch.cat([spectrum[:, : reach + 1], spectrum[:, -reach:]], dim=1).flatten(1)
+    vectors = vectors - vectors.mean(1, keepdim=True)
+    normed: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return normed
 
 
 def _correlations(first: Tensor, second: Tensor) -> Tensor:
@@ -175,7 +263,8 @@ def _correlations(first: Tensor, second: Tensor) -> Tensor:
         near = torch.arange(-reach, reach + 1) % first.shape[dim]
         product = product.index_select(dim, near)
     norms = first.flatten(1).norm(dim=1) * second.flatten(1).norm(dim=1)
-    return product.flatten(1).amax(1) / norms.clamp_min(1e-6)
+    largest: Tensor = product.flatten(1).amax(1) / norms.clamp_min(1e-6)
+    return largest
 
 
 # -- names --------------------------------------------------------------------------------------------------------------
@@ -224,6 +313,31 @@ def _agree(copies: Tensor, prefixes: Tensor) -> bool:
     by_chance = float((prefixes.bincount().double() / len(prefixes)).square().sum())
     same = sum(max(counts.values()) for counts in shared) / images
     return by_chance < 0.5 and same >= 0.9
+
+
+def _scattered(labels: Tensor, names: Sequence[str]) -> bool:
+    """Return whether files were numbered, and images of a cluster lie as far apart in that order as any two do.
+
+    Two of n numbers lie n / 3 apart by chance. Few clusters tell nothing, and rows of tables are often shuffled.
+    """
+    numbers = [re.search(r"(\d+)\.\w+$", name) for name in names]
+    if not all(numbers) or any("#" in name for name in names):
+        return False
+    keys = [(_prefix(name), int(found[1])) for name, found in zip(names, numbers, strict=True) if found]
+    places = {i: rank for rank, i in enumerate(sorted(range(len(keys)), key=keys.__getitem__))}
+    members: dict[int, list[int]] = {}
+    for i, label in enumerate(labels.tolist()):
+        members.setdefault(label, []).append(places[i])
+    shared = [sorted(ranks) for ranks in members.values() if len(ranks) > 1]
+    if sum(map(len, shared)) < 20:
+        return False
+    total = 0.0
+    for ranks in shared:
+        count = len(ranks)
+        # The mean distance of two of them, of sorted numbers.
+        distance = sum((2 * i - count + 1) * rank for i, rank in enumerate(ranks)) / (count * (count - 1) / 2)
+        total += count * distance
+    return total / sum(map(len, shared)) > 0.25 * len(names)
 
 
 # -- graphs -------------------------------------------------------------------------------------------------------------

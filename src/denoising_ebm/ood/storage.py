@@ -171,12 +171,20 @@ def _specs(tensors: Mapping[str, Tensor], config: DetectorConfig, model: Denoisi
     optional = {
         "hashes.fitted": TensorSpec((None,), whole=True),
         "hashes.calibrated": TensorSpec((None,), whole=True),
+        **_optional_scores("calibration", size("calibration", 0)),
+        "copies": TensorSpec((None,)),
+        **_optional_scores("copies", size("copies", 0)),
     }
     # A detector that was fitted to features alone has no maps.
     if any(name.startswith("maps.") for name in tensors):
         specs["maps.mean"] = TensorSpec((levels, side, side))
         specs["maps.std"] = TensorSpec((levels, side, side), positive=True)
     return specs | {name: spec for name, spec in optional.items() if name in tensors}
+
+
+def _optional_scores(name: str, count: int) -> dict[str, TensorSpec]:
+    """Return what may stand beside the scores of so many images: their groups and how they were stored."""
+    return {f"{name}.{part}": TensorSpec((count,), whole=True) for part in ("groups", "kinds")}
 
 
 def _map_levels(config: DetectorConfig, model: DenoisingEBM) -> int:
