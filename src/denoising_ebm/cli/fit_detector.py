@@ -76,11 +76,11 @@ def fit_detector(
         groups: What is no independent evidence: auto finds near copies; folder; prefix (names without the number at their
             end: scene0_001.png is of scene0); a regular expression with one group in parentheses, searched for in each
             name; none.
-        harmless: jpeg: compression as JPEG of qualities 70 to 95 is normal, too. Half of the images are then fitted to as
-            compressed copies, and the false-alarm rate is kept for such copies. Of PNG images at a rate of .05, fitted to
-            1,200: with cifar10-small .33 (quality 95) and .85 (75) of JPEG copies were flagged without it, .05 with it, at an
-            AUROC on SVHN of .987 and .986. The price is the eye for faint noise and for JPEG itself: AUROC .98 and .94 in
-            the mean over corruptions of that kind, with fashion-mnist .92 and .80.
+        harmless: jpeg: compression as JPEG of qualities 70 to 95 is normal, too. Half of the images are fitted to as
+            compressed copies, and the false-alarm rate is kept for such copies. Of PNG images at a rate of .05, fitted
+            to 1,200: with cifar10-small .33 (quality 95) and .85 (75) of JPEG copies were flagged without it, .05 with
+            it, at an AUROC on SVHN of .987 and .986. The price is the eye for faint noise and for JPEG itself: mean
+            AUROC on corruptions of that kind .98 and .94, with fashion-mnist .92 and .80.
         seed: Seed of these draws.
         batch_size: Images in a forward pass.
         options: How to read DATA and --calibration.
