@@ -81,3 +81,23 @@ def test_names_reach_the_terminal_as_text() -> None:
     assert done.returncode == 2 and done.stderr.startswith(
         "debm: error: no\\x1b[31mred\\u202egnp: no such model folder"
     )
+
+
+@pytest.mark.slow
+def test_score_has_the_same_table_wherever_it_goes(tmp_path: Path) -> None:
+    score = ["score", "fashion-mnist", "digits", "--limit", "3", "--device", "cpu", "--precision", "fp32"]
+    table = debm("", *score).stdout
+    assert table.count("\n") == 4 and "\n0" not in table
+    without = debm("2>&-", *score, PYTHONUNBUFFERED="1")
+    assert (without.returncode, without.stdout, without.stderr) == (0, table, "")
+    closed = debm("<&- >&- 2>&-", *score, "--out", tmp_path / "scores.csv")
+    assert closed.returncode == 0 and (tmp_path / "scores.csv").read_text() == table
+    # Nothing of hours of work may go nowhere: told before it.
+    lost = debm(">&-", *score)
+    assert lost.returncode == 2
+    assert lost.stderr == "debm: error: standard output is closed; give a file for the table with --out\n"
+    if Path("/dev/full").exists():
+        full = debm(">/dev/full", *score, PYTHONUNBUFFERED="1")
+        assert full.returncode == 2 and full.stderr.splitlines()[-1] == FULL.strip()
+        silent = debm("2>/dev/full", *score)
+        assert (silent.returncode, silent.stdout) == (0, table)
