@@ -4,9 +4,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from denoising_ebm.datasets.images import load_images
-from denoising_ebm.datasets.layouts import judged, split_named, words_of
+from denoising_ebm.datasets.layouts import (
+    anomalous_folders,
+    class_of,
+    judged,
+    parts_of_images,
+    set_apart,
+    split_named,
+    words_of,
+)
+from denoising_ebm.datasets.listing import File
 from denoising_ebm.datasets.sources import Source, open_source
 from pictures import encoded, noise
 
@@ -118,6 +129,50 @@ def test_the_outermost_part_decides(data: Path) -> None:
 def test_a_wrapping_folder_that_happens_to_name_a_part_does_not_decide(data: Path) -> None:
     fill(data, ["test_bench/train/1.png", "test_bench/test/2.png"])
     assert names(open_source(data)) == ["test_bench/train/1.png"]
+
+
+def test_a_class_of_which_one_word_names_a_part_is_one(data: Path) -> None:
+    """But for two such words, which may be parts of one set: nothing is taken for the other unsaid."""
+    fill(data, ["airport/1.png", "train_station/2.png"])
+    found = open_source(data)
+    assert found.count == 2 and found.split is None
+    assert [entry.label for entry in found.entries] == ["airport", "train_station"]
+    fill(data, ["test_track/3.png"])
+    for default in ("train", "test"):
+        with pytest.raises(
+            ValueError, match=r"holds a folder test_track/, which names a split, beside images .*airport"
+        ):
+            open_source(data, default_split=default)
+    assert open_source(data, "all").count == 3
+
+
+_NAMES = st.sampled_from(
+    "train Test val2017 test_tube masks ground_truth labels good bad images a cat thumbs Data imgs_test no_mask mask".split()
+)
+
+
+@given(
+    st.sets(
+        st.tuples(st.lists(_NAMES, max_size=3), st.sampled_from(["1.png", "1_mask.png", "train_1.png", "b.jpg"])).map(
+            lambda each: (*each[0], each[1])
+        ),
+        max_size=12,
+    )
+)
+def test_every_image_is_in_one_place(paths: set[tuple[str, ...]]) -> None:
+    """An image, a mask or a small copy; and an image in one part, with a class that is one of its folders."""
+    files = [File(parts) for parts in sorted(paths)]
+    found = set_apart(files)
+    assert sorted([*found.images, *found.masks, *found.thumbnails]) == files
+    parts = parts_of_images(found.images)
+    assert len(parts) == len(found.images)
+    for file, part in zip(found.images, parts, strict=True):
+        assert not part.name or (file.parts[part.depth] == part.name and split_named(part.name) == part.split)
+        assert class_of(file, part) in (None, *file.parts[:-1])
+    # Where some folder says what is normal, something normal is left to learn from.
+    anomalous = anomalous_folders(found.images)
+    left = [f for f in found.images if not any(f.parts[:depth] in anomalous for depth in range(1, len(f.parts)))]
+    assert left or not found.images
 
 
 def test_one_of_several_folders_of_a_part_can_be_named(data: Path) -> None:

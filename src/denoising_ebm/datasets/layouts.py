@@ -62,6 +62,7 @@ def words_of(name: str) -> tuple[str, ...]:
     return tuple(joined.split())
 
 
+@lru_cache(maxsize=4096)
 def split_named(name: str) -> str | None:
     """Return the part of a data set that a folder or file is named for: `Train`, `imgs_test`; None for none, or two."""
     words = words_of(name)
@@ -209,12 +210,19 @@ def parts_of_images(files: Sequence[File]) -> list[Part]:
     """
     wrappers = _wrappers(files)
     parts = [_part_of(file, wrappers) for file in files]
-    if any(part.split for part in parts):
+    named = {part.split: None for part in parts if part.split}
+    if named and not (len(named) == 1 and any(not part.split for part in parts) and not _is_part_only(parts)):
         return parts
-    named = [split_named(os.path.splitext(file.parts[-1])[0]) for file in files]
-    if all(named) and len(set(named)) > 1:
-        return [Part(split, "", len(file.parts)) for split, file in zip(named, files, strict=True) if split]
+    parts = [Part("")] * len(files)
+    own = [split_named(os.path.splitext(file.parts[-1])[0]) for file in files]
+    if all(own) and len(set(own)) > 1:
+        return [Part(split, "", len(file.parts)) for split, file in zip(own, files, strict=True) if split]
     return parts
+
+
+def _is_part_only(parts: Sequence[Part]) -> bool:
+    """Whether a folder's name says nothing but a part; `train_station` beside others is a class."""
+    return any(split_only(name) for name in {part.name for part in parts} if name)
 
 
 def parts_of_parquet(files: Sequence[File]) -> list[Part]:
