@@ -94,6 +94,7 @@ def fit_detector(
     from denoising_ebm.datasets.images import image_hashes
     from denoising_ebm.ood.detector import Detector, DetectorConfig
     from denoising_ebm.ood.groups import check_rule
+    from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar
 
     check_rule(groups)
@@ -122,9 +123,9 @@ def fit_detector(
     config = DetectorConfig(num_corrupted=corrupted_images, harmless=() if harmless == "none" else (harmless,))
     detector = Detector(net, config, preprocessing=options.preprocessing(net))
     work = detector.fit_work(len(normal), None if held_out is None else len(held_out))
-    with progress_bar("fitting", work) as progress:
+    with locked(folder, "debm fit-detector"), progress_bar("fitting", work) as progress:
         detector.fit(normal, calibration=held_out, groups=groups, seed=seed, batch_size=batch_size, progress=progress)
-    detector.save(folder)
+        detector.save(folder)
     _note_groups(detector)
     counts = ", ".join(f"{name} {count:,} images" for name, count in detector.metadata.items())
     note(f"{folder}: detector {counts}; {_promise(detector.num_calibration)}")

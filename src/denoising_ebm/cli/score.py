@@ -6,6 +6,7 @@ import io
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,7 @@ def score(
     check_output(report, ".html")
     from denoising_ebm.ood.scoring import MapWriter, Scored, Scorer, TiledMapWriter
     from denoising_ebm.ood.table import check_table_path
+    from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar
 
     if out is not None:
@@ -128,7 +130,7 @@ def score(
         writer = TiledMapWriter(scorer, maps, stream.originals(), no_map)
     elif maps is not None:
         writer = MapWriter(scorer, maps)
-    with Scored(out and out.parent) as scored:
+    with nullcontext() if maps is None else locked(maps, "debm score"), Scored(out and out.parent) as scored:
         with progress_bar("scoring", None if stream.count is None else scorer.passes * stream.count) as progress:
             for chunk in stream:
                 rows, p_values = scorer.rows(chunk, progress)

@@ -62,6 +62,7 @@ def tune(
     from denoising_ebm.quality.evaluator import FidelityEvaluator
     from denoising_ebm.quality.tuning import TEMPERATURES, tune_low_temperature
     from denoising_ebm.samplers import two_stage_steps
+    from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.report import Table, markdown
 
@@ -75,19 +76,22 @@ def tune(
     pixels = options.load(data, net.image_shape, sample=images, generator=draws).pixels
     evaluator = FidelityEvaluator(pixels, device=net.device)
     sampling = net.config.sampling
-    with progress_bar("sampling", len(candidates) * samples * two_stage_steps(sampling)) as progress:
-        how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-        tuned, distances = tune_low_temperature(
-            sampling, lambda choice: net.sample(samples, sampler=choice, **how).images, evaluator, candidates
+    with locked(folder, "debm tune"):
+        with progress_bar("sampling", len(candidates) * samples * two_stage_steps(sampling)) as progress:
+            how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
+            tuned, distances = tune_low_temperature(
+                sampling, lambda choice: net.sample(samples, sampler=choice, **how).images, evaluator, candidates
+            )
+        before, best = sampling.pixel.low_temperature, tuned.pixel.low_temperature
+        caption = (
+            f"Fréchet distance (FD) of {samples:,} samples to {len(pixels):,} images ({evaluator.extractor.name})."
         )
-    before, best = sampling.pixel.low_temperature, tuned.pixel.low_temperature
-    caption = f"Fréchet distance (FD) of {samples:,} samples to {len(pixels):,} images ({evaluator.extractor.name})."
-    columns = [f"temperature below sigma {sampling.pixel.low_temperature_sigma:g}", "FD"]
-    rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
-    print(f"{caption}\n\n{markdown(Table(columns, rows))}", end="")
-    if folder.resolve() != source.resolve():
-        copy_model_folder(source, folder)
-    rewrite_config(folder, replace(net.config, sampling=tuned))
+        columns = [f"temperature below sigma {sampling.pixel.low_temperature_sigma:g}", "FD"]
+        rows = [[f"{t:g}{' (chosen)' if t == best else ''}", f"{distance:.1f}"] for t, distance in distances.items()]
+        print(f"{caption}\n\n{markdown(Table(columns, rows))}", end="")
+        if folder.resolve() != source.resolve():
+            copy_model_folder(source, folder)
+        rewrite_config(folder, replace(net.config, sampling=tuned))
     note(
         f"{folder}: sampling.pixel.low_temperature {f'stays {best:g}' if best == before else f'{before:g} -> {best:g}'}"
     )
