@@ -104,7 +104,8 @@ def test_images_that_would_fill_the_memory_are_unreadable(tmp_path: Path) -> Non
     Image.new("L", (24, 24), 90).save(tmp_path / "bomb.png")
     images = load_images(tmp_path, max_pixels=64)
     assert images.names == ("a.png",)
-    assert "24x24, more than the 64 pixels that are decoded; --max-pixels" in images.unreadable[0].reason
+    reason = "is 24x24, more than the 64 pixels that are decoded; --max-pixels raises the limit"
+    assert images.unreadable[0].reason == reason
 
 
 def test_only_data_is_taken_from_a_model_of_the_hub(

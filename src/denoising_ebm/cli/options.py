@@ -39,8 +39,8 @@ class ImageOptions:
         background: What partly transparent images are laid over: white (the default), black, ignore (their colours are
             read as if they were opaque) or '#rrggbb'.
         frames: Of animations and files of several pages the first (the default), or all, as NAME#0, NAME#1, ...
-        max_pixels: Leave out images of more pixels than this, by default 67,108,864 (half of that for WebP and for more
-            than 8 bits), which need 1 GB of memory at most.
+        max_pixels: Leave out images of more pixels than this, by default 67,108,864 (half as many of more than 8 bits, a
+            quarter of WebP), which need less than 0.7 GB of memory. Large JPEG files are decoded at a smaller scale.
         strict: Stop at an unreadable image. By default it is left out and counted.
     """
 
@@ -176,7 +176,7 @@ class ImageOptions:
         for name, other in others.items():
             if given[name] is None and (together or name not in ("resize", "center_crop")):
                 taken[name] = other
-            elif given[name] != other:
+            elif given[name] != other and name != "frames" and (name != "aspect" or before.resize is not None):
                 option = f"--{name.replace('_', '-')}"
                 now, then = (f"{option} {value}" if value else f"no {option}" for value in (given[name], other))
                 message = f"{now}: {whose} images with {then}; {consequence}"

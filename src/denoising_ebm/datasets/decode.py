@@ -69,8 +69,8 @@ class Decoding:
         background: Colour that partly transparent images are laid over, by name or `#rrggbb`; `ignore` to read their
             colours as if they were opaque.
         frames: Of animations and files of several pages.
-        max_pixels: Pixels of the largest image that is decoded; half as many of WebP and of more than 8 bits, which
-            take twice the memory.
+        max_pixels: Pixels of the largest image that is decoded; half as many of more than 8 bits and of several frames
+            that are all read, and a quarter of WebP, which take more memory.
         needed: Side in pixels of what is made of an image: a large JPEG is decoded at a half, a quarter or an eighth of
             its size so long as its sides are still four times as long. None to decode all as it is.
     """
@@ -153,26 +153,37 @@ def decode_each(entries: Iterable[Entry], how: Decoding | None = None) -> Iterat
         except Exception as error:  # of the file system, or of a row that says why it is not read
             yield entry, None, _first_line(error)
             continue
+        names_frames = how.frames == "all" and only is None
         try:
             with _own_limits():
                 file = _File(raw, how)
+                several = names_frames and len(file.frames) > 1
+                decoded = None if several else file.frame(file.frames[only or 0])
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
             yield entry, None, _reason(error)
             continue
-        several = how.frames == "all" and len(file.frames) > 1
-        numbers = range(len(file.frames)) if several and only is None else [only or 0]
-        for number in numbers:
-            named = entry._replace(name=f"{entry.name}#{number}") if several and only is None else entry
-            try:
-                with _own_limits():
-                    decoded = file.frame(file.frames[number])
-            except EOFError:
-                yield named, None, f"is cut off: has no frame {number} of {len(file.frames)}"
-                break
-            except Exception as error:
-                yield named, None, _reason(error)
-            else:
-                yield named, decoded, ""
+        if decoded is not None:
+            yield entry, decoded, ""
+            del decoded
+        else:
+            yield from _each_frame(entry, file)
+        del file  # two large images would not fit into memory together
+
+
+def _each_frame(entry: Entry, file: _File) -> Iterator[tuple[Entry, Decoded | None, str]]:
+    for place, number in enumerate(file.frames):
+        named = entry._replace(name=f"{entry.name}#{place}")
+        try:
+            with _own_limits():
+                decoded = file.frame(number)
+        except EOFError:
+            yield named, None, f"is cut off: has no frame {place} of {len(file.frames)}"
+            break
+        except Exception as error:  # of any type, as above
+            yield named, None, _reason(error)
+        else:
+            yield named, decoded, ""
+            del decoded
 
 
 def frame_entries(entry: Entry) -> list[Entry]:
@@ -210,11 +221,15 @@ class _File:
         progressive = bool(opened.info.get("progressive"))
         if not reduced and opened.format == "JPEG" and not progressive and self._how.needed is not None:
             return  # looked at again once it is known at which size it is decoded
-        if opened.format == "WEBP" or is_deep(opened):
+        if opened.format == "WEBP":
+            limit //= 4
+        elif is_deep(opened):
+            limit //= 2
+        if self._how.frames == "all" and getattr(opened, "is_animated", False):
             limit //= 2
         if opened.width * opened.height > limit:
             size = f"{opened.width}x{opened.height}"
-            raise ValueError(
+            raise UnreadableImageError(
                 f"is {size}, more than the {limit:,} pixels that are decoded; --max-pixels raises the limit"
             )
 
@@ -229,21 +244,20 @@ class _File:
             if width * height >= _LARGE:
                 opened.draft(None, (4 * how.needed, 4 * how.needed))
             self._check_size(reduced=True)
-        stored = Stored("JPEG" if opened.format == "MPO" else opened.format or "", width, height, frames=frames)
-        if stored.format == "JPEG":
-            stored = stored._replace(quality=_jpeg_quality(getattr(opened, "quantization", {})))
+        kind = "JPEG" if opened.format == "MPO" else opened.format or ""
+        bits, highest = 1 if opened.mode == "1" else 8, None
+        quality = _jpeg_quality(getattr(opened, "quantization", {})) if kind == "JPEG" else None
         notes: tuple[str, ...] = (f"first of {frames} frames",) if frames > 1 and how.frames == "first" else ()
         # WebP and palettes cannot be marked as gray.
         marks_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
         image: Image.Image = opened
         if is_deep(opened):
             image, bits, highest, said = to_8_bits(opened, self._raw, how.value_range)
-            stored, notes = stored._replace(bits=bits, highest=highest), notes + said
+            notes += said
         else:
             opened.load()
-            if frames > 1:
+            if frames > 1 and how.frames == "all":
                 image = opened.copy()  # the next frame may be laid over this one
-            stored = stored._replace(bits=1 if opened.mode == "1" else 8)
         if image.mode not in _MODES:
             raise UnreadableImageError(f"has pixels of mode {image.mode}, which are not read")
         is_gray = image.mode in ("1", "L", "LA", "La")
@@ -255,7 +269,8 @@ class _File:
             image = image.transpose(turn)
             if turn in _SIDEWAYS:
                 width, height = height, width
-        stored = stored._replace(width=width, height=height, notes=notes + said + said_of_turn)
+        notes += said + said_of_turn
+        stored = Stored(kind, width, height, bits, frames, quality, notes=notes, highest=highest)
         if is_gray and image.mode == "L":
             return Decoded(image, (1,) if marks_gray else (1, 3), stored)
         if not marks_gray and _channels_are_equal(image):
@@ -273,7 +288,7 @@ def _flatten(image: Image.Image, opened: Image.Image, how: Decoding) -> tuple[Im
     if image.mode not in ("LA", "RGBA"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     alpha = image.getchannel("A")
-    lowest, highest = _extremes(alpha)
+    lowest, highest = map(int, np.array(alpha.getextrema()))
     if lowest == 255:
         return _converted(image, plain), more
     if highest == 0 and opened.format == "BMP":
@@ -285,6 +300,7 @@ def _flatten(image: Image.Image, opened: Image.Image, how: Decoding) -> tuple[Im
         raise UnreadableImageError("is wholly transparent; --background ignore reads its colours")
     if opened.format == "TIFF" and _is_a_band(alpha):
         return _converted(image, plain), (f"first 3 of {max(bands, 4)} bands",)
+    del alpha
     red, green, blue = how.colour()
     if plain == "L" and not red == green == blue:
         plain = "RGB"
@@ -296,9 +312,7 @@ def _flatten(image: Image.Image, opened: Image.Image, how: Decoding) -> tuple[Im
         ground = Image.new("RGBA", strip.size, (red, green, blue, 255))
         rgba.paste(Image.alpha_composite(ground, strip), (0, top))
     flat = _converted(rgba, plain)
-    if lowest < highest and all(
-        low == high for low, high in map(_extremes, flat.split() if plain == "RGB" else [flat])
-    ):
+    if lowest < highest and _is_blank(flat):
         raise UnreadableImageError(
             f"shows nothing when it is laid over {how.background}; give another --background, or ignore to read its colours"
         )
@@ -310,11 +324,10 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
-def _extremes(channel: Image.Image) -> tuple[int, int]:
-    """Return the smallest and largest level of an image of one channel."""
-    lowest, highest = channel.getextrema()
-    assert not isinstance(lowest, tuple) and not isinstance(highest, tuple)
-    return int(lowest), int(highest)
+def _is_blank(image: Image.Image) -> bool:
+    """Whether all pixels of an image in mode L or RGB are equal."""
+    extremes = np.array(image.getextrema()).reshape(-1, 2)
+    return bool((extremes[:, 0] == extremes[:, 1]).all())
 
 
 def _is_a_band(alpha: Image.Image) -> bool:

@@ -6,7 +6,9 @@ import struct
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK = struct.Struct(">I4s")
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+_PNG_NEEDED = {b"tRNS", b"acTL", b"fcTL", b"fdAT"}  # beside those whose name says so
 _PNG_MAX_CHUNKS = 2**17
 _TIFF_TYPE_SIZES = {
     1: 1,
@@ -89,23 +91,26 @@ def check_png(raw: bytes) -> bytes:
     Raises:
         UnreadableImageError: If a chunk that it needs does not match its checksum, or there are too many.
     """
-    place, chunks, texts = len(_PNG), 0, []
-    while place + 12 <= len(raw):
-        (length,) = struct.unpack_from(">I", raw, place)
-        kind, end = raw[place + 4 : place + 8], place + 12 + length
+    view, place, texts = memoryview(raw), len(_PNG), []
+    for _ in range(_PNG_MAX_CHUNKS):
+        if place + 12 > len(raw):
+            break
+        length, kind = _PNG_CHUNK.unpack_from(raw, place)
+        end = place + 12 + length
         if end > len(raw):
             break  # cut off, which decoding finds where it matters
-        needed = not kind[0] & 32 or kind in (b"tRNS", b"acTL", b"fcTL", b"fdAT")
-        if needed and zlib.crc32(memoryview(raw)[place + 4 : end - 4]) != struct.unpack_from(">I", raw, end - 4)[0]:
-            raise UnreadableImageError("is damaged: a checksum of the PNG file does not match")
-        if kind in _PNG_TEXT:
+        if not kind[0] & 32 or kind in _PNG_NEEDED:
+            if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+                raise UnreadableImageError("is damaged: a checksum of the PNG file does not match")
+        elif kind in _PNG_TEXT:
             texts.append((place, end))
-        chunks += 1
-        if chunks > _PNG_MAX_CHUNKS:
-            raise UnreadableImageError(f"is damaged: a PNG file of more than {_PNG_MAX_CHUNKS:,} chunks")
         place = end
         if kind == b"IEND":
             break
+    else:
+        raise UnreadableImageError(f"is damaged: a PNG file of more than {_PNG_MAX_CHUNKS:,} chunks")
+    if not texts:
+        return raw
     # Pillow refuses the whole file for a text of more than 1 MB: deflated, it may stand in a thousandth of that.
     if sum(end - start for start, end in texts) <= 512:
         return raw

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from denoising_ebm.datasets.decode import (
     MAX_PIXELS,
+    Decoded,
     Decoding,
     Stored,
     decode_each,
@@ -193,8 +194,9 @@ def load_images(
         aspect: How `resize` makes a square of an image that is none: its central square (`crop`), all of it squeezed
             (`stretch`) or with borders of `background` (`pad`). By default the central square where that is at least half
             of the image; others do not fit.
-        max_pixels: Pixels of the largest image that is decoded, half as many of WebP and of more than 8 bits; large JPEG
-            files are decoded at a smaller scale where `resize` allows it.
+        max_pixels: Pixels of the largest image that is decoded; half as many of more than 8 bits and of several frames
+            that are all read, and a quarter of WebP, which take more memory. Large JPEG files are decoded at a smaller
+            scale where `resize` allows it.
         strict: Raise at the first unreadable image; otherwise skip it and list it in `unreadable`.
         skip_unfit: Treat images of another size or channel count like unreadable ones, and return an empty set where none
             is left; needs `image_size` and `channels`.
@@ -396,6 +398,16 @@ class _Reading:
                 continue
             yield entry.name, torch.from_numpy(to_array(image).copy())
 
+    def _fitted(self, decoded: Decoded) -> tuple[npt.NDArray[np.uint8], Stored]:
+        """Return the pixels of an image as they are asked for, and how it was stored."""
+        image = with_channels(decoded, self.channels, self.convert)
+        border = self._decoding.colour()
+        fitted = fit_shape(image, self.image_size, self.resize, self.center_crop, self.aspect, border)
+        # A large JPEG is decoded at a part of its size.
+        scale = fitted.scale * max(decoded.stored.width, decoded.stored.height) / max(image.size)
+        is_cropped = self.center_crop is None
+        return to_array(fitted.image), with_fit(decoded.stored, seen=fitted.seen, scale=scale, is_cropped=is_cropped)
+
     def chunks(self, size: int) -> Iterator[ImageSet]:
         """Yield sets of at most `size` images and unreadable ones, and of at most `_CHUNK_BYTES` of pixels."""
         wanted = self.limit if self.sample is None else self.sample
@@ -405,15 +417,7 @@ class _Reading:
             image: npt.NDArray[np.uint8] | None = None
             if decoded is not None:
                 try:
-                    one = with_channels(decoded, self.channels, self.convert)
-                    border = self._decoding.colour()
-                    fitted = fit_shape(one, self.image_size, self.resize, self.center_crop, self.aspect, border)
-                    image = to_array(fitted.image)
-                    # A large JPEG is decoded at a part of its size.
-                    scale = fitted.scale * max(decoded.stored.width, decoded.stored.height) / max(one.size)
-                    stored = with_fit(
-                        decoded.stored, seen=fitted.seen, scale=scale, is_cropped=self.center_crop is None
-                    )
+                    image, stored = self._fitted(decoded)
                 except ValueError as error:
                     reason = str(error)
                     if self.strict or not self.skip_unfit:
@@ -438,6 +442,7 @@ class _Reading:
                 num += 1
             if num == wanted:
                 break
+            decoded = None  # two large images would not fit into memory together
             if len(held.names) + len(held.unreadable) >= size or held.bytes >= _CHUNK_BYTES:
                 yield held.take()
         if not num and not (num_lost and self.skip_unfit):
