@@ -176,7 +176,7 @@ class ImageOptions:
         for name, other in others.items():
             if given[name] is None and (together or name not in ("resize", "center_crop")):
                 taken[name] = other
-            elif given[name] != other and name != "frames" and (name != "aspect" or before.resize is not None):
+            elif given[name] != other and (refuse or name not in self._of_no_effect(before)):
                 option = f"--{name.replace('_', '-')}"
                 now, then = (f"{option} {value}" if value else f"no {option}" for value in (given[name], other))
                 message = f"{now}: {whose} images with {then}; {consequence}"
@@ -184,6 +184,11 @@ class ImageOptions:
                     raise ValueError(message)
                 note(message)
         return replace(self, **taken)
+
+    @staticmethod
+    def _of_no_effect(before: Preprocessing) -> tuple[str, ...]:
+        """Return the options that do not change what was prepared as it was before."""
+        return ("frames",) if before.resize is not None else ("frames", "aspect")
 
     def given(self) -> list[str]:
         """Return the options that say something else than their defaults, as words of a command line."""
