@@ -205,7 +205,7 @@ def test_figures_are_of_images_that_files_hold(debm: Any, tmp_path: Path) -> Non
         "restore", "fashion-mnist", "fashion-mnist", "--limit", 6, "--degrade", "--unclipped", *common, "--out", ""
     )
     figures = [float(run.out.splitlines()[2].split("PSNR")[1].split("dB")[0]) for run in (result, more)]
-    assert more.out.splitlines()[0] == "6 images, means over them" and figures[1] > figures[0] + 0.5
+    assert more.out.splitlines()[0] == "6 images, means over them, of unclipped noise" and figures[1] > figures[0] + 0.5
 
 
 def test_noise_that_is_not_there_is_told(debm: Any, tmp_path: Path) -> None:

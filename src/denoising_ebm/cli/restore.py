@@ -102,6 +102,8 @@ def restore(
     noise_level = _noise_level(sigma)
     check_apart("--out", out, images)
     check_output_folder(out)
+    if sigma is not None:
+        note(f"noise of {noise_level:.3g} for images in [-1, 1]: {127.5 * noise_level:.3g} gray levels of 255")
     import torch
 
     from denoising_ebm.datasets.images import PictureNames, to_float
@@ -177,7 +179,7 @@ def restore(
     if out is not None:
         note(f"{done} images: {out}")
     if degrade:
-        print(f"{done} images, means over them{'' if unclipped else ', of 8-bit files'}")
+        print(f"{done} images, means over them, of {'unclipped noise' if unclipped else '8-bit files'}")
         for name, parts in figures.items():
             quality, similarity = torch.cat(parts, dim=1).mean(1).tolist()
             print(f"{name:10} PSNR {quality:6.2f} dB   SSIM {similarity:.4f}")
@@ -209,10 +211,9 @@ def _noise_level(text: str | None) -> float:
 
 
 def _compare_noise(noise_level: float, images: ImageSet) -> None:
-    """Tell the user what noise is assumed, and if the images seem to have far less: detail would be taken for noise."""
+    """Tell the user if images seem to have far less noise than is assumed: detail would be taken for it."""
     from denoising_ebm.restoration.metrics import estimated_noise
 
-    note(f"noise of {noise_level:.3g} for images in [-1, 1]: {127.5 * noise_level:.3g} gray levels of 255")
     found = float(estimated_noise(images.pixels).median())
     if noise_level > 3 * found:
         note(

@@ -39,8 +39,8 @@ _MOST_BYTES, _MOST_PIXELS = 2**27, 2**25
 _LEAST_RANGE = 16.0
 #: Pixels that are nearer to the middle between both values than to either are soft edges, up to this share.
 _MOST_SOFT = 0.2
-#: Colours further than this from the line between the darkest and the brightest are further colours. A drawing has few; where
-#: there are more than so many, JPEG has smeared the edges, and this share of pixels may lie beside the line.
+#: Colours further than this from the line between the darkest and the brightest are further colours. A drawing has few;
+#: where there are more than so many, JPEG has smeared the edges, and this share of pixels may lie beside the line.
 _OFF_LINE, _FEW, _MOST_OFF_LINE = 64.0, 16, 0.1
 #: Share of a missing pixel in one that resizing makes, from which on it is missing too.
 _TOUCHED = 0.01
