@@ -67,7 +67,8 @@ def test_a_pickled_state_is_not_loaded(
     shutil.copytree(run, mine)
     torch.save(Opens(made), tmp_path / "zipped.pt")
     for content in (pickled, (tmp_path / "zipped.pt").read_bytes()):
-        (mine / "state.pt").write_bytes(content)
+        for name in ("state.pt", "state-previous.pt"):
+            (mine / name).write_bytes(content)
         result = debm("train", folder, *TRAIN, "--out", mine, "--resume", "--max-images", 1280)
         assert "state.pt: not a readable state" in result.error
     assert not made.exists()
