@@ -82,6 +82,7 @@ def open_source(
     """
     wanted = default_split if split is None else split
     if isinstance(source, str) and source in BUNDLED:
+        wanted = SPLITS.get(wanted.lower(), wanted)
         if wanted not in BUNDLED[source]:
             raise FileNotFoundError(f"{source}: no split {wanted!r}, only {', '.join(BUNDLED[source])}")
         return _of_rows(source, ParquetRows(_DATA / source, [_DATA / source / f"{wanted}.parquet"]), wanted)
