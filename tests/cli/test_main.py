@@ -116,3 +116,23 @@ def test_ctrl_c_outside_training(debm: Any, run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(DenoisingEBM, "from_pretrained", interrupt)
     stopped = debm("sample", run)
     assert stopped.status == 130 and stopped.err == "debm: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: 8 bytes")]
+)
+def test_too_little_memory_is_one_line(debm: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def ends(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DenoisingEBM, "from_pretrained", ends)
+    assert debm("sample", "fashion-mnist").error == "out of memory; use a smaller --batch-size"
+
+
+def test_other_errors_keep_their_traceback(debm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(DenoisingEBM, "from_pretrained", ends)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        debm("sample", "fashion-mnist")

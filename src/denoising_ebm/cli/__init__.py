@@ -62,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ArgumentError, ValueError, OSError) as error:
         print_line(f"debm: error: {error_line(error, COMMANDS.get(''.join(arguments[:1])))}")
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         # By name: torch is not imported for this.
-        if type(error).__name__ != "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError":
+            print_line(f"debm: error: out of GPU memory: {error_line(error)}; use a smaller --batch-size")
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            print_line("debm: error: out of memory; use a smaller --batch-size")
+        else:
             raise
-        print_line(f"debm: error: out of GPU memory: {error_line(error)}; use a smaller --batch-size")
         return 2
     finally:
         drop_unwritten()

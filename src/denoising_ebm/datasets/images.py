@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ from denoising_ebm.datasets.remarks import Remarks, with_fit
 from denoising_ebm.datasets.shape import ASPECTS, RESIZE, fit_shape
 from denoising_ebm.datasets.sources import Source, open_source
 from denoising_ebm.literals import Aspect, Frames, Resize
+from denoising_ebm.utils.text import Stderr, stderr_is_terminal
 
 _CHUNK_BYTES = 2**26
 """Pixels of a chunk, at least those of one image: 64 MiB."""
@@ -377,7 +377,7 @@ class _Reading:
             entries, count = draw(entries, count, self.sample, self.limit, self.generator)
         elif self.limit is not None and count is not None:
             count = min(count, self.limit)
-        if self.progress and sys.stderr.isatty() and (count is None or count > 2000):
+        if self.progress and stderr_is_terminal() and (count is None or count > 2000):
             entries = _with_progress(entries, self.limit if count is None else count)
         self._entries, self.count = entries, count
 
@@ -545,4 +545,6 @@ def _with_progress(entries: Iterable[Entry], count: int | None) -> Iterator[Entr
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(entries, "decoding images", total=count, console=Console(stderr=True), transient=True)
+    yield from track(
+        entries, "decoding images", total=count, console=Console(file=cast(IO[str], Stderr())), transient=True
+    )

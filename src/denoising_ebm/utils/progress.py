@@ -6,8 +6,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import IO, cast
 
-from denoising_ebm.utils.text import print_line
+from denoising_ebm.utils.text import Stderr, print_line
 
 #: Shows how far work is, by its description and its total count; yields the function that takes what was done since.
 Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
@@ -33,7 +34,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = Console(file=cast(IO[str], Stderr()))
     if not console.is_terminal:
         yield _lines(description, total)
         return
