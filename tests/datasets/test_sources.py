@@ -354,6 +354,26 @@ def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
             load_images(source)
 
 
+def test_rows_of_the_hub_open_no_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    for place, level in ((cache, 10), (tmp_path, 200)):
+        place.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), level).save(place / "a.png")
+    paths = [str(cache / "a.png"), str(tmp_path / "a.png"), f"{cache}/../a.png", f"file://{cache}/a.png"]
+
+    def answer() -> datasets.Dataset:
+        rows = {"image": [{"bytes": None, "path": path} for path in paths]}
+        return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", hub(answer))
+    images = load_images("hf://owner/name", split="test")
+    assert images.names == ("test#0",) and images.pixels.unique().tolist() == [10]
+    assert [lost.reason for lost in images.unreadable] == [
+        f"the row names {path}, which is not of the Hub" for path in paths[1:]
+    ]
+
+
 def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` by itself tries for half a minute."""
     asked: list[str] = []

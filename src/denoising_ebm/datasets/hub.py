@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from denoising_ebm.datasets.entries import Entry
@@ -44,8 +45,28 @@ def open_hub(source: str, split: str, streaming: bool) -> tuple[Iterable[Entry],
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise kind(f"{source}: not loaded from the Hugging Face Hub: {reason}") from error
-    entries = (Entry(f"{split}#{row}", value, label) for row, (value, label) in enumerate(values))
+    entries = (Entry(f"{split}#{row}", _downloaded(value), label) for row, (value, label) in enumerate(values))
     return entries, None if streaming else len(rows)
+
+
+def _downloaded(value: Any) -> Any:
+    """Return the image of a row, whose path, if it has one in place of bytes, must be of the Hub or what came from there.
+
+    Other paths are refused when the image is read: a stranger's rows must not open files of this machine.
+    """
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
+        return value
+    path = str(value["path"])
+    caches = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    if "://" in path:
+        is_ours = path.rpartition("::")[2].startswith(PREFIX)
+    else:
+        place = Path(path).resolve()
+        is_ours = any(place.is_relative_to(Path(cache).expanduser().resolve()) for cache in caches)
+    return path if is_ours else ValueError(f"the row names {path}, which is not of the Hub")
 
 
 def _ask(name: str) -> None:
