@@ -22,8 +22,10 @@ from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.migration import MODEL_FORMAT, migrate_model, migrate_tensors
 from denoising_ebm.schema import (
     Specs,
+    TensorSpec,
     check_file_hash,
     check_own_hash,
+    check_tensors,
     checked_metadata,
     file_hash,
     hashes_of,
@@ -77,6 +79,9 @@ def write_model_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, not a folder")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Nobody could load what is not finite, and the weights that it would replace may be good.
+    specs = {name: TensorSpec.of(tensor, missing=name == "reference") for name, tensor in tensors.items()}
+    check_tensors(specs, tensors, folder / WEIGHTS_FILE, misfit="")
     # Through memory: safetensors' own writer reports a full disk as no OSError.
     weights = safetensors.torch.save(tensors)
     hashes = {WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()}

@@ -409,8 +409,17 @@ class DenoisingEBM(nn.Module):
 
 
 def expected_tensors(config: Config) -> dict[str, TensorSpec]:
-    """Return what the tensors of a model of this config must be, without making them."""
+    """Return what the tensors of a model of this config must be."""
+    return specs_of(empty_model(config))
+
+
+def empty_model(config: Config) -> DenoisingEBM:
+    """Return a model without memory, on the device `meta`: names and shapes of its tensors."""
     with torch.device("meta"):
-        model = DenoisingEBM(config)
+        return DenoisingEBM(config)
+
+
+def specs_of(model: DenoisingEBM) -> dict[str, TensorSpec]:
+    """Return what the tensors of a model like this one must be."""
     # Energies of reference images are NaN in a model that was never calibrated.
     return module_specs(model, reference={"missing": True}, jacobian_norm={"positive": True})

@@ -13,7 +13,9 @@ from denoising_ebm.config import Config, from_dict, merged, to_dict
 from denoising_ebm.migration import migrate_config
 from denoising_ebm.presets import PRESETS
 from denoising_ebm.presets import preset as read_preset
+from denoising_ebm.utils.io import read_regular_file
 from denoising_ebm.utils.lock import locked
+from denoising_ebm.utils.parsing import MAX_YAML, parse_yaml
 
 
 def train(
@@ -178,14 +180,16 @@ def _changed(base: dict[str, Any], path: Path, hint: str = "") -> dict[str, Any]
     Raises:
         ValueError: If the file holds no settings, or wrong ones.
     """
-    import yaml
-
+    content = read_regular_file(path, MAX_YAML)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(content)
+    except ValueError as error:
         raise ValueError(f"{path}: not valid YAML: {error}{hint}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}{hint}")
-    changed = merged(base, migrate_config(values))
+    try:
+        changed = merged(base, migrate_config(values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     from_dict(Config, changed, where=str(path))
     return changed

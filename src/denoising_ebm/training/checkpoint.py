@@ -18,9 +18,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.datasets.preprocessing import Preprocessing
-from denoising_ebm.migration import migrate_config, migrate_state
+from denoising_ebm.migration import migrate_state
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.objectives import Objective
+from denoising_ebm.training.stored import check_state, find_archive_problem
 from denoising_ebm.utils.io import read_regular_file, write_atomically
 
 STATE_FILE, PREVIOUS_STATE_FILE = "state.pt", "state-previous.pt"
@@ -136,10 +137,6 @@ def read_state(
         ValueError: If all states are damaged or the run has other settings or images.
     """
     path, saved = _last_good(folder, log)
-    try:
-        saved = migrate_state(saved)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a readable state ({type(error).__name__}: {error})") from None
     # Through a Config, so that fields younger than the file have their defaults.
     _compare(to_dict(from_dict(Config, saved["config"])), to_dict(config), "", path)
     # Batches and the images that are held out are drawn by number: of other images they would be others.
@@ -155,10 +152,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: If the folder holds no state.
         ValueError: If all states are damaged.
     """
-    path, saved = _last_good(folder)
-    if not isinstance(saved["config"], dict):
-        raise ValueError(f"{path}: not a readable state ('config' is no mapping)")
-    return migrate_config(saved["config"])
+    values: dict[str, Any] = _last_good(folder)[1]["config"]
+    return values
 
 
 def read_run_preprocessing(folder: Path) -> Preprocessing | None:
@@ -203,7 +198,7 @@ def _last_good(folder: Path, log: Callable[[str], object] = lambda message: None
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Return what a state file holds.
+    """Return what a state file holds, in today's form and checked.
 
     Raises:
         ValueError: If it is damaged.
@@ -216,6 +211,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable state ({error.strerror})") from None
     if damage := find_damage(content):
         raise ValueError(f"{path}: not a readable state ({damage})")
+    if problem := find_archive_problem(content):
+        raise ValueError(f"{path}: not a readable state ({problem})")
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is not its own
@@ -223,6 +220,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable state ({reason})") from None
     if not isinstance(saved, dict) or "config" not in saved:
         raise ValueError(f"{path}: not a readable state ('config' is missing)")
+    try:
+        saved = migrate_state(saved)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable state ({error})") from None
+    check_state(saved, path, Clock)
     return saved
 
 
@@ -251,6 +253,8 @@ def find_damage(content: bytes) -> str:
         whole = hashlib.sha256(body).hexdigest().encode() == content[-_HASH_SIZE:]
         return "" if whole else "damaged: its bytes do not have the hash that it was saved with"
     if content[-_END_SIZE:].startswith(_END) and content.endswith(_NO_COMMENT):
+        if problem := find_archive_problem(content):
+            return f"damaged: {problem}"
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 broken = archive.testzip()

@@ -40,6 +40,7 @@ from denoising_ebm.training.setup import (
     new_model,
     place_images,
 )
+from denoising_ebm.training.stored import check_number
 from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import clear_temporaries, write_text_atomically
 from denoising_ebm.utils.lock import locked
@@ -158,7 +159,10 @@ def _train(
             misfit="weights do not fit the settings",
         )
         model.load_state_dict(initial.state_dict())
-        past = {name: initial.metadata.get(name, 0) for name in ("images seen", "minutes")}
+        past = {
+            name: check_number(initial.metadata.get(name, 0), f"initial model: metadata: {name}")
+            for name in ("images seen", "minutes")
+        }
 
     step_module = _Step(model)
     training = config.training
