@@ -86,6 +86,7 @@ def test_both_stages(inner_noise: bool) -> None:
     assert not torch.equal(in_batches(draw, NUM, seed=4), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10-small"])
 def test_six_images_are_the_first_six_of_twelve(name: str) -> None:
     """Of trained networks, whose sums run in another order in other batches: to 1e-4, a hundredth of a level of 255."""
