@@ -156,7 +156,7 @@ def events(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "gap"])
 def test_divergence_rolls_back_and_ends_the_stage(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(TrainingStage("denoising", 3.0), TrainingStage("denoising", 1.0), max_images=160)
+    config = tiny_config(TrainingStage("denoising", 3.0), TrainingStage("denoising", 1.0), max_images=320)
     made: list[Faulty] = []
 
     def make(name: str, config: Config) -> Faulty:
@@ -168,17 +168,20 @@ def test_divergence_rolls_back_and_ends_the_stage(kind: str, tmp_path: Path, mon
     result = train(random_pixels(20), config, tmp_path / "run")
     assert result.finished
     faulty, after = made
-    # Lines every 2 steps: good until 4, wrong at 6, 8 and 10; the weights go back to those of step 4 each time.
-    assert len(faulty.seen) == 10 and len(after.seen) == 10
+    # Lines every 2 steps: good until 4, wrong at 6, 8, ... 18; the weights go back to those of step 4, later to the start's.
+    assert len(faulty.seen) == 18 and len(after.seen) == 22
     good = faulty.seen[4]
-    for seen in (faulty.seen[6], faulty.seen[8], after.seen[0]):
-        assert torch.equal(seen, good)
-    assert not torch.equal(faulty.seen[3], good)
+    back = [good, good, *[faulty.seen[0]] * 4] if kind != "gap" else [faulty.seen[0]] * 6
+    for seen, expected in zip(faulty.seen[6::2], back, strict=True):
+        assert torch.equal(seen, expected)
+    # What the stage leaves is the last good state.
+    assert torch.equal(after.seen[0], good) and not torch.equal(faulty.seen[3], good)
 
     messages = events(tmp_path / "run")
-    assert ["learning rate halved" in message for message in messages] == [True, True, False]
-    assert "learning rate halved to 0.0005" in messages[0] and "learning rate halved to 0.00025" in messages[1]
-    assert "stage ended after 3 divergences" in messages[2]
+    rates = [5e-4, 1.25e-4, *(1.25e-4 / 16**power for power in range(1, 5))]
+    for message, rate in zip(messages, rates, strict=False):
+        assert message.endswith(f"learning rate lowered to {rate:.3g}")
+    assert len(messages) == 7 and messages[6].endswith("stage ended after 7 divergences in a row")
     assert all("the denoising stage diverged at step" in message for message in messages)
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]
     # Only good stretches are recorded, and the next phase starts with the full rate.
@@ -189,13 +192,22 @@ def test_divergence_rolls_back_and_ends_the_stage(kind: str, tmp_path: Path, mon
 
 def test_a_run_that_only_diverges_can_still_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "make_objective", lambda name, config: Faulty(config, lambda step: True, "nan"))
-    folder, config = tmp_path / "run", tiny_config()
+    folder, config = tmp_path / "run", tiny_config(max_images=160)
     result = train(random_pixels(20), config, folder)
     assert result.finished and result.diverged == 1 and result.model.metadata["stages ended by divergence"] == 1
-    assert len(events(folder)) == 3
+    assert len(events(folder)) == 7 and read_state(folder)["clock"]["step"] == 14
     assert all(bool(p.isfinite().all()) for p in DenoisingEBM.from_pretrained(folder).parameters())
-    # There is nothing left to do, which is no error.
-    assert train(random_pixels(20), config, folder, resume=True).finished
+    # The rest of its budget is for another try, from the same weights; with nothing left to do there is no error.
+    for _ in range(2):
+        again = train(random_pixels(20), config, folder, resume=True)
+        assert again.finished and again.problems == (
+            "20 of 20 steps diverged and were thrown away",
+            "only 0.0039 of the learning rate did not diverge",
+        )
+        assert_equal(dict(again.model.named_parameters()), dict(result.model.named_parameters()))
+    found = events(folder)[7:]
+    assert found[0] == "the denoising stage, which ended by divergence, is tried again at half the learning rate"
+    assert len(found) == 4 and all("diverged at step" in event for event in found[1:])
 
 
 def test_one_bad_step_costs_one_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

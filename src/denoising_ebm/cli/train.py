@@ -41,8 +41,8 @@ def train(
     shows the values of the preset, file or run that is named before --help, or else the paper's.
 
     Ctrl-C stops and saves, and so does a closed terminal; --resume continues exactly there, on the same kind of device and
-    in the same precision. A run that was killed continues from its last save. The exit status is 1 if a training stage
-    diverged.
+    in the same precision. A run that was killed continues from its last save. The exit status is 1 if training
+    diverged and did not recover, or with much of it thrown away.
 
     Writes into the folder --out: config.yaml, metrics.jsonl, samples/ (pictures), state.pt and state-previous.pt (to resume)
     and model/ (the result). One command at a time may write there.
@@ -120,12 +120,13 @@ def train(
             command = shlex.join(["debm", "train", data, "--out", str(out), "--resume", *images.given()])
             note(f"stopped and saved; continue with: {command}")
             return 130
-        if result.diverged:
-            note(
-                f"{result.diverged} training stage(s) diverged; each was ended at its last good state, from which the next "
-                f"one started. See {out / 'metrics.jsonl'}, and try a lower --training.learning_rate"
-            )
+        log = out / "metrics.jsonl"
+        if result.problems:
+            again = "; --resume tries the last stage again" if result.diverged else ""
+            note(f"diverged: {'; '.join(result.problems)}. See {log}, and try a lower --training.learning_rate{again}")
             return 1
+        if result.rollbacks:
+            note(f"training went wrong and back to a good state {result.rollbacks} time(s); see {log}")
         note(f"model: {out / 'model'}")
         return 0
 

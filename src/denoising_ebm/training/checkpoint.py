@@ -20,6 +20,7 @@ from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.migration import migrate_state
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.training.health import Record
 from denoising_ebm.training.objectives import Objective
 from denoising_ebm.training.stored import check_state, find_archive_problem
 from denoising_ebm.utils.io import read_regular_file, write_atomically
@@ -43,8 +44,8 @@ class Clock:
     seconds: float = 0.0  #: Seconds spent training, over all sessions of the run.
     stage: int = 0  #: Index of the current training stage.
     stage_step: int = 0  #: Steps done in this training stage.
-    rollbacks: int = 0  #: Divergences in this training stage.
-    rate_scale: float = 1.0  #: Factor on the learning rate, halved at every divergence.
+    rollbacks: int = 0  #: Of runs of before; now in `Record`.
+    rate_scale: float = 1.0  #: Factor on the learning rate, lowered by divergence.
     diverged: int = 0  #: Training stages that ended by divergence.
 
 
@@ -57,6 +58,7 @@ class RunState:
     optimizer: Optimizer
     objective: Objective
     clock: Clock = field(default_factory=Clock)
+    record: Record = field(default_factory=Record)
     #: `images seen` and `minutes` of the model the run started from; empty if it started from scratch.
     past: dict[str, Any] = field(default_factory=dict)
     #: How the training images were prepared; None if that is not known.
@@ -72,6 +74,7 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "clock": vars(self.clock),
+            "record": vars(self.record),
             "past": self.past,
             "preprocessing": None if self.preprocessing is None else to_dict(self.preprocessing),
         }
@@ -89,6 +92,8 @@ class RunState:
         self.objective.load_state_dict(saved["objective"])
         if clock:
             self.clock = Clock(**saved["clock"])
+            # Runs of before have none.
+            self.record = Record(**saved.get("record", {}))
             self.past = saved.get("past", {})
             if (stored := saved.get("preprocessing")) is not None:
                 self.preprocessing = from_dict(Preprocessing, stored, where=f"{STATE_FILE}: preprocessing")

@@ -214,10 +214,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
     return record
-
-
-def is_healthy(means: dict[str, float], gap_bound: float) -> bool:
-    """Say whether a stretch of training went well: all finite, energy gaps within the bound."""
-    values = [value for name, value in means.items() if name != "images_per_second"]
-    gaps = [abs(means[name]) for name in ("energy_gap", "latent_energy_gap") if name in means]
-    return all(math.isfinite(value) for value in values) and all(gap <= gap_bound for gap in gaps)

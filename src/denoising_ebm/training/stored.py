@@ -17,6 +17,7 @@ from denoising_ebm.config import Config, from_dict
 from denoising_ebm.hub import read_preprocessing
 from denoising_ebm.model import empty_model, specs_of
 from denoising_ebm.schema import TensorSpec, check_tensors
+from denoising_ebm.training.health import Record
 from denoising_ebm.utils.parsing import shown, shown_name
 
 #: Entries of the archive at most; it has one for each tensor.
@@ -87,6 +88,7 @@ def check_state(saved: Any, path: Path, clock: type[Any]) -> None:
             raise ValueError(f"{place}: {name} must be >= 0, got {value}")
     if where.stage > len(config.stages):
         raise ValueError(f"{place}: stage is {where.stage}, of {len(config.stages)}")
+    _check_record(saved.get("record", {}), path)
     for name, value in _mapping(saved.get("past", {}), f"{path}: past").items():
         check_number(value, f"{path}: past: {shown_name(name)}")
     if not isinstance(saved.get("images", ""), str):
@@ -149,6 +151,21 @@ def _check_objective(saved: Mapping[str, Any], config: Config, path: Path) -> No
         "sigma": TensorSpec((count,), positive=True),
     }
     check_tensors(specs, tensors, path, misfit=f"objective {_MISFIT}")
+
+
+def _check_record(saved: Any, path: Path) -> None:
+    """Check what a run is compared with; runs of before have none."""
+    place, defaults = f"{path}: record", vars(Record())
+    for name, value in _mapping(saved, place).items():
+        if name not in defaults:
+            raise ValueError(f"{place}: {shown_name(name)} is unknown")
+        if name == "best":
+            for which, loss in _mapping(value, f"{place}: best").items():
+                check_number(loss, f"{place}: best: {shown_name(which)}")
+        elif isinstance(defaults[name], int) and not isinstance(value, int):
+            raise ValueError(f"{place}: {name}: expected a whole number, got {shown(value)}")
+        else:
+            check_number(value, f"{place}: {name}")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,22 @@ from denoising_ebm.training.batches import draw_batch
 from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.training.checkpoint import RunState, read_state, save_state
 from denoising_ebm.training.ema import AveragedWeights
+from denoising_ebm.training.health import (
+    DIVISORS,
+    MAX_GROWTH,
+    MAX_IN_A_ROW,
+    MAX_LOST,
+    MIN_RATE,
+    RECOVERY_CHECKS,
+    REFERENCE_STEPS,
+    Probe,
+    compare_figures,
+    compare_losses,
+    find_not_finite,
+    weight_norm,
+)
 from denoising_ebm.training.interrupt import interruptible
-from denoising_ebm.training.logging import METRICS_FILE, Monitor, is_healthy, trim_metrics
+from denoising_ebm.training.logging import METRICS_FILE, Monitor, trim_metrics
 from denoising_ebm.training.lr import learning_rate
 from denoising_ebm.training.objectives import Batch, Objective, make_objective, validation_loss
 from denoising_ebm.training.sample_images import save_sample_images
@@ -45,8 +59,6 @@ from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import clear_temporaries, write_text_atomically
 from denoising_ebm.utils.lock import locked
 from denoising_ebm.utils.seeds import hashed_generator
-
-MAX_ROLLBACKS = 3
 
 
 class _Step(nn.Module):
@@ -76,6 +88,8 @@ class TrainingResult:
     model: DenoisingEBM  #: The averaged, calibrated model in eval mode.
     finished: bool  #: False if the run was interrupted; `resume` continues it.
     diverged: int = 0  #: Training stages that ended by divergence, each at its last good state.
+    rollbacks: int = 0  #: Divergences in all, after each of which the run went back to its last good state.
+    problems: tuple[str, ...] = ()  #: Why the model is not what such a run should give; empty if nothing is known.
     interrupted: bool = False  #: The user interrupted; a signal in the last moments leaves a finished run.
 
 
@@ -199,7 +213,8 @@ def _train(
     num_val = min(config.training.holdout, len(pixels) // 10)
     val_images, train_images = pixels[order[:num_val]], place_images(pixels[order[num_val:]], fabric.device)
     metadata = {"data": data_name or "not named", "training images": len(train_images), "hardware": describe(place)}
-    run = _Run(fabric, wrapped, state, config, folder, val_images, metadata, hardware, images)
+    probe = Probe(val_images, train_images, config, fabric.device)
+    run = _Run(fabric, wrapped, state, config, folder, val_images, metadata, hardware, images, probe)
     with ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
         monitor = Monitor(folder, active=fabric.global_rank == 0, tensorboard=tensorboard, quiet=quiet)
@@ -208,7 +223,9 @@ def _train(
             monitor.event(state.clock, remark)
         finished = run.loop(train_images, monitor, interrupted)
         run.save(monitor, final=finished)
-    return TrainingResult(run.evaluation_model(), finished, state.clock.diverged, interrupted.is_set())
+    model = run.evaluation_model()
+    diverged, rollbacks = state.clock.diverged, state.record.rollbacks
+    return TrainingResult(model, finished, diverged, rollbacks, run.problems(), interrupted.is_set())
 
 
 @dataclass
@@ -224,9 +241,12 @@ class _Run:
     metadata: dict[str, Any]  #: For the model card.
     hardware: dict[str, Any]  #: Device and precision, for `state.pt`.
     images: str  #: A hash of the training images.
+    probe: Probe
 
     def __post_init__(self) -> None:
-        self._good = self.state.snapshot()
+        #: The last state found sound, and one from about `REFERENCE_STEPS` before it: what shows late may have begun early.
+        self._good = self._older = self.state.snapshot()
+        self._calibrated = True
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -234,6 +254,11 @@ class _Run:
         """Train until the budget is used up (True) or the user interrupts (False)."""
         training, state = self.config.training, self.state
         self.wrapped.train()
+        if not state.record.best:
+            # A new run, or one of before such losses were kept.
+            state.record.start_stage(state.clock.step, self._losses(), weight_norm(state.model))
+            self._good = self._older = state.snapshot()
+        self._retry_stage(monitor)
         monitor.start(self.progress())
         started, before = time.monotonic(), state.clock.seconds
         last_sample = state.clock.seconds
@@ -250,7 +275,7 @@ class _Run:
             clock.images_seen += training.batch_size
             clock.seconds = before + time.monotonic() - started
             if clock.step % training.log_every == 0:
-                self._check_health(monitor)
+                self._check_health(monitor, regular=True)
                 since = self._agree(clock.seconds - last_sample)
                 if training.sample_minutes and since >= 60 * training.sample_minutes:
                     self.save(monitor, final=False)
@@ -259,6 +284,8 @@ class _Run:
                     started, before = time.monotonic(), clock.seconds
                     monitor.pause()
         self._check_health(monitor)
+        if not stopped:
+            self._settle()
         return not stopped
 
     def _step(self, pixels: Tensor, progress: float) -> dict[str, Tensor]:
@@ -310,38 +337,159 @@ class _Run:
         return clock.stage < len(stages)
 
     def _start_stage(self, index: int) -> None:
-        clock = self.state.clock
-        clock.stage, clock.stage_step, clock.rollbacks, clock.rate_scale = index, 0, 0, 1.0
+        clock, state = self.state.clock, self.state
+        self._settle()
+        clock.stage, clock.stage_step, clock.rate_scale = index, 0, 1.0
         if index < len(self.config.stages):
-            self.state.objective = make_objective(self.config.stages[index].objective, self.config)
-        self._good = self.state.snapshot()
+            state.objective = make_objective(self.config.stages[index].objective, self.config)
+            state.record.start_stage(clock.step, self._losses(), weight_norm(state.model))
+        self._good = self._older = state.snapshot()
+
+    def _retry_stage(self, monitor: Monitor) -> None:
+        """Begin the last stage again if it ended by divergence before the budget did."""
+        clock, stages = self.state.clock, self.config.stages
+        if clock.stage < len(stages) or self.progress() >= 1:
+            return
+        self._start_stage(len(stages) - 1)
+        clock.rate_scale = self.state.record.rate_limit = 0.5
+        clock.diverged -= 1
+        name = stages[-1].objective
+        monitor.event(clock, f"the {name} stage, which ended by divergence, is tried again at half the learning rate")
 
     # -- safety -----------------------------------------------------------------------------------------------------
 
-    def _check_health(self, monitor: Monitor) -> None:
-        """Log; keep the state if the last stretch went well, else go back to the last good one with half the step."""
-        clock, own = self.state.clock, monitor.collect()
+    def _check_health(self, monitor: Monitor, *, regular: bool = False) -> None:
+        """Log; keep the state if it is sound, else go back to the last good one and lower the learning rate.
+
+        With `regular` what the run is compared with moves on, which it does at the same steps whether interrupted or not.
+        """
+        clock, state, own = self.state.clock, self.state, monitor.collect()
         if not own:
             return
         # Judged by each process for its own chains: means would hide those that went wrong in one.
-        healthy = self._agree(not is_healthy(own, self.config.contrastive.gap_bound)) is False
+        broken = compare_figures(own)
+        if not broken and (name := find_not_finite(state.capture())):
+            broken = f"{name} is not finite"
+        losses = {} if broken else self._losses()
+        worse = "" if broken else self._find_worse(own, losses)
         means = self._mean(own)
-        stage = self.config.stages[min(clock.stage, len(self.config.stages) - 1)].objective
-        rate = float(self.state.optimizer.param_groups[0]["lr"])
-        if healthy:
-            monitor.write(clock, stage, means, self.progress(), rate)
-            self._good = self.state.snapshot()
-            return
-        self.state.restore(self._good, clock=False)
-        clock.rollbacks, clock.rate_scale = clock.rollbacks + 1, clock.rate_scale / 2
-        worst = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if name != "images_per_second")
-        message = f"the {stage} stage diverged at step {clock.step} ({worst}): back to the last good state, "
-        if clock.rollbacks >= MAX_ROLLBACKS:
-            monitor.event(clock, message + f"stage ended after {clock.rollbacks} divergences")
+        rate = float(state.optimizer.param_groups[0]["lr"])
+        if self._agree(bool(broken)):
+            self._roll_back(monitor, broken or "in another process", means, rate, by_rate=False)
+        elif self._agree(bool(worse)):
+            self._roll_back(monitor, worse or "in another process", means, rate, by_rate=True)
+        else:
+            monitor.write(clock, self._stage_name(), means, self.progress(), rate)
+            if regular:
+                self._note_good(monitor, losses)
+            self._good = state.snapshot()
+            if state.record.norm_step == clock.step:
+                self._older = self._good
+
+    def _losses(self) -> dict[str, float]:
+        """Return the losses of the fixed images, by the weights and by their averages."""
+        models: dict[str, Any] = {"weights": self.state.model, "average": self.state.average.module}
+        # Compiled networks would be compiled again for this size of batch.
+        eager = torch.compiler.set_stance("force_eager") if self.config.training.compile else nullcontext()
+        with eager, self.fabric.autocast():
+            return {
+                f"{which} {name}": value
+                for which, model in models.items()
+                for name, value in self.probe.losses(model, self.state.objective).items()
+            }
+
+    def _find_worse(self, figures: dict[str, float], losses: dict[str, float]) -> str:
+        """Return what shows that a finite state has diverged; empty if nothing does."""
+        record = self.state.record
+        if worse := compare_figures(figures, self.config.contrastive.gap_bound) or compare_losses(losses, record.best):
+            return worse
+        norm, steps = weight_norm(self.state.model), self.state.clock.step - record.norm_step
+        if norm > MAX_GROWTH * record.norm:
+            return f"the weights grew {norm / max(record.norm, 1e-12):.3g}-fold in {steps} steps"
+        # No average of weights is larger than the largest of them.
+        average = weight_norm(self.state.average.module)
+        return (
+            f"the averages are {average / norm:.3g} times the weights"
+            if average > MAX_GROWTH * max(norm, record.norm)
+            else ""
+        )
+
+    def _note_good(self, monitor: Monitor, losses: dict[str, float]) -> None:
+        """Move on what the run is compared with; raise a lowered learning rate again if the rate was not to blame."""
+        clock, record = self.state.clock, self.state.record
+        record.best = {name: min(value, record.best.get(name, value)) for name, value in losses.items()}
+        if clock.step - record.norm_step >= REFERENCE_STEPS:
+            record.norm, record.norm_step = weight_norm(self.state.model), clock.step
+        record.good_checks += 1
+        if record.good_checks >= RECOVERY_CHECKS:
+            record.in_a_row, record.raised_from = 0, 0.0
+            if clock.rate_scale < record.rate_limit:
+                record.raised_from, record.good_checks = clock.rate_scale, 0
+                clock.rate_scale = record.rate_limit
+                share = f"{clock.rate_scale:g} of" if clock.rate_scale < 1 else "that of"
+                monitor.event(
+                    clock, f"sound for {RECOVERY_CHECKS} checks: learning rate raised again to {share} the settings"
+                )
+
+    def _roll_back(self, monitor: Monitor, why: str, means: dict[str, float], rate: float, *, by_rate: bool) -> None:
+        """Return to a good state with a lower learning rate, or end the stage there after too many in a row.
+
+        Args:
+            monitor: Of the run.
+            why: What was found.
+            means: Figures of the stretch.
+            rate: Its learning rate.
+            by_rate: Too large a rate shows so: it will not be tried again. What is not finite may be a fault that passes.
+        """
+        clock, record, before = self.state.clock, self.state.record, self.state.clock.rate_scale
+        # What is not finite was not there before; but a good state that leads to it again and again was none.
+        lost = self._restore(self._older if by_rate or record.in_a_row >= 2 else self._good)
+        record.rollbacks, record.good_checks = record.rollbacks + 1, 0
+        clock.rate_scale = record.raised_from or clock.rate_scale / DIVISORS[min(record.in_a_row, len(DIVISORS) - 1)]
+        if by_rate or record.raised_from:
+            record.rate_limit = clock.rate_scale
+        record.raised_from, record.in_a_row = 0.0, record.in_a_row + 1
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if name != "images_per_second")
+        stage = self._stage_name()
+        message = f"the {stage} stage diverged at step {clock.step} ({why}; {figures}): {lost} steps back, "
+        if record.in_a_row >= MAX_IN_A_ROW:
+            monitor.event(clock, message + f"stage ended after {record.in_a_row} divergences in a row")
             clock.diverged += 1
             self._start_stage(clock.stage + 1)
         else:
-            monitor.event(clock, message + f"learning rate halved to {rate / 2:.3g}")
+            monitor.event(clock, message + f"learning rate lowered to {rate * clock.rate_scale / before:.3g}")
+
+    def _restore(self, saved: dict[str, Any]) -> int:
+        """Return to a snapshot and to what it is compared with; return the steps that this undoes."""
+        clock, record, was = self.state.clock, self.state.record, saved["record"]
+        self.state.restore(saved, clock=False)
+        lost: int = clock.step - saved["clock"]["step"]
+        record.best, record.norm, record.norm_step = dict(was["best"]), was["norm"], clock.step
+        record.lost_steps = was["lost_steps"] + lost
+        return lost
+
+    def _settle(self) -> None:
+        """At the end of a stage or run that was not sound again after a divergence, take the last state that was."""
+        record = self.state.record
+        if record.in_a_row and not record.good_checks:
+            self._restore(self._good)
+
+    def _stage_name(self) -> str:
+        return self.config.stages[min(self.state.clock.stage, len(self.config.stages) - 1)].objective
+
+    def problems(self) -> tuple[str, ...]:
+        """Return why the model is not what such a run should give; empty if nothing is known."""
+        clock, record = self.state.clock, self.state.record
+        found = []
+        if clock.diverged:
+            found.append(f"{clock.diverged} training stage(s) ended by divergence, each at its last good state")
+        if record.lost_steps > MAX_LOST * clock.step:
+            found.append(f"{record.lost_steps:,} of {clock.step:,} steps diverged and were thrown away")
+        if clock.rate_scale < MIN_RATE:
+            found.append(f"only {clock.rate_scale:.2g} of the learning rate did not diverge")
+        if not self._calibrated:
+            found.append("calibration gave values that are not finite; the model has none")
+        return tuple(found)
 
     def _agree(self, value: float | bool) -> Any:
         """Return the largest of the processes' values: they must all stop, or go back, at the same step."""
@@ -369,6 +517,12 @@ class _Run:
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
+        reference = model.reference if len(self.val_images) else model.jacobian_norm
+        self._calibrated = bool(model.jacobian_norm.isfinite() & reference.isfinite().all())
+        if not self._calibrated:
+            # As in a model that was never calibrated.
+            model.jacobian_norm.fill_(1.0)
+            model.reference.fill_(float("nan"))
         return model
 
     def _model_metadata(self) -> dict[str, Any]:
@@ -376,6 +530,8 @@ class _Run:
         metadata = {**self.metadata, "images seen": clock.images_seen, "minutes": round(clock.seconds / 60, 1)}
         if clock.diverged:
             metadata["stages ended by divergence"] = clock.diverged
+        if self.state.record.rollbacks:
+            metadata["divergences"] = self.state.record.rollbacks
         if not past:
             return metadata
         # The weights have seen what the initial model saw, too.
@@ -392,6 +548,8 @@ class _Run:
         """
         if self.fabric.global_rank == 0:
             model, clock = self.evaluation_model(), self.state.clock
+            if not self._calibrated:
+                monitor.event(clock, "calibration gave values that are not finite: the model is saved without")
             if len(self.val_images):
                 loss = validation_loss(model, to_float(self.val_images), self.config)
                 monitor.record(clock, {"validation_loss": loss})
