@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def test_a_damaged_row_is_named(tmp_path: Path) -> None:
         cache.row("a", lambda: {"x": 2})
     path.unlink()
     assert cache.row("a", lambda: {"x": 2})["x"] == 2
+    # One digit of a figure.
+    path.write_text(path.read_text().replace('"x": 2', '"x": 3'))
+    with pytest.raises(
+        ValueError, match=rf"^{path}: damaged: .* hash that it was written with; delete it to make the row"
+    ):
+        cache.row("a", lambda: {"x": 2})
+
+
+def test_rows_of_before_have_no_hash_and_figures_any_keys(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path / "out", {})
+    rows = {2: [0.1], 10: (1, float("nan")), "a": None}
+    made = cache.row("a", lambda: rows)
+    assert str(cache.row("a", lambda: {})) == str(json.loads(json.dumps(made)))
+    path = tmp_path / "out" / "rows" / "a.json"
+    path.write_text(json.dumps({"x": 7, "version": 1, "depends": {}}))
+    assert cache.row("a", lambda: {"x": 8})["x"] == 7
 
 
 def test_rows_of_other_images_are_made_anew(tmp_path: Path) -> None:

@@ -58,3 +58,48 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists and is not a model"):
         train_once(random_pixels(20), tiny_config(max_images=16), tmp_path, device="cpu", quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_damaged_marker_loses_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The state has its settings and a hash of its images, too: for the same ones it goes on, for others it does not."""
+    config, pixels, folder = tiny_config(max_images=16), random_pixels(20), tmp_path / "run"
+    train_once(pixels, config, folder, device="cpu", quiet=True)
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    for content in (b"", bytes(50), b"[1]", None):
+        (folder / MARKER).unlink() if content is None else (folder / MARKER).write_bytes(content)
+        assert not is_finished(folder)
+        capsys.readouterr()
+        train_once(pixels, config, folder, device="cpu", quiet=True)
+        assert is_finished(folder) and (folder / "model" / "model.safetensors").read_bytes() == weights
+        assert ("once.json: " in capsys.readouterr().err) == (content is not None)
+    (folder / MARKER).write_bytes(b"{")
+    with pytest.raises(ValueError, match="the run was on other images"):
+        train_once(pixels[1:], config, folder, device="cpu", quiet=True)
+    (folder / "state.pt").unlink()
+    (folder / "state-previous.pt").unlink()
+    with pytest.raises(ValueError, match=r"once\.json: not valid JSON .*; delete its folder to start anew"):
+        train_once(pixels, config, folder, device="cpu", quiet=True)
+
+
+def test_what_cannot_go_on_is_removed_with_its_marker_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the marker the rest would be something else's folder."""
+    config, pixels, folder = tiny_config(max_images=16), random_pixels(20), tmp_path / "run"
+    train_once(pixels, config, folder, device="cpu", quiet=True)
+    for name in ("state.pt", "state-previous.pt"):
+        (folder / name).unlink()
+    (folder / MARKER).write_text(json.dumps(json.loads((folder / MARKER).read_text()) | {"finished": False}))
+
+    class Died(BaseException):
+        pass
+
+    removed: list[str] = []
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        removed.append(self.name)
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(Path, "unlink", unlink)
+        train_once(pixels, config, folder, device="cpu", quiet=True)
+    assert removed and MARKER not in removed
+    assert train_once(pixels, config, folder, device="cpu", quiet=True).metadata["images seen"] == 16

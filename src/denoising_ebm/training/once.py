@@ -13,7 +13,7 @@ from torch import Tensor
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.training.checkpoint import has_state
+from denoising_ebm.training.checkpoint import STATE_FILE, has_state, read_state
 from denoising_ebm.training.trainer import train
 from denoising_ebm.utils.io import LOCK_FILE, DamagedFileError, check_marker, read_json, write_text_atomically
 from denoising_ebm.utils.lock import locked
@@ -57,10 +57,14 @@ def train_once(
     with locked(folder, "a training"):
         marker, wanted = folder / MARKER, {"images": content_hash(pixels), "settings": to_dict(config)}
         resume = has_state(folder)
-        found = _read_marker(folder, wanted, resume)
+        found = _read_marker(folder, config, wanted, resume)
         if not found.get("finished"):
             if not resume:
                 # Ended before its first save: nothing to go on with.
+                if (folder / STATE_FILE).is_file():
+                    print_line(
+                        f"debm: {folder / STATE_FILE}: damaged, and there is none before it; training starts anew"
+                    )
                 _clear(folder)
             write_text_atomically(marker, json.dumps(wanted | {"finished": False}))
             result = train(pixels, config, folder, data_name=data_name, resume=resume, device=device, quiet=quiet)
@@ -71,21 +75,21 @@ def train_once(
         return DenoisingEBM.from_pretrained(folder, device=device).set_precision("auto")
 
 
-def _read_marker(folder: Path, wanted: Mapping[str, Any], resume: bool) -> dict[str, Any]:
+def _read_marker(folder: Path, config: Config, wanted: Mapping[str, Any], resume: bool) -> dict[str, Any]:
     """Return what the marker says, {} for a run that is new or whose marker is lost.
 
     A run with a state goes on without its marker: the state holds its settings and a hash of its images too.
     """
     marker = folder / MARKER
-    if resume and not marker.is_file():
-        return {}
     try:
-        return check_marker(marker, wanted, what="a model", hint="delete it to train anew", shown=False) or {}
+        if marker.is_file() or not resume:
+            return check_marker(marker, wanted, what="a model", hint="delete it to train anew", shown=False) or {}
     except DamagedFileError as error:
         if not resume:
             raise
         print_line(f"debm: {error}; written anew from its state")
-        return {}
+    read_state(config, folder, wanted["images"])
+    return {}
 
 
 def _clear(folder: Path) -> None:
