@@ -18,6 +18,7 @@ from denoising_ebm.datasets.layouts import (
     words_of,
 )
 from denoising_ebm.datasets.listing import File
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.datasets.sources import Source, open_source
 from pictures import encoded, noise
 
@@ -348,7 +349,7 @@ def test_mvtec(data: Path) -> None:
     )
     found = open_source(data)
     assert names(found) == ["train/good/1.png"] and not found.notes
-    assert found.description == f"1 images of {data} (split train; folder train/good)"
+    assert found.description == f"1 image of {data} (split train; folder train/good)"
     assert found.passed_over == {"masks": 1, ".txt": 1}
     found = open_source(data, default_split="test")
     assert [(entry.name, entry.label) for entry in found.entries] == [
@@ -390,19 +391,31 @@ def test_several_categories_are_said(data: Path) -> None:
 )
 def test_learning_takes_normal_images_alone_and_says_so(data: Path, normal: str, others: list[str]) -> None:
     fill(data, [f"{folder}/{i}.png" for folder in (normal, *others) for i in range(2)])
-    for split in (None, "train"):
+    for split in (None, "train", "Train"):
         found = open_source(data, split)
         assert names(found) == [f"{normal}/0.png", f"{normal}/1.png"]
         assert [entry.label for entry in found.entries] == [normal.rpartition("/")[2]] * 2
         assert found.notes == (
-            f"to learn from, only the 2 normal images are taken, not {2 * len(others)} of "
-            f"{', '.join(sorted(others))}; --split all takes all",
+            f"only the 2 normal images are taken, not {2 * len(others)} of {', '.join(sorted(others))}; "
+            "split 'all' takes all",
         )
     assert open_source(data, "all").count == 2 + 2 * len(others) and not open_source(data, "all").notes
     if "train" not in normal:
         assert open_source(data, default_split="test").count == open_source(data, "test").count == 2 + 2 * len(others)
         with pytest.raises(FileNotFoundError, match=r"splits found: train \(the normal images\), test"):
             open_source(data, "tets")
+
+
+def test_other_parts_give_normal_images_alone_if_asked(data: Path) -> None:
+    """Those that a detector is calibrated to, or measured on as normal."""
+    fill(data, ["train/good/1.png", "test/good/2.png", "test/crack/3.png", "ground_truth/crack/3_mask.png"])
+    found = open_source(data, default_split="test", normal_only=True)
+    assert names(found) == ["test/good/2.png"]
+    assert found.notes == ("only the 1 normal image is taken, not 1 of test/crack; split 'all' takes all",)
+    assert open_source(data, "all", normal_only=True).count == 3
+    images = Preprocessing(4, 3).read(data, normal_only=True)
+    assert images.names == ("test/good/2.png",)
+    assert load_images(data, default_split="test").names == ("test/crack/3.png", "test/good/2.png")
 
 
 def test_judged_names() -> None:

@@ -89,7 +89,7 @@ def evaluate(
     fitted = load_detector(model, detector, net)
     options = options.as_fitted(fitted, net)
     # A set that is not there stops before any work is done.
-    normal = options.load(in_, net.image_shape).pixels
+    normal = options.load(in_, net.image_shape, normal_only=True).pixels
     sets = {"normal": normal, **load_ood_sets(ood, normal, options, seed)}
     if fitted is None:
         note(f"{model}: has no detector (`debm fit-detector` makes one), so only the energy is measured")

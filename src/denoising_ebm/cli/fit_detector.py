@@ -113,7 +113,9 @@ def fit_detector(
         others = replace(options, split=calibration_split, limit=None)
         # As many more as may be among those that are fitted to.
         most = calibration_images + len(normal)
-        held_out = others.load(calibration, net.image_shape, default_split="test", sample=most, generator=draws)
+        held_out = others.load(
+            calibration, net.image_shape, default_split="test", normal_only=True, sample=most, generator=draws
+        )
         known = torch.isin(image_hashes(held_out.pixels), image_hashes(normal.pixels))
         if bool(known.all()):
             raise ValueError(f"{calibration}: its images are all among those of {data} that are fitted to")

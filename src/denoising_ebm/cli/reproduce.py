@@ -161,7 +161,8 @@ def _read(
         del options["channels"]
     train = load_and_note(source, default_split="train", image_size=size, **options)
     channels, size = train.pixels.shape[1:3]
-    test = load_and_note(source, default_split="test", image_size=size, channels=channels, convert=convert, **options)
+    options |= {"normal_only": True, "channels": channels, "convert": convert}
+    test = load_and_note(source, default_split="test", image_size=size, **options)
     if train.names == test.names:
         # Without splits both are all images.
         if known_to:

@@ -54,8 +54,9 @@ def _downloaded(value: Any) -> Any:
 
     Other paths are refused when the image is read: a stranger's rows must not open files of this machine.
     """
-    from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
+
+    from datasets import config
 
     if not isinstance(value, dict) or value.get("bytes") is not None or value.get("path") is None:
         return value

@@ -146,6 +146,7 @@ def load_images(
     *,
     split: str | None = None,
     default_split: str = "train",
+    normal_only: bool = False,
     image_size: int | None = None,
     channels: int | None = None,
     resize: Resize | None = None,
@@ -174,7 +175,9 @@ def load_images(
             data set of the Hub.
         split: Which part of the source, that it must have: files `train.parquet`, `train-*.parquet` or a subfolder
             `train/`; `all` for everything in a folder or of the Hub.
-        default_split: Which part if `split` is None and the source has parts; one without parts is taken whole.
+        default_split: Which part if `split` is None and the source has parts; one without parts is taken whole. Of `train`
+            only the normal images are taken where folders say which those are (`good` beside `defective`).
+        normal_only: So of other parts as well, but not of `all`.
         image_size: Expected height and width in pixels; those of the first image if None.
         channels: Expected channels, 1 or 3; if None, 1 where all images are gray and else 3.
         resize: Filter in `RESIZE` that brings the central square of other sizes to `image_size`, with antialiasing.
@@ -217,6 +220,7 @@ def load_images(
         chunk=16,
         split=split,
         default_split=default_split,
+        normal_only=normal_only,
         image_size=image_size,
         channels=channels,
         resize=resize,
@@ -330,6 +334,7 @@ class _Reading:
     source: str | Path
     split: str | None = None
     default_split: str = "train"
+    normal_only: bool = False
     image_size: int | None = None
     channels: int | None = None
     resize: Resize | None = None
@@ -364,7 +369,13 @@ class _Reading:
         needed = self.image_size if self.resize is not None and self.center_crop is None else None
         self._decoding = Decoding(self.value_range, self.background, self.frames, self.max_pixels, needed)
         streaming = self.limit is not None
-        self.found = open_source(self.source, self.split, default_split=self.default_split, streaming=streaming)
+        self.found = open_source(
+            self.source,
+            self.split,
+            default_split=self.default_split,
+            normal_only=self.normal_only,
+            streaming=streaming,
+        )
         self._root, entries, count = self.found.root, self.found.entries, self.found.count
         is_listed = isinstance(entries, Sequence)
         self.classes = len({entry.label for entry in entries}) if is_listed and self.limit is not None else None

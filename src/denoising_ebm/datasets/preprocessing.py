@@ -76,11 +76,11 @@ class Preprocessing:
         return stream_images(source, **asdict(self), **options)
 
     def read(
-        self, images: Images, *, split: str | None = None, default_split: str = "test", skip_unfit: bool = False
+        self, images: Images, *, split: str | None = None, default_split: str = "test", **options: Any
     ) -> ImageSet:
-        """Return images as a set: those of a source loaded, others as they are; a tensor's are named by their number."""
+        """Return images as a set: those of a source loaded by `load`, others as they are; a tensor's named by number."""
         if isinstance(images, ImageSet):
             return images
         if isinstance(images, Tensor):
             return ImageSet(images, tuple(map(str, range(len(images)))))
-        return self.load(images, split=split, default_split=default_split, skip_unfit=skip_unfit)
+        return self.load(images, split=split, default_split=default_split, **options)

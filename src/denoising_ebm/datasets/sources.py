@@ -54,15 +54,25 @@ class Source:
         """
         of = "" if self.count in (None, taken) else f" of {self.count:,}"
         part = f" (split {self.split})" if self.split else ""
-        text = f"{taken:,}{of} images{part}"
+        text = f"{taken:,}{of} image{_s(self.count or taken)}{part}"
         if self.passed_over:
             kinds = ", ".join(f"{kind} {num:,}" for kind, num in self.passed_over.items())
-            text += f"; {sum(self.passed_over.values()):,} other files passed over ({kinds})"
+            num = sum(self.passed_over.values())
+            text += f"; {num:,} other file{_s(num)} passed over ({kinds})"
         return text
 
 
+def _s(num: int) -> str:
+    return "" if num == 1 else "s"
+
+
 def open_source(
-    source: str | Path, split: str | None = None, *, default_split: str = "train", streaming: bool = False
+    source: str | Path,
+    split: str | None = None,
+    *,
+    default_split: str = "train",
+    normal_only: bool = False,
+    streaming: bool = False,
 ) -> Source:
     """Find the images of a source; none is decoded.
 
@@ -74,6 +84,7 @@ def open_source(
         source: A name in `BUNDLED`, a folder or file, or `hf://owner/name` for a data set of the Hub.
         split: The part that the user asks for: one that the source must have, or `all`.
         default_split: The part that is taken if none is asked for and the source has parts.
+        normal_only: Take normal images alone of other parts than train as well, but not of `all`.
         streaming: Read from the Hub image by image, for the first few of many.
 
     Raises:
@@ -88,14 +99,14 @@ def open_source(
         return _of_rows(source, ParquetRows(_DATA / source, [_DATA / source / f"{wanted}.parquet"]), wanted)
     if isinstance(source, str) and source.startswith(PREFIX):
         entries, count = open_hub(source, wanted, streaming)
-        number = "images" if count is None else f"{count:,} images"
+        number = "images" if count is None else f"{count:,} image{_s(count)}"
         return Source(source, entries, count, wanted, f"{number} of {source} (split {wanted})")
     path = Path(source)
     mode = _mode(path) if source != "" else None
     if mode is None:
         raise FileNotFoundError(_unknown(str(source)))
     if stat.S_ISDIR(mode):
-        return _open_folder(path, split, default_split)
+        return _open_folder(path, split, default_split, normal_only)
     if kind := special_kind(mode):
         raise ValueError(f"{source}: is {kind}, not a file")
     file = File((path.name,))
@@ -134,13 +145,15 @@ def _unknown(source: str) -> str:
 
 def _of_rows(source: str, rows: ParquetRows, split: str | None, passed_over: Mapping[str, int] | None = None) -> Source:
     part = f" (split {split})" if split else ""
-    return Source(rows.root, rows, rows.count, split, f"{rows.count:,} images of {source}{part}", passed_over or {})
+    return Source(
+        rows.root, rows, rows.count, split, f"{rows.count:,} image{_s(rows.count)} of {source}{part}", passed_over or {}
+    )
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
 
 
-def _open_folder(folder: Path, split: str | None, default_split: str) -> Source:
+def _open_folder(folder: Path, split: str | None, default_split: str, normal_only: bool) -> Source:
     listing = list_folder(folder)
     found = layouts.set_apart(listing.images)
     passed_over = {"masks": len(found.masks), "thumbnails": len(found.thumbnails)}
@@ -158,6 +171,9 @@ def _open_folder(folder: Path, split: str | None, default_split: str) -> Source:
         rows = ParquetRows(folder, [folder.joinpath(*file.parts) for file in chosen.files])
         return _of_rows(str(folder), rows, chosen.split, passed_over)
     chosen = _choose(folder, found.images, layouts.parts_of_images(found.images), split, default_split)
+    wanted = default_split if split is None else split
+    if wanted != "all" and (normal_only or SPLITS.get(wanted.lower()) == "train"):
+        chosen = _normal(chosen)
     entries = [
         _entry(folder, file, layouts.class_of(file, part))
         for file, part in zip(chosen.files, chosen.parts, strict=True)
@@ -168,7 +184,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str) -> Source:
     # What is called so need not be masks.
     if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
         notes.append(f"{layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
-    description = f"{len(entries):,} images of {folder}" + (f" ({'; '.join(where)})" if where else "")
+    description = f"{len(entries):,} image{_s(len(entries))} of {folder}" + (f" ({'; '.join(where)})" if where else "")
     return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, tuple(notes))
 
 
@@ -223,8 +239,7 @@ def _choose(folder: Path, files: list[File], parts: list[Part], split: str | Non
             raise FileNotFoundError(
                 f"{folder}: no split {split!r}; splits found: {has}; without --split all {len(files):,} images are taken"
             )
-        chosen = _chosen(pairs, asked)
-        return _normal(chosen) if wanted in SPLITS and SPLITS[wanted] == "train" else chosen
+        return _chosen(pairs, asked)
     if "" in {part.split for part in parts}:
         # A class of vehicles named `train`, say: taken for a split it would hide all others.
         first = next(part for part in parts if part.split)
@@ -248,7 +263,7 @@ def _choose(folder: Path, files: list[File], parts: list[Part], split: str | Non
             f"several data sets with parts of their own are taken together ({layouts.enumerated(sets)}); name one "
             "folder to take it alone"
         )
-    return _normal(chosen) if chosen.split == "train" else chosen
+    return chosen
 
 
 def _chosen(pairs: list[tuple[File, Part]], split: str | None) -> _Chosen:
@@ -256,7 +271,7 @@ def _chosen(pairs: list[tuple[File, Part]], split: str | None) -> _Chosen:
 
 
 def _normal(chosen: _Chosen) -> _Chosen:
-    """Leave out what stands beside a folder of normal images: what learns should see normal images alone."""
+    """Leave out what stands beside a folder of normal images: what learns should see no others."""
     anomalous = layouts.anomalous_folders(chosen.files)
     pairs, left = [], list[tuple[str, ...]]()
     for file, part in zip(chosen.files, chosen.parts, strict=True):
@@ -269,8 +284,6 @@ def _normal(chosen: _Chosen) -> _Chosen:
     if not left or not pairs:
         return chosen
     folders = list(dict.fromkeys("/".join(place) for place in left))
-    note = (
-        f"to learn from, only the {len(pairs):,} normal images are taken, not {len(left):,} of "
-        f"{layouts.enumerated(folders)}; --split all takes all"
-    )
+    taken = f"{len(pairs):,} normal image{_s(len(pairs))} {'is' if len(pairs) == 1 else 'are'} taken"
+    note = f"only the {taken}, not {len(left):,} of {layouts.enumerated(folders)}; split 'all' takes all"
     return _Chosen([file for file, _ in pairs], [part for _, part in pairs], chosen.split, [*chosen.notes, note])

@@ -237,7 +237,7 @@ class Detector:
         found = self.preprocessing.read(images, default_split="train")
         if len(found) < 20:
             raise ValueError(f"fitting a detector needs at least 20 normal images, got {len(found)}")
-        held_out = None if calibration is None else self.preprocessing.read(calibration)
+        held_out = None if calibration is None else self.preprocessing.read(calibration, normal_only=True)
         if held_out is not None:
             if len(held_out) == 0:
                 raise ValueError("there are no calibration images")
@@ -368,7 +368,7 @@ class Detector:
             ValueError: If none is left, or the detector is not fitted.
         """
         self._require()
-        found = self.preprocessing.read(images)
+        found = self.preprocessing.read(images, normal_only=True)
         kept = _unknown_to(found, self._hashes["fitted"])
         labels = find_groups(found, groups).labels[kept]
         before = self.storage
