@@ -316,7 +316,7 @@ def stream_images(source: str | Path, *, chunk: int = 1024, **options: Any) -> I
 
     Args:
         source: As for `load_images`.
-        chunk: Images and unreadable ones in a chunk, at most; large images come in smaller chunks.
+        chunk: Images in a chunk, but for the last one; fewer where images are large or that many are unreadable.
         options: All others of `load_images`.
 
     Returns:
@@ -420,7 +420,7 @@ class _Reading:
         return to_array(fitted.image), with_fit(decoded.stored, seen=fitted.seen, scale=scale, is_cropped=is_cropped)
 
     def chunks(self, size: int) -> Iterator[ImageSet]:
-        """Yield sets of at most `size` images and unreadable ones, and of at most `_CHUNK_BYTES` of pixels."""
+        """Yield sets of `size` images, fewer where as many are unreadable or pixels are more than `_CHUNK_BYTES`."""
         wanted = self.limit if self.sample is None else self.sample
         held = _Chunk(self.channels or 1, self.image_size or 0)
         num, first_name, first_lost, num_lost = 0, "", None, 0
@@ -454,7 +454,8 @@ class _Reading:
             if num == wanted:
                 break
             decoded = None  # two large images would not fit into memory together
-            if len(held.names) + len(held.unreadable) >= size or held.bytes >= _CHUNK_BYTES:
+            # The unreadable ones do not count among the others: batches of ever other sizes cost networks ever more memory.
+            if max(len(held.names), len(held.unreadable)) >= size or held.bytes >= _CHUNK_BYTES:
                 yield held.take()
         if not num and not (num_lost and self.skip_unfit):
             if first_lost is not None:
