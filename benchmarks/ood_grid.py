@@ -280,7 +280,7 @@ def image_sets(data: Path, num: int, fit: int) -> dict[str, Tensor]:
 def kept(path: Path, key: list[str], compute: Callable[[], object]) -> Features:
     """Compute features, or read those of an earlier run with the same model and counts."""
     if path.is_file():
-        saved = torch.load(path)
+        saved = torch.load(path, weights_only=True)
         if saved["key"] == key:
             found: Features = saved["features"]
             return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import os
 import pickle
+import re
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +20,7 @@ from PIL import Image
 import datasets
 from command import TRAIN
 from denoising_ebm import DenoisingEBM, load_images
+from denoising_ebm.utils.parsing import parse_json, parse_yaml
 
 
 class Opens:
@@ -149,3 +153,113 @@ def test_data_sets_of_the_hub_run_no_code(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert load_images("hf://owner/name").names == ("train#0",)
     assert not asked[0].get("trust_remote_code")
+
+
+# -- nothing that runs what it reads ----------------------------------------------------------------------------------
+
+
+def test_no_code_unpickles_or_evaluates_what_it_reads() -> None:
+    """Of the package and the benchmarks: no pickle, eval or unsafe YAML; torch reads weights only."""
+    root = Path(__file__).parents[1]
+    files = [path for name in ("src", "benchmarks", "scripts", "examples") for path in (root / name).rglob("*.py")]
+    assert len(files) > 100
+    refused = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load_all", "numpy.load"}
+    refused |= {"yaml.unsafe_load", "yaml.full_load", "np.load", "joblib.load", "os.system", "torch.jit.load"}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            place = f"{path.relative_to(root)}:{node.lineno}: {name}"
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert name not in refused, place
+            assert name != "torch.load" or keywords.get("weights_only") == "True", place
+            assert keywords.get("trust_remote_code", "False") == "False", place
+            # The one of `parse_yaml`, whose loader is a SafeLoader that refuses more.
+            assert name != "yaml.load" or path.name == "parsing.py", place
+
+
+# -- JSON and YAML ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "nested more than 32 levels deep"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "nested more than 32 levels deep"),
+        (b'{"a": 1, "a": 2}', "'a' is given twice"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5,000 digits"),
+        (b'{"a": "\xff"}', "not UTF-8: byte 0xff at 7"),
+        (b'{"a": "\x1b[31m"}', "Invalid control character"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_json_of_strangers(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_json(content)
+
+
+def test_json_with_the_mark_of_some_editors() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": [1, 1.5, null]}') == {"a": [1, 1.5, None]}
+
+
+BILLION = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9)).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BILLION, "aliases (*name) are not read"),
+        (b"a: &a [*a]", "aliases (*name) are not read"),
+        (b"a: " + b"[" * 2000, "nested more than 32 levels deep"),
+        (b"a: 1\na: 2", "'a' is given twice"),
+        (b"training: {seed: 1, seed: 2}", "'seed' is given twice"),
+        (b"a: !!python/name:os.system x", "could not determine a constructor"),
+        (b"a: !!timestamp x", "NoneType"),
+        (b"a: !!bool x", "x"),
+        (b'a: !!int ""', "index out of range"),
+        (b"a: 2001-99-99", "month must be in 1..12"),
+        (b"a: \xff", "not UTF-8"),
+        (b"a: \x1b", "special characters are not allowed"),
+        (b"? [1]\n: 2", "unhashable"),
+    ],
+)
+def test_yaml_of_strangers(content: bytes, message: str, debm: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_yaml(content)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "config.yaml").write_bytes(content)
+    result = debm("train", "--config", tmp_path / "config.yaml", "--print_config")
+    assert f"{tmp_path / 'config.yaml'}: not valid YAML: " in result.error
+
+
+def test_large_and_special_settings(debm: Any, tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2**18 + 1))
+    assert (
+        "more than the 262,144 that are read"
+        in debm("train", "--config", tmp_path / "large.yaml", "--print_config").error
+    )
+    os.mkfifo(tmp_path / "pipe.yaml")
+    result = debm("train", "--config", tmp_path / "pipe.yaml", "--print_config")
+    assert "pipe.yaml: is a named pipe, not a file" in result.error
+    (tmp_path / "deep.yaml").write_text("sampling: {semantic: 5, temperature: 1.0}\n")
+    result = debm("train", "--config", tmp_path / "deep.yaml", "--print_config")
+    assert "deep.yaml: a part is missing, or of another kind" in result.error
+    (tmp_path / "long.yaml").write_text("sampling: {pixel: {steps: 1000000000}}\n")
+    result = debm("train", "--config", tmp_path / "long.yaml", "--print_config")
+    assert "sampling.pixel.steps must be <= 10,000, got 1000000000" in result.error
+
+
+def test_config_of_a_model_that_is_no_file(tiny_model: DenoisingEBM, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises((ValueError, FileNotFoundError), match=name.replace(".", r"\.")):
+            DenoisingEBM.from_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_bytes(b" " * (2**22 + 1))
+    with pytest.raises(ValueError, match="more than the 4,194,304 that are read"):
+        DenoisingEBM.from_pretrained(tmp_path)

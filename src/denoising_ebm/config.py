@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from denoising_ebm.utils.parsing import shown
+from denoising_ebm.utils.parsing import shown, shown_name
 
 Precondition = Literal["edm", "energy", "none"]
 Denoiser = Literal["output", "gradient"]
@@ -524,8 +524,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return tuple(_coerce(kind, item, where) for kind, item in zip(inner, value, strict=True))
     if origin is dict:
         if not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
-            raise ValueError(f"{where}: expected a mapping, got {value!r}")
-        return {key: _coerce(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+            raise ValueError(f"{where}: expected a mapping, got {shown(value)}")
+        if len(value) > MAX_ENTRIES:
+            raise ValueError(f"{where}: expected at most {MAX_ENTRIES:,} values, got {len(value):,}")
+        return {key: _coerce(arguments[1], item, f"{where}: {shown_name(key)}") for key, item in value.items()}
     if origin is Literal:
         if not any(value == each and type(value) is type(each) for each in arguments):
             raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {shown(value)}")

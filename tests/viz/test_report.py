@@ -183,3 +183,14 @@ def test_rows_that_come_one_by_one_are_a_markdown_table(capsys: pytest.CaptureFi
         "| a \\| b | 0.988 |",
         "| c | – |",
     ]
+
+
+def test_names_are_no_markup_in_the_markdown_page() -> None:
+    name = "a|b <script>x</script> [y](https://e.org) `c` *d*\n# e"
+    table = Table(["set", "AUROC"], [[name, 0.5]], caption=name)
+    text = markdown_page([Section(name, f"{name}\n- f", table)], title=name, metadata={name: name})
+    assert not re.search(r"(?<!\\)[<\[`]|[a-z]://|^- f", text, re.M)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [len(re.split(r"(?<!\\)\|", row)) for row in rows] == [4, 4]
+    # On a terminal cells are as they are, but for the ends of cells.
+    assert "<script>" in markdown(table)

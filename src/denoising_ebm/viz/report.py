@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from denoising_ebm.utils.io import write_atomically, write_text_atomically
+from denoising_ebm.utils.markup import markdown_text
 from denoising_ebm.utils.text import printable
 
 Cell: TypeAlias = str | int | float | None
@@ -169,11 +170,17 @@ def render_report(
     )
 
 
-def markdown(table: Table, *, aligned: bool = False) -> str:
-    """Return a table as Markdown, its numbers as on the page; with `aligned` columns are padded, for a terminal."""
+def markdown(table: Table, *, aligned: bool = False, escape: bool = False) -> str:
+    """Return a table as Markdown, its numbers as on the page.
+
+    Args:
+        table: The table.
+        aligned: Pad columns, for a terminal.
+        escape: Let nothing in a cell be markup, for a file; on a terminal cells are read as they are.
+    """
     cells = [_format_column([row[i] for row in table.rows]) for i in range(len(table.columns))]
     columns = [[head, *column] for head, column in zip(table.columns, cells, strict=True)]
-    columns = [[cell.replace("|", "\\|") for cell in column] for column in columns]
+    columns = [[markdown_text(cell) if escape else cell.replace("|", "\\|") for cell in column] for column in columns]
     rules = ["---"] * len(columns)
     if aligned:
         widths = [max(3, *map(len, column)) for column in columns]
@@ -206,17 +213,22 @@ def print_row(cells: Sequence[Cell], *, decimals: int = 3) -> None:
 
 
 def markdown_page(sections: Sequence[Section], *, title: str, metadata: Mapping[str, str], pictures: str = "") -> str:
-    """Return a page as Markdown; a section's pictures are links to `pictures` and their number, `1.png` and so on."""
-    lines = [f"# {title}", "", *(f"- {name}: {printable(value)}" for name, value in metadata.items())]
+    """Return a page as Markdown; a section's pictures are links to `pictures` and their number, `1.png` and so on.
+
+    All texts are plain, as on the page: names of folders and sets in them are no markup.
+    """
+    plain = markdown_text
+    lines = [f"# {plain(title)}", "", *(f"- {plain(name)}: {plain(value)}" for name, value in metadata.items())]
     number = 0
     for section in sections:
-        lines += [""] * (lines[-1] != "") + [f"## {section.title}", ""]
-        lines += [text for part in _paragraphs(section.text) for text in (part, "")]
+        lines += [""] * (lines[-1] != "") + [f"## {plain(section.title)}", ""]
+        for part in _paragraphs(section.text):
+            lines += [*map(plain, part.split("\n")), ""]
         if section.table is not None:
-            lines += [f"*{section.table.caption}*", "", markdown(section.table).rstrip(), ""]
+            lines += [f"*{plain(section.table.caption)}*", "", markdown(section.table, escape=True).rstrip(), ""]
         for picture in section.pictures:
             number += 1
-            lines += [f"![{picture.alt}]({pictures}{number}.png)", "", f"*{picture.caption}*", ""]
+            lines += [f"![{plain(picture.alt)}]({pictures}{number}.png)", "", f"*{plain(picture.caption)}*", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
