@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,8 @@ from PIL import Image
 from command import rows_of
 from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.cli import main
+from denoising_ebm.cli.score import write_rows
+from denoising_ebm.ood.table import Score
 
 
 def test_score_writes_energies_and_percentiles(debm: Any, folder: Path, run: Path, tmp_path: Path) -> None:
@@ -192,3 +195,14 @@ def test_score_to_a_full_standard_output(folder: Path, run: Path, monkeypatch: p
         monkeypatch.undo()
         assert capfd.readouterr().err.splitlines()[-1] == "debm: error: no space left on device"
         full.flush()  # nothing is left that Python would try to write at its end
+
+
+def test_a_terminal_gets_names_that_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, name in ((Terminal(), "a\\x1b[31m.png"), (io.StringIO(), "a\x1b[31m.png")):
+        monkeypatch.setattr(sys, "stdout", stream)
+        write_rows(iter([Score("a\x1b[31m.png", energy=1.5)]), None)
+        assert stream.getvalue().splitlines()[1].split(",")[:2] == [name, "ok"]

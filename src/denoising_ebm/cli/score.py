@@ -141,7 +141,7 @@ def score(
         if fdr is not None:
             _note_least_flagged(scorer, scored, fdr)
             scored.flag(fdr)
-        _write_rows(scored.rows(), out)
+        write_rows(scored.rows(), out)
         _note_what_came(images, scorer, scored, stream, out)
         if scored.first is None:
             first = scored.unreadable[0]
@@ -192,7 +192,8 @@ def _note_least_flagged(scorer: Scorer, scored: Scored, fdr: float) -> None:
         )
 
 
-def _write_rows(rows: Iterable[Score], out: Path | None) -> None:
+def write_rows(rows: Iterable[Score], out: Path | None) -> None:
+    """Write the table into a file, or as CSV to standard output, where a terminal gets names that only show themselves."""
     from denoising_ebm.ood.table import csv_lines, write_table
     from denoising_ebm.utils.text import printable
 
