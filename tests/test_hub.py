@@ -17,6 +17,7 @@ from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, find_model_folder
 from denoising_ebm.training.calibration import calibrate
 from denoising_ebm.utils.io import write_atomically
+from dying_disk import Disk, write_tree
 from support import random_pixels, tiny_config
 
 
@@ -265,7 +266,6 @@ def test_any_flipped_bit_of_the_weights_is_noticed(folder: Path) -> None:
 
 
 def test_weights_of_another_model_are_named(folder: Path, tiny_model: DenoisingEBM, tmp_path: Path) -> None:
-    """What a crash between the two replacements leaves: new weights, and the config of the old ones."""
     old = (folder / CONFIG_FILE).read_bytes()
     with torch.no_grad():
         next(tiny_model.parameters()).add_(1)
@@ -273,6 +273,29 @@ def test_weights_of_another_model_are_named(folder: Path, tiny_model: DenoisingE
     DenoisingEBM.from_pretrained(folder)
     (folder / CONFIG_FILE).write_bytes(old)
     refuse(folder, ValueError, str(folder / WEIGHTS_FILE), "not the file that config.json was written with")
+
+
+def test_a_model_can_be_read_whenever_its_writer_dies(
+    tiny_model: DenoisingEBM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "disk"
+    tiny_model.save_pretrained(root / "model")
+    weight = next(tiny_model.parameters()).detach()
+    known = {float(weight.flatten()[0])}
+    for _ in range(2):  # the second time from where the first died, before its weights were there
+        weight.add_(1)
+        known.add(float(weight.flatten()[0]))
+        with monkeypatch.context() as patch:
+            disk = Disk(root, patch)
+            tiny_model.save_pretrained(root / "model")
+        disk.close()
+        found = []
+        for tree in [tree for moment in disk.moments for tree in (moment.killed, moment.without_power)]:
+            write_tree(root, tree)
+            found.append(float(next(DenoisingEBM.from_pretrained(root / "model").parameters()).detach().flatten()[0]))
+        assert known >= set(found) and len(set(found)) > 1
+        between = [moment for moment in disk.moments if moment.operation == "replace .model.safetensors"]
+        write_tree(root, between[0].killed)
 
 
 def test_a_changed_config_is_named_and_can_be_meant(folder: Path) -> None:

@@ -31,6 +31,7 @@ from denoising_ebm.schema import (
     hashes_of,
     plain_metadata,
     read_tensors,
+    replaced_name,
     sealed,
 )
 from denoising_ebm.utils.io import read_json, write_together
@@ -73,8 +74,8 @@ def write_model_folder(
 ) -> None:
     """Write a model folder, with hashes by which damage and mixtures are noticed.
 
-    All files are complete before the first takes its place; weights first, so that a config is never without its weights. A
-    crash between the two leaves weights that `config.json` knows not to be its own.
+    All files are complete before the first takes its place, and the model can be read at every moment: a new `config.json`
+    comes before the weights, and knows those that they replace as well until they are there.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file, not a folder")
@@ -85,13 +86,28 @@ def write_model_folder(
     # Through memory: safetensors' own writer reports a full disk as no OSError.
     weights = safetensors.torch.save(tensors)
     hashes = {WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()}
-    write_together(
-        {
-            folder / WEIGHTS_FILE: weights,
-            folder / CONFIG_FILE: _config_content(config, metadata, preprocessing, hashes),
-            folder / CARD_FILE: model_card(config, metadata, preprocessing, parameters).encode(),
-        }
-    )
+    content = _config_content(config, metadata, preprocessing, hashes)
+    files = {
+        folder / WEIGHTS_FILE: weights,
+        folder / CONFIG_FILE: content,
+        folder / CARD_FILE: model_card(config, metadata, preprocessing, parameters).encode(),
+    }
+    if before := _sound_weights(folder):
+        known = hashes | {replaced_name(WEIGHTS_FILE): before}
+        first = {folder / CONFIG_FILE: _config_content(config, metadata, preprocessing, known)}
+        write_together(first | {path: each for path, each in files.items() if path.name != CONFIG_FILE})
+        files = {folder / CONFIG_FILE: content}
+    write_together(files)
+
+
+def _sound_weights(folder: Path) -> str:
+    """Return the hash of a folder's weights if its config knows it, else nothing."""
+    try:
+        known = hashes_of(_read_values(folder / CONFIG_FILE), folder / CONFIG_FILE)
+        found = file_hash(folder / WEIGHTS_FILE)
+    except (OSError, ValueError):
+        return ""
+    return found if found in (known.get(WEIGHTS_FILE), known.get(replaced_name(WEIGHTS_FILE))) else ""
 
 
 def rewrite_config(folder: Path, config: Config) -> None:
