@@ -365,3 +365,63 @@ def test_a_detector_in_a_precision_that_is_slow_here_says_so(
         auto_is(fast)
         load_detector(str(folder), None, DenoisingEBM.from_pretrained(folder))
         assert ("was fitted in bf16, which is slow on this device" in capsys.readouterr().err) == told
+
+
+@pytest.fixture(scope="module")
+def compressed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty of the images, new to the detector, as JPEG."""
+    out = tmp_path_factory.mktemp("compressed")
+    for i in range(250, 290):
+        Image.open(folder / f"{i}.png").save(out / f"{i}.jpg", quality=75)
+    return out
+
+
+def test_images_that_were_stored_otherwise_are_told(
+    debm: Any, fitted: Path, folder: Path, compressed: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    done = debm("score", fitted, compressed, "--out", tmp_path / "a.csv", "--report", page, *FAST)
+    told = "40 of 40 images are JPEG of quality about 75; the detector saw 200 PNG: its false-alarm rate need not hold"
+    assert [told in line for line in done.err.splitlines()].count(True) == 1 and "--harmless jpeg" in done.err
+    assert "40 of 40 images are JPEG of quality about 75" in page.read_text()
+    assert (
+        "the detector saw" not in debm("score", fitted, folder, "--limit", 20, "--out", tmp_path / "b.csv", *FAST).err
+    )
+    sets = ["--in", folder, "--limit", 40, "--ood", f"copy={compressed}", "--ood", "blur", "--resamples", 2]
+    done = debm("evaluate", fitted, *sets, "--out", tmp_path / "page", *FAST)
+    told = (
+        "the sets were stored in different ways (normal: 40 PNG, at their own size; copy: 40 JPEG of quality about 75)"
+    )
+    assert [told in line for line in done.err.splitlines()].count(True) == 1 and "blur:" not in done.err
+    assert told in (tmp_path / "page" / "index.html").read_text()
+    done = debm("evaluate", fitted, *sets[:4], "--ood", "blur", "--resamples", 2, *FAST)
+    assert done.status == 0 and "stored in different ways" not in done.err
+
+
+def test_frames_of_few_scenes_promise_nothing_they_cannot_keep(
+    debm: Any, run: Path, folder: Path, tmp_path: Path
+) -> None:
+    frames, generator = tmp_path / "frames", np.random.default_rng(0)
+    frames.mkdir()
+    for scene in range(6):
+        pixels = np.asarray(Image.open(folder / f"{scene:03d}.png")).astype(float)
+        for i in range(10):
+            frame = np.roll(pixels, generator.integers(-1, 2), axis=1) + generator.normal(0, 2, pixels.shape)
+            Image.fromarray(frame.round().clip(0, 255).astype(np.uint8)).save(frames / f"scene{scene}_{i:03d}.png")
+    few = ["--corrupted-images", 2, *FAST]
+    done = debm("fit-detector", run, frames, "--out", tmp_path / "a", *few)
+    assert done.status == 0
+    assert (
+        "60 images are not alone in their group (by near copies and names of files): 5 groups to fit to, 1 for"
+        in done.err
+    )
+    assert "no rate below 0.5 is: give images of more groups" in done.err
+    assert "false-alarm rates down to 0.5 can be promised on average; with so few" in done.err
+    refused = debm("score", run, frames, "--detector", tmp_path / "a", "--fpr", 0.05, *FAST)
+    assert refused.error == "a false-alarm rate of 0.05 needs at least 19 calibration groups, there are 1"
+    by_pattern = debm("fit-detector", run, frames, "--groups", r"^(scene\d+)_", "--out", tmp_path / "b", *few)
+    assert "not alone in their group (by pattern): 5 groups to fit to, 1 for calibration" in by_pattern.err
+    alone = debm("fit-detector", run, frames, "--groups", "none", "--out", tmp_path / "c", *few)
+    assert "group" not in alone.err and "rates down to 0.077 can be promised" in alone.err
+    wrong = debm("fit-detector", run, frames, "--groups", "scene", "--out", tmp_path / "d", *few)
+    assert "nor a pattern with one group in parentheses" in wrong.error and not (tmp_path / "d").exists()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from denoising_ebm.cli.options import ImageOptions
+    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
 
@@ -147,7 +148,7 @@ def load_detector(name: str, folder: Path | None, model: DenoisingEBM) -> Detect
     return detector
 
 
-def load_ood_sets(wanted: Sequence[str], normal: Tensor, images: ImageOptions, seed: int) -> dict[str, Tensor]:
+def load_ood_sets(wanted: Sequence[str], normal: Tensor, images: ImageOptions, seed: int) -> dict[str, ImageSet]:
     """Load or make the OOD sets that `--ood` names, of the size of the normal images.
 
     Args:
@@ -161,9 +162,10 @@ def load_ood_sets(wanted: Sequence[str], normal: Tensor, images: ImageOptions, s
     """
     import torch
 
+    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
 
-    sets: dict[str, Tensor] = {}
+    sets: dict[str, ImageSet] = {}
     for item in [name for each in wanted for name in (SYNTHETIC_OOD if each == "all" else [each])]:
         name, has_source, source = item.partition("=")
         if name in sets or name == "normal":
@@ -171,12 +173,13 @@ def load_ood_sets(wanted: Sequence[str], normal: Tensor, images: ImageOptions, s
         if not has_source:
             if name not in SYNTHETIC_OOD:
                 raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(SYNTHETIC_OOD)}")
-            sets[name] = SYNTHETIC_OOD[name](normal, torch.Generator().manual_seed(seed))
+            made = SYNTHETIC_OOD[name](normal, torch.Generator().manual_seed(seed))
+            sets[name] = ImageSet(made, tuple(map(str, range(len(made)))))
             continue
         options = images
         if not Path(source).exists() and "@" in source:
             source, _, split = source.rpartition("@")
             options = replace(images, split=split)
         channels, height, width = normal.shape[1:]
-        sets[name] = options.load(source, (channels, height, width)).pixels
+        sets[name] = options.load(source, (channels, height, width))
     return sets

@@ -82,6 +82,7 @@ def evaluate(
     from denoising_ebm.ood import metrics
     from denoising_ebm.ood.features import log_energies
     from denoising_ebm.ood.report import false_alarm_table, results_table
+    from denoising_ebm.ood.stored import StorageRecord, StorageTally, unlike_each_other
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.report import markdown
 
@@ -89,38 +90,44 @@ def evaluate(
     fitted = load_detector(model, detector, net)
     options = options.as_fitted(fitted, net)
     # A set that is not there stops before any work is done.
-    normal = options.load(in_, net.image_shape, normal_only=True).pixels
-    sets = {"normal": normal, **load_ood_sets(ood, normal, options, seed)}
+    normal = options.load(in_, net.image_shape, normal_only=True)
+    sets = {"normal": normal, **load_ood_sets(ood, normal.pixels, options, seed)}
     if fitted is None:
         note(f"{model}: has no detector (`debm fit-detector` makes one), so only the energy is measured")
-    elif known := int(fitted.was_fitted_on(normal).sum()):
+    elif known := int(fitted.was_fitted_on(normal.pixels).sum()):
         note(
             f"{in_}: the detector was fitted to or calibrated on {known:,} of these {len(normal):,} images, so its results "
             "are better than those of new images"
         )
+    if fitted is not None and (unlike := fitted.unlike_fitting(StorageTally(normal.stored))):
+        note(f"{in_}: {unlike}")
     noise = net.scoring_noise(seed=seed) if net.config.energy.inner_noise else None
     energy = f"energy at sigma {sigma:g}"
     scores: dict[str, dict[str, Tensor]] = {energy: {}} if fitted is None else {"detector": {}, energy: {}}
-    with progress_bar("scoring", len(scores) * sum(len(pixels) for pixels in sets.values())) as progress:
-        for name, pixels in sets.items():
+    with progress_bar("scoring", len(scores) * sum(map(len, sets.values()))) as progress:
+        for name, images in sets.items():
             how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
             if fitted is not None:
-                scores["detector"][name] = fitted.score(pixels, **how)
+                scores["detector"][name] = fitted.score(images.pixels, **how)
             with torch.no_grad():
-                scores[energy][name] = log_energies(net, pixels, [sigma], noise=noise, **how)[:, 0]
+                scores[energy][name] = log_energies(net, images.pixels, [sigma], noise=noise, **how)[:, 0]
     results = {}
     for name, values in scores.items():
         others = {key: value for key, value in values.items() if key != "normal"}
         results[name] = metrics.evaluate(values["normal"], others, resamples=resamples, seed=seed)
     print(markdown(results_table(results, len(normal))), end="")
-    alarms = None if fitted is None else false_alarm_table(fitted, scores["detector"]["normal"])
+    records = {name: StorageRecord.of(images) for name, images in sets.items()}
+    storage = unlike_each_other(records.pop("normal"), records)
+    if storage is not None:
+        note(storage)
+    alarms = None if fitted is None else false_alarm_table(fitted, scores["detector"]["normal"], normal.stored)
     if alarms is not None:
         print("\n" + markdown(alarms), end="")
     if out is not None:
         metadata = {"model": model, "normal images": in_, "seed": str(seed)}
         if options.resize:
             metadata["resized with"] = options.resize
-        _write(out, scores, results, alarms, metadata)
+        _write(out, scores, results, alarms, storage, metadata)
 
 
 def _write(
@@ -128,6 +135,7 @@ def _write(
     scores: Mapping[str, Mapping[str, Tensor]],
     results: Mapping[str, Sequence[SetResult]],
     alarms: Table | None,
+    storage: str | None,
     metadata: Mapping[str, str],
 ) -> None:
     import pyarrow as pa
@@ -151,7 +159,7 @@ def _write(
     write_report(
         folder / "index.html",
         title="How well OOD images are told from normal ones",
-        sections=evaluation_sections(results, scores, alarms),
+        sections=evaluation_sections(results, scores, alarms, storage),
         metadata={
             "command": shlex.join(["debm", *sys.argv[1:]]),
             **metadata,

@@ -114,7 +114,7 @@ def reproduce(
             read = load_ood_sets(
                 ood or ["interpolation"], test.pixels, ImageOptions(resize=resize, convert=convert), seed
             )
-            ood_sets = {name: pixels[_order(len(pixels))] for name, pixels in read.items()}
+            ood_sets = {name: images.pixels[_order(len(images))] for name, images in read.items()}
         images = Images(data, train.pixels, test.pixels, ood_sets, (train.labels, test.labels))
         options: dict[str, Any] = {"minutes": minutes, "seed": seed, "inception": weights, "device": device}
         experiment = Experiment(out, scale, images, trained=trained, trained_name=model or "", log=note, **options)

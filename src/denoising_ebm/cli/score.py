@@ -169,25 +169,25 @@ def _check_options(sigma: float, fpr: float | None, fdr: float | None, tiles_wit
 
 def _check_detector(model: str, detector: Detector | None, fpr: float | None, fdr: float | None, tiles: bool) -> None:
     """Refuse what needs a detector without one, and a rate that its calibration cannot promise."""
-    from denoising_ebm.ood.conformal import check_rate
-
     if detector is None and (fpr is not None or fdr is not None):
         raise ValueError(f"{model}: --fpr and --fdr need a detector; `debm fit-detector` makes it")
     if detector is None and tiles:
         raise ValueError(f"{model}: --tiles needs a detector; `debm fit-detector` makes it")
     if detector is not None and fpr is not None:
-        check_rate(fpr, len(detector.calibration))
+        detector.check_rate(fpr)
 
 
 def _note_least_flagged(scorer: Scorer, scored: Scored, fdr: float) -> None:
     """Say how few images `--fdr` can flag."""
     from denoising_ebm.ood.conformal import min_bh_rejections
 
-    num_calibration = len(scorer.detector.calibration) if scorer.detector is not None else 0
+    if scorer.detector is None:
+        return
+    num_calibration, unit = scorer.detector.num_calibration, scorer.detector.calibration_unit
     least = min_bh_rejections(fdr, num_calibration, max(scored.count, 1))
     if least > 1:
         note(
-            f"--fdr {fdr:g} of {scored.count:,} images with {num_calibration:,} calibration images: "
+            f"--fdr {fdr:g} of {scored.count:,} images with {num_calibration:,} calibration {unit}: "
             f"either none or at least {least:,} are flagged"
         )
 
@@ -218,6 +218,8 @@ def _note_what_came(source: str, scorer: Scorer, scored: Scored, stream: ImageSt
         )
     if scorer.detector is None and scored.first is not None:
         _note_what_is_missing(scorer, scored.first)
+    if scorer.detector is not None and (unlike := scorer.detector.unlike_fitting(scored.storage)):
+        note(f"{source}: {unlike}")
     if out is not None:
         flagged = "" if scored.num_flagged is None else f", {scored.num_flagged} flagged"
         resized = f", resized with {scorer.resize}" if scorer.resize else ""
@@ -244,6 +246,8 @@ def _note_maps(folder: Path | None, writer: MapWriter, scorer: Scorer, scored: S
         raise writer.failed
     unit = "an energy" if scorer.detector is None else "a z-score"
     note(f"{folder}: {writer.count} maps, strongest colours at {unit} of {writer.limit or 0:.3g} per pixel")
+    if scorer.detector is not None and (unlike := scorer.detector.unlike_normal_maps(writer.means, own_size=tiles)):
+        note(f"{folder}: {unlike}")
     if tiles and scored.num_cropped:
         note(
             f"maps show all of an image, scores judge its central square alone (column seen): so for "
@@ -263,6 +267,8 @@ def _write_report(path: Path, scorer: Scorer, scored: Scored, model: str, source
     settings["hardware"] = describe(scorer.model.device)
     if scorer.detector is not None:
         settings["detector"] = ", ".join(f"{name} {num:,} images" for name, num in scorer.detector.metadata.items())
+        if unlike := scorer.detector.unlike_fitting(scored.storage):
+            settings["storage"] = unlike
     maps = scorer.maps(scored.shown())
     write_report(
         path,

@@ -28,6 +28,8 @@ from denoising_ebm.utils.parsing import shown
 
 #: z-score of the strongest colours in anomaly maps.
 Z_LIMIT = 3.0
+#: Images that the spread of means of maps is estimated from, at most.
+_SPREAD_IMAGES = 200
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class AnomalyMaps:
     def __init__(self, model: DenoisingEBM, config: AnomalyMapConfig | None = None) -> None:
         self.model = model
         self.config = config or AnomalyMapConfig()
+        self.spread = 1.0  #: Standard deviation of the mean of a normal image's map; a guess in files of before.
         self._statistics: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -103,9 +106,12 @@ class AnomalyMaps:
         if len(pixels) < 2:
             raise ValueError(f"maps need at least 2 normal images, got {len(pixels)}")
         total = square = torch.zeros((), dtype=torch.float64)
+        few: list[Tensor] = []
         for chunk in torch.split(pixels, batch_size):
             logs = self._log_energies(to_float(chunk).to(self.model.device)).double().cpu()
             total, square = total + logs.sum(0), square + logs.square().sum(0)
+            if sum(map(len, few)) < _SPREAD_IMAGES:
+                few.append(logs[:_SPREAD_IMAGES].float())
             if progress is not None:
                 progress(len(chunk))
         mean = total / len(pixels)
@@ -113,6 +119,8 @@ class AnomalyMaps:
         # Pixels of little spread (borders that are always black) must not answer to the faintest change.
         floor = 0.1 * variance.mean((1, 2), keepdim=True)
         self._statistics = {"mean": mean, "std": (variance + floor).clamp_min(1e-12).sqrt()}
+        means = ((torch.cat(few) - mean) / self._statistics["std"]).mean((1, 2, 3))
+        self.spread = float(means.std().clamp_min(1e-6))
         return self
 
     @torch.no_grad()
@@ -186,7 +194,8 @@ class AnomalyMaps:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics, to be kept."""
-        return dict(self._statistics)
+        spread = {"spread": torch.tensor(self.spread)} if self._statistics else {}
+        return self._statistics | spread
 
     def load(self, tensors: dict[str, Tensor]) -> AnomalyMaps:
         """Take over what `tensors` returned."""

@@ -5,6 +5,7 @@ features of the model -> residuals given covariates -> projections on Fisher dis
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -37,7 +38,16 @@ from denoising_ebm.ood.storage import (
     read_detector,
     write_detector,
 )
-from denoising_ebm.ood.stored import KINDS, StorageRecord, is_jpeg, jpeg_copies, kinds_of, unlike_fitting
+from denoising_ebm.ood.stored import (
+    KINDS,
+    StorageRecord,
+    StorageTally,
+    is_jpeg,
+    jpeg_copies,
+    kinds_of,
+    unlike_fitting,
+    unlike_scale,
+)
 from denoising_ebm.ood.table import Score, energy_rows, with_columns
 
 #: Images that the statistics of maps are taken from, at most.
@@ -392,7 +402,7 @@ class Detector:
         self._hashes["calibrated"] = image_hashes(images.pixels)
         self.storage = StorageRecord.of(images)
 
-    def unlike_fitting(self, stored: Sequence[Stored | None]) -> str | None:
+    def unlike_fitting(self, stored: StorageTally) -> str | None:
         """Return in one phrase, with counts, how images were stored otherwise than those of fitting; None if alike.
 
         Compression and resizing change the detail that a detector judges, so its false-alarm rate need not hold for images
@@ -400,6 +410,32 @@ class Detector:
         """
         covered = [kind for kind in range(len(KINDS)) if self._calibration.covers(kind)]
         return unlike_fitting(stored, self.storage, covered, harmless="jpeg" in self.config.harmless)
+
+    def unlike_normal_maps(self, means: Sequence[float], *, own_size: bool = False) -> str | None:
+        """Return in one phrase, with numbers, why maps may show another scale than that of fitting; None if they do not.
+
+        Args:
+            means: Mean of each image's map.
+            own_size: Whether they were made of images at their own size.
+        """
+        if not means:
+            return None
+        parts = []
+        scale = unlike_scale(1.0, self.storage) if own_size else None
+        if scale is not None:
+            parts.append(f"images are taken at their own size, those of the detector were {scale}")
+        # Half of normal maps lie on either side of 0: the median leaves it by chance as far as this, or less.
+        middle, spread = statistics.median(means), self._maps.spread
+        far = max(0.5, 3.8 * spread / len(means) ** 0.5)
+        # Above it lie maps of anomalous images, too, which are no news where the scale is right.
+        if middle < -far or (own_size and middle > far):
+            parts.append(
+                f"half of {len(means):,} maps have a mean z-score {'below' if middle < 0 else 'above'} {middle:.2f}, where "
+                f"those of normal images have 0.00 with a spread of {spread:.2f}"
+            )
+        if not parts:
+            return None
+        return f"{'; '.join(parts)}: maps tell what is anomalous only at the scale that the detector was fitted at"
 
     def was_fitted_on(self, images: Tensor) -> Tensor:
         """Return which images it was fitted to or calibrated on, bool, shape `(n,)`: they say nothing about new ones."""
@@ -668,6 +704,7 @@ class Detector:
         # A detector that was fitted to features alone has no maps.
         if any(name.startswith("maps.") for name in tensors):
             detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
+            detector._maps.spread = float(tensors.get("maps.spread", torch.tensor(1.0)))
         detector._precision = model.set_precision(values["precision"]).precision
         return detector
 

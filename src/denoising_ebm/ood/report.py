@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from denoising_ebm.datasets.decode import Stored
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.ood.conformal import fpr_interval
 from denoising_ebm.ood.detector import Detector
@@ -79,11 +80,11 @@ def _energies(scored: Scored) -> Section:
 
 
 def _p_values(scored: Scored, detector: Detector, rate: str) -> Section:
-    count = len(detector.calibration)
+    count = detector.num_calibration
     text = (
         "A score is 0 for an average normal image, and larger for anomalous ones. A p-value is the share of calibration "
-        f"images with at least that score, counted among {count:,} normal images that the detector had not seen: of images "
-        "as normal as those, at most 5 % have a p-value of .05 or less, whatever the model's quality."
+        f"images with at least that score, counted among {count:,} normal {detector.calibration_unit} new to the detector: "
+        "of images as normal as those, at most 5 % have a p-value of .05 or less, whatever the model's quality."
     )
     if rate:
         text += f"\n\nFlagged: {scored.num_flagged or 0:,} of {scored.count:,} images ({rate})."
@@ -161,16 +162,18 @@ def write_results(results: Mapping[str, Sequence[SetResult]], path: Path) -> Non
     write_text_atomically(path, "".join(lines))
 
 
-def false_alarm_table(detector: Detector, scores: Tensor) -> Table:
-    """Return the promised false-alarm rates beside those among normal images with these scores."""
-    count = len(detector.calibration)
+def false_alarm_table(detector: Detector, scores: Tensor, stored: Sequence[Stored | None] | None = None) -> Table:
+    """Return the promised false-alarm rates beside those among normal images with these scores, stored so."""
+    count = detector.num_calibration
     rows: list[list[Cell]] = []
     for rate in (0.01, 0.05, 0.1):
         if (count + 1) * rate >= 1:
             low, high = fpr_interval(rate, count, len(scores))
-            observed = float(detector.flag(scores, rate).double().mean())
+            observed = float(detector.flag(scores, rate, stored).double().mean())
             rows.append([f"{rate:g}", f"{observed:.4f}", f"{low:.4f}-{high:.4f}"])
-    caption = f"False alarms among {len(scores):,} normal images, with {count:,} calibration images."
+    caption = (
+        f"False alarms among {len(scores):,} normal images, with {count:,} calibration {detector.calibration_unit}."
+    )
     return Table(["promised at most", "observed", "95 % range"], rows, caption)
 
 
@@ -178,6 +181,7 @@ def evaluation_sections(
     results: Mapping[str, Sequence[SetResult]],
     scores: Mapping[str, Mapping[str, Tensor]],
     false_alarms: Table | None,
+    storage: str | None = None,
 ) -> list[Section]:
     """Return the page of `debm evaluate`.
 
@@ -185,10 +189,11 @@ def evaluation_sections(
         results: Name of each score to its results.
         scores: Name of each score to the scores of every set, the normal one first.
         false_alarms: As from `false_alarm_table`, or None.
+        storage: In what ways the sets were stored, if in several.
     """
     normal, *names = next(iter(scores.values()))
     num_normal = len(next(iter(scores.values()))[normal])
-    sections = [Section("Results", table=results_table(results, num_normal))]
+    sections = [Section("Results", storage or "", table=results_table(results, num_normal))]
     if false_alarms is not None:
         text = (
             "The false-alarm rate that the detector promises, and the share of these normal images that it flags. Images "

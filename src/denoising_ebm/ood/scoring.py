@@ -23,6 +23,7 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest, write_maps
 from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged
 from denoising_ebm.ood.detector import NAMED_BELOW, Detector
+from denoising_ebm.ood.stored import StorageTally
 from denoising_ebm.ood.table import RowsOnDisk, Score, energy_rows, with_columns
 
 #: Images shown, rows in the table of the most anomalous ones, and rows in that of unreadable ones of a page.
@@ -57,7 +58,10 @@ class Scorer:
 
     def __post_init__(self) -> None:
         if self.fpr is not None:
-            check_rate(self.fpr, 0 if self.detector is None else len(self.detector.calibration))
+            if self.detector is None:
+                check_rate(self.fpr, 0)
+            else:
+                self.detector.check_rate(self.fpr)
 
     @property
     def chunk(self) -> int:
@@ -76,7 +80,7 @@ class Scorer:
             return energy_rows(self.model, images, self.sigma, **how), torch.empty(0, dtype=torch.float64)
         rows, p = self.detector.judge(images, sigma=self.sigma, **how)
         if self.fpr is not None:
-            rows = with_columns(rows, {"flagged": flagged(p, self.fpr, len(self.detector.calibration)).tolist()})
+            rows = with_columns(rows, {"flagged": flagged(p, self.fpr, self.detector.num_calibration).tolist()})
         return rows, p
 
     def maps(self, pixels: Tensor, progress: Progress | None = None) -> Tensor:
@@ -105,6 +109,7 @@ class MapWriter:
     def __init__(self, scorer: Scorer, folder: Path) -> None:
         self.limit: float | None = None  #: Value of the strongest colour; None until there is a map.
         self.count = 0  #: Maps written.
+        self.means = array("d")  #: Mean of each map that was made.
         self.failed: OSError | None = None  #: Why no more are written. Scores are not lost for it.
         self._scorer, self._folder, self._name = scorer, folder, PictureNames()
 
@@ -113,6 +118,7 @@ class MapWriter:
         if len(images) == 0:
             return list(rows)
         maps = self._scorer.maps(images.pixels)
+        self.means.extend(maps.mean((1, 2)).tolist())
         self._write(images.pixels, maps, images.names)
         return self._with_largest(rows, dict(zip(images.names, maps, strict=True)))
 
@@ -166,6 +172,7 @@ class TiledMapWriter(MapWriter):
             except ValueError as error:
                 self._refused(name, str(error))
             else:
+                self.means.append(float(maps.mean()))
                 self._write(pixels[None], maps, [name])
                 largest[name] = maps.max()
             self._next = next(self._images, None)
@@ -199,6 +206,7 @@ class Scored:
         self.first: Score | None = None  #: The first readable image.
         self.unreadable: list[Unreadable] = []  #: The first of them.
         self.most_anomalous: list[Kept] = []  #: In falling order.
+        self.storage = StorageTally()  #: How the readable images were stored.
         self._rows = RowsOnDisk(folder)
         self._values, self._p_values = array("d"), array("d")
         self._flags: Iterable[int] | None = None
@@ -230,6 +238,7 @@ class Scored:
             OSError: If there is no room on disk.
         """
         self._rows.extend(rows)
+        self.storage.add(images.stored)
         self.unreadable += images.unreadable[: UNREADABLE_LISTED - len(self.unreadable)]
         self.num_unreadable += len(images.unreadable)
         readable = [row for row in rows if row.status == "ok"]

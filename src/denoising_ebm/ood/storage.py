@@ -169,6 +169,7 @@ def _specs(tensors: Mapping[str, Tensor], config: DetectorConfig, model: Denoisi
     }
     levels, side = _map_levels(config, model), model.config.network.image_size
     optional = {
+        "maps.spread": TensorSpec((), positive=True),
         "hashes.fitted": TensorSpec((None,), whole=True),
         "hashes.calibrated": TensorSpec((None,), whole=True),
         **_optional_scores("calibration", size("calibration", 0)),

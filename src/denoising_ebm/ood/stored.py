@@ -71,6 +71,8 @@ def jpeg_copies(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     low, high = HARMLESS_QUALITIES
     qualities = torch.randint(low, high + 1, (len(pixels), 1, 1, 1), generator=generator)
     kinds = kinds_of([Stored("JPEG", 1, 1, quality=quality) for quality in qualities.flatten().tolist()])
+    if len(pixels) == 0:
+        return pixels, kinds
     return corrupt(pixels, CORRUPTIONS["jpeg"].change, qualities.float(), generator), kinds
 
 
@@ -143,15 +145,32 @@ class StorageRecord:
         return self.share("unknown") < 0.5 and self.images > 0
 
     def words(self) -> str:
-        """Return formats with counts: `PNG 412, JPEG of quality about 75 88`."""
-        parts = [f"{name or 'unknown'} {count:,}" for name, count in self.formats.items() if name != "JPEG"]
+        """Return formats with counts: `412 PNG, 88 JPEG of quality about 75`."""
+        parts = [f"{count:,} {name or 'unknown'}" for name, count in self.formats.items() if name != "JPEG"]
         if jpeg := self.formats.get("JPEG", 0):
-            parts.append(f"JPEG{_about(self.qualities)} {jpeg:,}")
+            parts.append(f"{jpeg:,} JPEG{_about(self.qualities)}")
         return ", ".join(parts)
 
 
+class StorageTally:
+    """Counts how images were stored, of a stream of any length: by format, JPEG quality and scale."""
+
+    def __init__(self, stored: Iterable[Stored | None] = ()) -> None:
+        self.counts: Counter[Stored | None] = Counter()
+        self.add(stored)
+
+    def add(self, stored: Iterable[Stored | None]) -> None:
+        """Count more images."""
+        self.counts.update(
+            None
+            if each is None
+            else Stored(each.format, 0, 0, quality=each.quality, scale=round(each.scale, 1 + (each.scale < 2)))
+            for each in stored
+        )
+
+
 def unlike_fitting(
-    stored: Sequence[Stored | None], fitted: StorageRecord, covered: Iterable[int], *, harmless: bool
+    stored: StorageTally, fitted: StorageRecord, covered: Iterable[int], *, harmless: bool
 ) -> str | None:
     """Return in one phrase how new images were stored otherwise than those of a detector, with counts; None if alike.
 
@@ -161,10 +180,10 @@ def unlike_fitting(
         covered: Ways of storing, numbers of `KINDS`, whose false-alarm rate the calibration promises by itself.
         harmless: Whether compressed copies took part in fitting.
     """
-    known = [each for each in stored if each is not None and each.format]
+    known = [each for each in stored.counts.elements() if each is not None and each.format]
     if not known or not fitted.is_known:
         return None
-    parts: list[str] = []
+    total, parts = stored.counts.total(), list[str]()
     covered = set(covered)
     counts = Counter(kind_of(each) for each in known)
     foreign = {
@@ -176,7 +195,7 @@ def unlike_fitting(
     hint = "such images"
     if foreign:
         others = [each for each in known if kind_of(each) in foreign]
-        parts.append(f"{len(others):,} of {len(stored):,} images are {_kinds_in_words(others)}")
+        parts.append(f"{len(others):,} of {total:,} images are {_kinds_in_words(others)}")
         parts.append(f"the detector saw {fitted.words()}")
         if not harmless and any(
             each.format == "JPEG" and (each.quality or 0) >= HARMLESS_QUALITIES[0] for each in others
@@ -186,12 +205,18 @@ def unlike_fitting(
     scaled = [each for each in known if not low / _SAME_SCALE <= each.scale <= high * _SAME_SCALE]
     if len(scaled) > 0.01 * len(known):
         new = statistics.median(each.scale for each in scaled)
-        parts.append(
-            f"{len(scaled):,} of {len(stored):,} images were {_scale(new)}, those of the detector {_scale(middle)}"
-        )
+        parts.append(f"{len(scaled):,} of {total:,} images were {_scale(new)}, those of the detector {_scale(middle)}")
     if not parts:
         return None
     return f"{'; '.join(parts)}: its false-alarm rate need not hold; fit it with {hint}"
+
+
+def unlike_scale(scale: float, fitted: StorageRecord) -> str | None:
+    """Return how images of fitting were resized, if otherwise than by `scale`; None if alike or unknown."""
+    low, middle, high = fitted.scales
+    if not fitted.is_known or low / _SAME_SCALE <= scale <= high * _SAME_SCALE:
+        return None
+    return _scale(middle)
 
 
 def unlike_each_other(normal: StorageRecord, others: Mapping[str, StorageRecord]) -> str | None:
