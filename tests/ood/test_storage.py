@@ -125,7 +125,7 @@ def test_calibration_and_statistics_that_are_not_finite(folder: Path, model: Den
     names = [
         n for n, t in safetensors.torch.load_file(folder / "detector.safetensors").items() if t.is_floating_point()
     ]
-    assert len(names) == 17
+    assert len(names) == 18
     for name in names:
         for value in (float("nan"), float("inf")):
             detector.save(folder)

@@ -194,8 +194,7 @@ class AnomalyMaps:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics, to be kept."""
-        spread = {"spread": torch.tensor(self.spread)} if self._statistics else {}
-        return self._statistics | spread
+        return dict(self._statistics)
 
     def load(self, tensors: dict[str, Tensor]) -> AnomalyMaps:
         """Take over what `tensors` returned."""

@@ -656,6 +656,8 @@ class Detector:
         fitted = {"lda": discriminants.tensors(), "maps": self._maps.tensors()}
         # Statistics need no more than float32; the scores that are compared with later ones do.
         tensors = {f"{part}.{name}": t.float() for part, found in fitted.items() for name, t in found.items()}
+        if self._maps.tensors():
+            tensors["maps.spread"] = torch.tensor(self._maps.spread)
         tensors |= {f"score.{name}": tensor for name, tensor in scaler.tensors().items()}
         tensors |= {f"hashes.{name}": hashes for name, hashes in self._hashes.items()}
         values = {
