@@ -186,9 +186,13 @@ class ImageOptions:
         return replace(self, **taken)
 
     @staticmethod
-    def _of_no_effect(before: Preprocessing) -> tuple[str, ...]:
+    def _of_no_effect(before: Preprocessing) -> list[str]:
         """Return the options that do not change what was prepared as it was before."""
-        return ("frames",) if before.resize is not None else ("frames", "aspect")
+        names = ["frames"]
+        names += ["aspect"] if before.resize is None else []
+        # Images of 8 bits need none, and those of more are brought to the same 8.
+        names += ["range"] if before.value_range is None else []
+        return names
 
     def given(self) -> list[str]:
         """Return the options that say something else than their defaults, as words of a command line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -176,14 +177,15 @@ def _each_frame(entry: Entry, file: _File) -> Iterator[tuple[Entry, Decoded | No
         try:
             with _own_limits():
                 decoded = file.frame(number)
-        except EOFError:
-            yield named, None, f"is cut off: has no frame {place} of {len(file.frames)}"
-            break
         except Exception as error:  # of any type, as above
-            yield named, None, _reason(error)
-        else:
-            yield named, decoded, ""
-            del decoded
+            if file.has_pages:
+                yield named, None, _reason(error)
+                continue
+            # Frames of an animation build on those before, and a damaged file can claim any number of them.
+            yield named, None, f"{_reason(error)}; this and the frames after it, of {len(file.frames):,}, are not read"
+            break
+        yield named, decoded, ""
+        del decoded
 
 
 def frame_entries(entry: Entry) -> list[Entry]:
@@ -210,9 +212,11 @@ class _File:
         try:
             self._opened: ImageFile.ImageFile = Image.open(io.BytesIO(raw), formats=_FORMATS)
         except UnidentifiedImageError:
-            reason = what_it_is(raw) or f"cannot identify the format (read are {', '.join(_FORMATS)})"
-            raise UnreadableImageError(reason) from None
+            raise UnreadableImageError(
+                what_it_is(raw) or f"has no format that is read ({', '.join(_FORMATS)}), or is damaged"
+            ) from None
         self._check_size()
+        self.has_pages = pages is not None  #: Each frame is a picture of its own.
         #: Numbers of the frames in the file.
         self.frames: range | list[int] = pages or range(max(1, getattr(self._opened, "n_frames", 1)))
 
@@ -233,9 +237,32 @@ class _File:
                 f"is {size}, more than the {limit:,} pixels that are decoded; --max-pixels raises the limit"
             )
 
+    def _loaded(self) -> ImageFile.ImageFile:
+        """Decode the frame that is open."""
+        opened = self._opened
+        is_jpeg = opened.format == "JPEG" and not opened.info.get("progressive")
+        size = opened.size
+        try:
+            opened.load()
+        except OSError:
+            if not is_jpeg or size[0] * size[1] > _LARGE:
+                raise
+            # All may be there but the mark at the end. Then no pixel depends on what would come.
+            ended, longer = (
+                Image.open(io.BytesIO(self._raw + rest + b"\xff\xd9"), formats=["JPEG"]) for rest in (b"", b"\xa5" * 64)
+            )
+            for image in (ended, longer):
+                image.draft(None, size)
+            if ended.tobytes() != longer.tobytes():
+                raise
+            return ended
+        return opened
+
     def frame(self, number: int) -> Decoded:
         """Decode one frame."""
         opened, how, frames = self._opened, self._how, len(self.frames)
+        # Frames can be larger than the first: seeking to one refuses that at twice of this.
+        Image.MAX_IMAGE_PIXELS = max(1, how.max_pixels // 2)
         if number or opened.tell():
             opened.seek(number)
             self._check_size()
@@ -252,10 +279,14 @@ class _File:
         marks_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
         image: Image.Image = opened
         if is_deep(opened):
-            image, bits, highest, said = to_8_bits(opened, self._raw, how.value_range)
+            with _quiet_stderr(opened):
+                image, bits, highest, said = to_8_bits(opened, self._raw, how.value_range)
+            highest = highest if how.value_range is None else None
             notes += said
         else:
-            opened.load()
+            with _quiet_stderr(opened):
+                opened = self._loaded()
+            image = opened
             if frames > 1 and how.frames == "all":
                 image = opened.copy()  # the next frame may be laid over this one
         if image.mode not in _MODES:
@@ -377,6 +408,27 @@ def _own_limits() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
+@contextmanager
+def _quiet_stderr(opened: Image.Image) -> Iterator[None]:
+    """Keep what libtiff writes of damaged files from the terminal: it goes around Python."""
+    tiles = getattr(opened, "tile", ())
+    if not tiles or tiles[0][0] != "libtiff":
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _first_line(error: Exception) -> str:
     """Return the first line of an error's text, or what the system says of a file without its name."""
     if isinstance(error, OSError) and error.strerror:
@@ -387,14 +439,18 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Say in plain words why an image cannot be read: the same words in every run."""
     text = _first_line(error)
-    if isinstance(error, MemoryError):
-        return "needs more memory than there is"
-    if "truncated" in text.lower() or "not enough image data" in text.lower() or isinstance(error, EOFError):
-        return "is cut off: its pixels end early"
     if isinstance(error, UnreadableImageError):
         return text
-    readable = isinstance(error, OSError | ValueError | SyntaxError) and not re.search(r"<|0x[0-9a-f]{4}", text)
-    return f"is damaged: {text}" if readable and text else "is damaged"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(error, Image.DecompressionBombError):
+        return "has more pixels than are decoded; --max-pixels raises the limit"
+    if isinstance(error, EOFError) or re.search("truncated|not enough image data|reached eof", text.lower()):
+        return "is cut off: its pixels end early"
+    if text.lower().startswith("unsupported"):
+        return f"is not read: {text}"
+    # What else Pillow and Python say of broken bytes means nothing to who does not know their insides.
+    return "is damaged: its pixels cannot be decoded"
 
 
 def with_channels(decoded: Decoded, channels: int | None, convert: bool) -> Image.Image:

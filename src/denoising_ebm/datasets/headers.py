@@ -80,6 +80,11 @@ def what_it_is(raw: bytes) -> str:
     for magic, name in _OTHERS:
         if raw.startswith(magic):
             return f"is {name}" if "image" in name or "pointer" in name else f"is {name}, not an image"
+    for magic, name in ((b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"RIFF", "WebP")):
+        if raw.startswith(magic):
+            return f"is a {name} file with a damaged header"
+    if is_tiff(raw):
+        return "is a TIFF file that is damaged, or of bands, bits or a compression that are not read"
     return ""
 
 

@@ -61,6 +61,8 @@ def is_deep(opened: Image.Image) -> bool:
         return False
     if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
         return True
+    if opened.format == "TIFF" and _tiff_bits(opened) > 8:
+        return True
     return bool(_tiles(opened)) and (";16" in _rawmode(opened) or _ppm_largest(opened) != 255)
 
 
@@ -139,11 +141,11 @@ def _ppm(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None
 
 def _more_channels(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None) -> Levels:
     """Read 16 bits of several channels: Pillow gives one byte of each, so the file is read once for each byte."""
-    if "CMYK" in _rawmode(opened):
-        opened.load()
-        return Levels(opened, 16, None)
     if getattr(opened, "tag_v2", {}).get(284) == 2:
         raise UnreadableImageError("has 16-bit channels in planes of their own, which are not read")
+    if not _rawmode(opened).startswith(("RGB", "LA")):
+        opened.load()
+        return Levels(opened, 16, None)
     clear = opened.info.get("transparency") if opened.format == "PNG" else None
     frame, lower = opened.tell(), None
     pair = _rawmode(opened).startswith("LA;16")
