@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import warnings
@@ -24,6 +25,7 @@ from denoising_ebm.literals import Frames
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LA", "La", "PA", "RGBA", "RGBa", "RGBX"}
 _STRIP_PIXELS = 2**22
+_TIFF_LOG = logging.getLogger("PIL.TiffImagePlugin")  # says of damaged files on the terminal what their row says
 _MAX_EXIF_BYTES = 2**17
 _LARGE = 2**24
 
@@ -398,14 +400,14 @@ def _jpeg_quality(tables: dict[int, list[int]]) -> int | None:
 @contextmanager
 def _own_limits() -> Iterator[None]:
     """Leave it to `max_pixels` which images are too large, and keep Pillow's warnings of damaged metadata to ourselves."""
-    before = Image.MAX_IMAGE_PIXELS
+    before, logged = Image.MAX_IMAGE_PIXELS, _TIFF_LOG.disabled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Image.MAX_IMAGE_PIXELS = None
+        Image.MAX_IMAGE_PIXELS, _TIFF_LOG.disabled = None, True
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, _TIFF_LOG.disabled = before, logged
 
 
 @contextmanager
