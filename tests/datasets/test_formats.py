@@ -290,7 +290,7 @@ OTHERS = {
     "avif": (b"\0\0\0\x18ftypavif" + bytes(20), "is an AVIF image, which is not read"),
     "jxl": (b"\xff\x0a" + bytes(20), "is a JPEG XL image, which is not read"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer; the file itself was not fetched"),
-    "text": (b"hello", "has no format that is read (PNG, JPEG, WEBP, BMP, GIF, PPM, TIFF), or is damaged"),
+    "text": (b"hello", "cannot identify the format (read are PNG, JPEG, WEBP, BMP, GIF, PPM, TIFF)"),
     "half a jpeg": (saved(Image.fromarray(RGB), "JPEG")[:900], "is cut off: its pixels end early"),
     "half a png": (encoded(RGB, "PNG")[:900], "is cut off: its pixels end early"),
     "half a bmp": (encoded(RGB, "BMP")[:900], "is cut off: its pixels end early"),

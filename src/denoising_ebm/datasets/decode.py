@@ -215,7 +215,7 @@ class _File:
             self._opened: ImageFile.ImageFile = Image.open(io.BytesIO(raw), formats=_FORMATS)
         except UnidentifiedImageError:
             raise UnreadableImageError(
-                what_it_is(raw) or f"has no format that is read ({', '.join(_FORMATS)}), or is damaged"
+                what_it_is(raw) or f"cannot identify the format (read are {', '.join(_FORMATS)})"
             ) from None
         self._check_size()
         self.has_pages = pages is not None  #: Each frame is a picture of its own.

@@ -297,7 +297,12 @@ class ImageStream(Iterator[ImageSet]):
         """Return what was decided on the images so far, a line for each kind of decision."""
         lines = self._remarks.lines()
         limit, classes = self._reading.limit, self._reading.classes
-        if self._reading.sample is None and limit is not None and self.taken and self.taken == limit != self.source.count:
+        if (
+            self._reading.sample is None
+            and limit is not None
+            and self.taken
+            and self.taken == limit != self.source.count
+        ):
             found = len(self._labels)
             if classes is not None and found < classes:
                 lines.append(f"the first {limit:,} are of {found:,} of {classes:,} classes; --sample draws from all")
