@@ -208,6 +208,7 @@ def test_parquet_parts(data: Path) -> None:
 # -- masks, thumbnails, other files -----------------------------------------------------------------------------------
 
 MASKS = [
+    *["segmentation_maps", "LabelMaps", "panoptic_train2017"],
     *["masks", "mask", "Mask", "ground_truth", "GroundTruth", "Ground Truth", "gt", "labels", "label", "annotations"],
     *["Annotations", "SegmentationClass", "SegmentationObject", "gtFine", "labels_mask", "train_masks", "masks-train"],
     *[
@@ -234,12 +235,17 @@ def test_masks_are_never_images(data: Path, folder: str) -> None:
     assert open_source(data / folder).count == 3
 
 
-@pytest.mark.parametrize("folder", ["lung_masks", "left-masks", "ISIC2018_Task1_Training_GroundTruth", "roads_labels"])
+@pytest.mark.parametrize(
+    "folder", ["lung_masks", "left-masks", "lung_mask", "ISIC2018_Task1_Training_GroundTruth", "roads_labels"]
+)
 def test_longer_names_are_masks_where_their_files_are_those_of_images(data: Path, folder: str) -> None:
     fill(data, ["images/1.png", "images/2.png", f"{folder}/1.png", f"{folder}/2_segmentation.png"])
     assert names(open_source(data)) == ["images/1.png", "images/2.png"]
     other = fill(data / "other", ["hats/a.png", "face_masks/b.png"])
     assert names(open_source(other)) == ["face_masks/b.png", "hats/a.png"]
+    # Numbers are names that classes share.
+    other = fill(data / "numbered", ["n95_mask/1.png", "no_hat/1.png", "n95_mask/2.png", "no_hat/2.png"])
+    assert open_source(other).count == 4
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ _GENERIC = set(
 )
 _MASKS = set(
     "mask masks gt gts groundtruth groundtruths annotation annotations annot annots anno annos label labels seg segs "
-    "segmentation segmentations trimap trimaps".split()
+    "segmentation segmentations trimap trimaps panoptic stuffthingmaps".split()
 )
 # At the end of a longer name, `lung_masks`, these need images of the same names elsewhere to be masks.
 _MASK_HEADS = set("masks groundtruth groundtruths annotations segmentations segmentation trimaps labels".split())
@@ -152,12 +152,13 @@ def _mask_kind(name: str, siblings: set[str]) -> str:
     marks = _MASKS.intersection(words)
     if not marks or _PREPOSITIONS.intersection(words):
         return ""
-    if set(words) <= _MASKS | _GENERIC | SPLITS.keys():
+    if set(words) <= _MASKS | _GENERIC | SPLITS.keys() | {"map", "maps"}:
         # A class of faces: `mask` beside `no_mask`.
         is_class = marks <= {"mask", "masks"} and any(map(_denies_mask, siblings))
         return "" if is_class else "sure"
     ends = [word for word in words if word not in _GENERIC | SPLITS.keys()]
-    return "likely" if ends and ends[-1] in _MASK_HEADS else ""
+    beside_images = any(words_of(other) and _GENERIC.issuperset(words_of(other)) for other in siblings)
+    return "likely" if ends and ends[-1] in (_MASKS if beside_images else _MASK_HEADS) else ""
 
 
 def says_mask(name: str) -> bool:
