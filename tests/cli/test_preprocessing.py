@@ -80,3 +80,17 @@ def test_images_are_restored_prepared_the_same_way(debm: Any, run: Path, large: 
     assert result.status == 0, result.err
     with Image.open(next((tmp_path / "out").glob("*.png"))) as picture:
         assert picture.size == (32, 32)
+
+
+def test_reproduce_reads_images_as_those_of_its_model(large: Path) -> None:
+    from denoising_ebm.cli.reproduce import _read
+
+    prepared = Preprocessing(32, 1, resize="lanczos", center_crop=24)
+    train, test = _read(str(large), None, prepared=prepared)
+    expected = load_images(large, image_size=32, resize="lanczos", center_crop=24)
+    assert sorted(train.names + test.names) == sorted(expected.names)
+    for part in (train, test):
+        places = [expected.names.index(name) for name in part.names]
+        assert torch.equal(part.pixels, expected.pixels[places])
+    # What the options say goes first.
+    assert _read(str(large), None, 16, prepared=prepared)[0].pixels.shape[2:] == (16, 16)
