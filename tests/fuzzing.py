@@ -123,7 +123,7 @@ def changed_bytes(content: bytes, rng: random.Random) -> bytes:
 
 def changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
     """Return tensors of which one is gone, renamed, of another shape or type, or holds something else."""
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     name = rng.choice(list(tensors))
     tensor = tensors.pop(name)
     kind = rng.randrange(7)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.training import trainer
 from denoising_ebm.training.once import MARKER, is_finished, train_once
 from support import random_pixels, tiny_config
@@ -103,3 +104,11 @@ def test_what_cannot_go_on_is_removed_with_its_marker_last(tmp_path: Path, monke
         train_once(pixels, config, folder, device="cpu", quiet=True)
     assert removed and MARKER not in removed
     assert train_once(pixels, config, folder, device="cpu", quiet=True).metadata["images seen"] == 16
+
+
+def test_the_model_keeps_how_its_images_were_prepared(tmp_path: Path) -> None:
+    prepared = Preprocessing(16, 1, resize="box")
+    config = tiny_config(max_images=16)
+    for _ in range(2):
+        model = train_once(random_pixels(20), config, tmp_path / "run", preprocessing=prepared, quiet=True)
+        assert model.preprocessing == prepared

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from denoising_ebm.config import Config
 from denoising_ebm.datasets.images import load_images, to_float
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.experiments.cache import Log
 from denoising_ebm.experiments.demo_page import NORMAL, Evidence, auroc_table, page_metadata, page_sections, summary
 from denoising_ebm.model import DenoisingEBM
@@ -112,7 +113,8 @@ def run_demo(
         config = config or preset("fashion-mnist")
         training = replace(config.training, max_minutes=minutes, seed=seed, sample_minutes=min(2.0, minutes))
         config = replace(config, training=training)
-        model = train_once(images, config, run, data_name="Fashion-MNIST, the bundled sample", device=device)
+        name, prepared = "Fashion-MNIST, the bundled sample", Preprocessing(images.shape[-1], images.shape[1])
+        model = train_once(images, config, run, data_name=name, preprocessing=prepared, device=device)
     with computing():
         evidence = gather(model, images, sizes, seed, read_metrics(run, log), log, bar)
         evidence.detector.save(run / "model")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from denoising_ebm.config import Config, to_dict
 from denoising_ebm.datasets.images import content_hash
+from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.checkpoint import STATE_FILE, has_state, read_state
 from denoising_ebm.training.trainer import train
@@ -37,6 +38,7 @@ def train_once(
     folder: Path,
     *,
     data_name: str = "",
+    preprocessing: Preprocessing | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> DenoisingEBM:
@@ -47,6 +49,7 @@ def train_once(
         config: As for `train`.
         folder: The run folder.
         data_name: As for `train`.
+        preprocessing: As for `train`.
         device: As for `train`.
         quiet: As for `train`.
 
@@ -67,7 +70,8 @@ def train_once(
                     )
                 _clear(folder)
             write_text_atomically(marker, json.dumps(wanted | {"finished": False}))
-            result = train(pixels, config, folder, data_name=data_name, resume=resume, device=device, quiet=quiet)
+            how: dict[str, Any] = {"data_name": data_name, "preprocessing": preprocessing, "device": device}
+            result = train(pixels, config, folder, resume=resume, quiet=quiet, **how)
             if result.finished:
                 write_text_atomically(marker, json.dumps(wanted | {"finished": True}))
             if result.interrupted:
