@@ -135,17 +135,6 @@ class Frame(NamedTuple):
     number: int
 
 
-def decode(raw: bytes, how: Decoding | None = None) -> Decoded:
-    """Decode an image, the first of several frames, turned as EXIF says.
-
-    Raises:
-        Exception: Of almost any type, if it is damaged, unknown or too large.
-    """
-    with _own_limits():
-        file = _File(raw, how or Decoding())
-        return file.frame(file.frames[0])
-
-
 def decode_each(entries: Iterable[Entry], how: Decoding | None = None) -> Iterator[tuple[Entry, Decoded | None, str]]:
     """Yield entry, image, and why there is none if so; with `frames="all"` each frame under `NAME#number`, from 0."""
     how = how or Decoding()

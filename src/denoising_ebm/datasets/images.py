@@ -421,8 +421,8 @@ class _Reading:
         fitted = fit_shape(image, self.image_size, self.resize, self.center_crop, self.aspect, border)
         # A large JPEG is decoded at a part of its size.
         scale = fitted.scale * max(decoded.stored.width, decoded.stored.height) / max(image.size)
-        is_cropped = self.center_crop is None
-        return to_array(fitted.image), with_fit(decoded.stored, seen=fitted.seen, scale=scale, is_cropped=is_cropped)
+        stored = with_fit(decoded.stored, seen=fitted.seen, scale=scale, center_crop=self.center_crop)
+        return to_array(fitted.image), stored
 
     def chunks(self, size: int) -> Iterator[ImageSet]:
         """Yield sets of `size` images, fewer where as many are unreadable or pixels are more than `_CHUNK_BYTES`."""

@@ -13,23 +13,23 @@ _ENLARGED, _CUT, _LEVELS, _FRAMES = "enlarged from ", "central square of ", "16 
 _HINTS = {"transparent: laid over": "; --background says over what", "first 3 of": ""}
 
 
-def with_fit(stored: Stored, *, seen: float, scale: float, is_cropped: bool) -> Stored:
+def with_fit(stored: Stored, *, seen: float, scale: float, center_crop: int | None) -> Stored:
     """Return how an image was stored, with what is to be said of its shape and levels.
 
     Args:
         stored: How it was stored.
         seen: Share of its area that is left.
         scale: Pixels before for one of now.
-        is_cropped: Whether the part that is missing was cut off unasked.
+        center_crop: Side of the square that the user had cut out.
     """
     size = f"{stored.width}x{stored.height}"
     notes = list(stored.notes)
     if stored.highest is not None and 0 < stored.highest < 2**15:
         notes.append(f"{_LEVELS}{stored.highest}")
-    if is_cropped and seen < 1:
+    if center_crop is None and seen < 1:
         notes.append(f"{_CUT}{size}")
     if scale < 1:
-        notes.append(f"{_ENLARGED}{size}")
+        notes.append(f"{_ENLARGED}{size if center_crop is None else f'{center_crop}x{center_crop}'}")
     return stored._replace(seen=seen, scale=scale, notes=tuple(notes))
 
 
@@ -74,8 +74,8 @@ class Remarks:
             self._cut = [self._cut[0] + one.seen, min(self._cut[1], one.seen)]
         elif text.startswith(_ENLARGED):
             self._num_enlarged += 1
-            size = (one.width, one.height)
-            self._smallest = min(size, self._smallest or size, key=lambda sides: sides[0] * sides[1])
+            width, height = map(int, text.removeprefix(_ENLARGED).split("x"))
+            self._smallest = min((width, height), self._smallest or (width, height), key=lambda size: size[0] * size[1])
         elif not text.startswith((_LEVELS, _FRAMES)):
             self._others[text] += 1
 
