@@ -292,7 +292,8 @@ class Detector:
         held = num // 5 if num_calibration is None else num_calibration
         fitted = num - held if num_calibration is None else num
         kinds = len(corruptions(self.model.config.network.channels))
-        held *= 1 + len(self.config.harmless)
+        if self.config.harmless:
+            held *= 1 + _num_copies(held)
         return fitted + (1 + kinds) * min(self.config.num_corrupted, fitted) + min(MAP_IMAGES, fitted) + held
 
     def corrupted_features(
@@ -395,8 +396,10 @@ class Detector:
         copies = Calibration().copies
         if "jpeg" in self.config.harmless:
             plain = ~is_jpeg(kinds)
-            pixels, of_kind = jpeg_copies(images.pixels[plain], torch.Generator().manual_seed(seed))
-            copies = Scores.of(self.score(pixels, **options), groups[plain], of_kind)
+            times = _num_copies(len(images))
+            pixels = images.pixels[plain].repeat(times, 1, 1, 1)
+            pixels, of_kind = jpeg_copies(pixels, torch.Generator().manual_seed(seed))
+            copies = Scores.of(self.score(pixels, **options), groups[plain].repeat(times), of_kind)
         self._calibration = Calibration(scores, copies)
         self.metadata = {**self.metadata, "calibrated on": len(images)}
         self._hashes["calibrated"] = image_hashes(images.pixels)
@@ -731,6 +734,11 @@ def _columns_of(
         places[family] = range(start, start + features[family].shape[1])
         start = places[family].stop
     return [[column for family in block for column in places[family]] for block in blocks]
+
+
+def _num_copies(count: int) -> int:
+    """Return how many compressed copies of each calibration image there are: of few images more, to have each quality."""
+    return 1 if count >= 100 else 3
 
 
 def _unknown_to(calibration: ImageSet, fitted: Tensor) -> Tensor:
