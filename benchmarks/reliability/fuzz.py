@@ -144,8 +144,8 @@ def _reason(reader: Reader, file: Path, rng: random.Random) -> str:
             text = error_line(error)
             if len(text) > 800 or " at 0x" in text or not text.isprintable():
                 return f"message not of one plain line | {len(text)} characters: {text[:200]!r}"
-            return ""
-        return f"{type(error).__name__}: {error}"
+            return "" if str(file.parent) in text else f"message without the file: {text[:300]}"
+        return f"{type(error).__name__} | {error}"
     except BaseException as error:
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if "denoising_ebm" in frame.filename]
         place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "outside"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -11,12 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from mutations import mutate_bytes, mutate_json, mutate_safetensors
+import yaml
+from mutations import mutate_bytes, mutate_json, mutate_safetensors, mutate_tree
 from PIL import Image
+from pyarrow import parquet
 
 from denoising_ebm import DenoisingEBM, Detector, load_images
-from denoising_ebm.config import Config, NetworkConfig, PixelSampler, SamplingConfig, SemanticChain, TrainingConfig
+from denoising_ebm.cli.train import train as train_command
+from denoising_ebm.config import (
+    Config,
+    NetworkConfig,
+    PixelSampler,
+    SamplingConfig,
+    SemanticChain,
+    TrainingConfig,
+    to_dict,
+)
+from denoising_ebm.training.trainer import train
 
 Files = Mapping[Path, bytes]
 
@@ -101,9 +115,6 @@ def _read_image(file: Path, rng: random.Random) -> None:
 
 
 def _parquets(folder: Path) -> list[Path]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     rng, encoded = np.random.default_rng(0), []
     for _ in range(6):
         buffer = io.BytesIO()
@@ -183,47 +194,32 @@ def _read_detector(file: Path, rng: random.Random) -> None:
 
 
 def _run(folder: Path) -> list[Path]:
-    from denoising_ebm.training.trainer import train
-
     torch.set_num_threads(1)
     train(_pixels(20), _CONFIG, folder / "run", device="cpu", precision="fp32", quiet=True)
     return [folder / "run" / name for name in ("state.pt", "config.yaml", "metrics.jsonl")]
 
 
 def _resume(file: Path, rng: random.Random) -> None:
-    from denoising_ebm.training.trainer import train
-
     # Of a finished run there is nothing left to train: this reads, checks and writes it.
     result = train(_pixels(20), _CONFIG, file.parent, device="cpu", precision="fp32", quiet=True, resume=True)
     assert all(bool(p.isfinite().all()) for p in result.model.parameters()), "weights that are not finite"
 
 
 def _settings(folder: Path) -> list[Path]:
-    import yaml
-
-    from denoising_ebm.config import to_dict
-
     (folder / "settings.yaml").write_text(yaml.safe_dump(to_dict(_CONFIG), sort_keys=False))
     return [folder / "settings.yaml"]
 
 
 def _mutate_settings(rng: random.Random, file: Path, sound: Files) -> bytes:
-    import yaml
-    from mutations import mutate_tree
-
     if rng.random() < 0.4:
         return mutate_bytes(rng, sound[file])
     return yaml.safe_dump(mutate_tree(rng, yaml.safe_load(sound[file]))).encode()
 
 
 def _read_settings(file: Path, rng: random.Random) -> None:
-    from denoising_ebm.cli.train import train
-
     # No data is named: what is read is checked, and printed.
-    import contextlib
-
     with contextlib.redirect_stdout(io.StringIO()):
-        train(config=file, print_config=True, settings={})
+        train_command(config=file, print_config=True, settings={})
 
 
 READERS: dict[str, Reader] = {
