@@ -1,6 +1,6 @@
 """Hostile changes of files: structure-aware ones of JSON and YAML trees, of bytes, and of what a state holds.
 
-`judge` says what a reader made of a changed file. `python tests/fuzzing.py MINUTES` runs all readers for long.
+`judge` says what a reader made of a changed file. `benchmarks/reliability/fuzz.py` runs all readers for long.
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ import copy
 import io
 import json
 import random
-import shutil
-import sys
-import tempfile
-import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -401,39 +396,3 @@ def same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
         one[name].dtype == other[name].dtype and torch.equal(one[name].nan_to_num(), other[name].nan_to_num())
         for name in one
     )
-
-
-def fuzz(seconds: float, kinds: tuple[str, ...] = KINDS, seed: int = 0) -> dict[str, Counter[str]]:
-    """Change and read files of each kind for so long, in turns; return how often each ending was seen.
-
-    Args:
-        seconds: In all.
-        kinds: Of `KINDS`.
-        seed: Of the changes: change i of a kind has the seed `seed + i`.
-
-    Raises:
-        MisreadError: At the first change that a reader did not stand, named by kind and seed.
-    """
-    found: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    with tempfile.TemporaryDirectory() as folder:
-        readers = Readers(Path(folder))
-        ends, number = time.monotonic() + seconds, seed
-        while time.monotonic() < ends:
-            for kind in kinds:
-                readers.restore()
-                started = time.monotonic()
-                try:
-                    found[kind][getattr(readers, kind)(random.Random(number))] += 1
-                except MisreadError as failure:
-                    shutil.copytree(folder, Path(tempfile.gettempdir()) / "fuzz-failure", dirs_exist_ok=True)
-                    raise MisreadError(f"{kind}, seed {number}: {failure}") from failure
-                if (took := time.monotonic() - started) > 30:
-                    raise MisreadError(f"{kind}, seed {number}: took {took:.0f} s")
-            number += 1
-    return found
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for name, endings in fuzz(60 * float(sys.argv[1]), seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0).items():
-        print(f"{name:22} {dict(endings)}")
