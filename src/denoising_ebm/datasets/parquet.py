@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from denoising_ebm.datasets.entries import Entry
 from denoising_ebm.utils.io import open_regular_file
+from denoising_ebm.utils.text import printable
 
 LABELS = ("label", "labels", "fine_label")
 """Columns that may hold classes."""
@@ -442,4 +443,4 @@ def _reason(file: Path, error: Exception) -> str:
         return "it asks for more memory than there is"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
-    return _first_line(error).removeprefix(f"{file}: ")
+    return printable(_first_line(error).removeprefix(f"{file}: "))
