@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from command import TRAIN
 
 OTHER = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from denoising_ebm.utils.lock import locked
 with locked(Path(sys.argv[1]), "debm train"):
@@ -32,20 +34,49 @@ def images(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_a_run_in_use_is_refused_before_anything_is_read(debm: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the folder `run`."""
+    command = [sys.executable, "-c", OTHER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+        process.communicate("")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo --fast",
+        "reproduce table4",
+        "fit-detector fashion-mnist fashion-mnist --images 40 --corrupted-images 1",
+        "tune fashion-mnist fashion-mnist --images 2 --samples 2 --temperatures [1]",
+        "restore fashion-mnist fashion-mnist --limit 2 --task denoise --sigma 0.2 --steps 2",
+    ],
+    ids=lambda command: command.split()[0],
+)
+def test_commands_that_write_into_a_folder_in_use_are_refused(
+    command: str, debm: Any, other: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    error = debm(*command.split(), "--out", tmp_path / "run").error
+    assert error.startswith(f"{tmp_path / 'run'}: in use by debm train (process {other.pid})")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_maps_into_a_folder_in_use_are_refused(debm: Any, other: subprocess.Popen[str], tmp_path: Path) -> None:
+    error = debm("score", "fashion-mnist", "fashion-mnist", "--limit", "2", "--maps", tmp_path / "run").error
+    assert error.startswith(f"{tmp_path / 'run'}: in use by debm train (process {other.pid})")
+
+
+def test_a_run_in_use_is_refused_before_anything_is_read(
+    debm: Any, other: subprocess.Popen[str], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        (out / "config.yaml").write_text("{")
-        expected = (
-            f"{out}: in use by debm train (process {other.pid}); wait until it has ended, or choose another folder"
-        )
-        for more in ([], ["--resume"]):
-            assert debm("train", tmp_path / "images that are not there", *TRAIN, "--out", out, *more).error == expected
-        assert (out / "config.yaml").read_text() == "{"
-        other.communicate("")
+    (out / "config.yaml").write_text("{")
+    expected = f"{out}: in use by debm train (process {other.pid}); wait until it has ended, or choose another folder"
+    for more in ([], ["--resume"]):
+        assert debm("train", tmp_path / "images that are not there", *TRAIN, "--out", out, *more).error == expected
+    assert (out / "config.yaml").read_text() == "{"
 
 
 def test_a_refused_command_leaves_no_folder(debm: Any, tmp_path: Path) -> None:
