@@ -231,6 +231,8 @@ def test_masks_are_never_images(data: Path, folder: str) -> None:
     assert names(found) == ["images/1.png", "images/2.png"]
     assert found.passed_over == {"masks": 3}
     assert found.summary(2) == "2 images; 3 other files passed over (masks 3)"
+    # Each frame of an animation can be an image.
+    assert found.summary(7) == "7 images of 2 files; 3 other files passed over (masks 3)"
     # A folder that is named itself is taken as it is.
     assert open_source(data / folder).count == 3
 

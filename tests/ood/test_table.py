@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +95,10 @@ def test_rows_say_how_images_were_read(tiny_model: DenoisingEBM) -> None:
     assert (a.name, a.seen, a.notes) == ("a", 0.3333, "frame 1 of 5; laid over white")
     assert (b.name, b.seen, b.notes) == ("b", None, None)
     assert (c.name, c.status, c.reason) == ("c", "unreadable", "\\x1b[31mred\\x00")
+
+
+def test_energies_that_are_not_finite_are_no_rows(tiny_model: DenoisingEBM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite weights of a stranger's model can overflow in the network."""
+    monkeypatch.setattr(tiny_model, "energy", lambda x, *_: torch.full((len(x),), float("nan")))
+    with pytest.raises(ValueError, match="energies that are not finite"):
+        energy_rows(tiny_model, ImageSet(random_pixels(2), ("a", "b")), 0.1)

@@ -44,6 +44,7 @@ class Remarks:
         self._deep = 0
         self._open_ended = 0  # 16-bit files that do not say which level is white
         self._highest = 0
+        self._few = [0, 0]  # those of at most 12 bits, and their largest level
         self._several: list[int] = []  # fewest and most frames
         self._num_several = 0
         self._cut: list[float] = [0.0, 1.0]  # sum and least of shares that are seen
@@ -62,6 +63,8 @@ class Remarks:
             if one.highest is not None:
                 self._open_ended += 1
                 self._highest = max(self._highest, one.highest)
+                if 0 < one.highest < 2**12:
+                    self._few = [self._few[0] + 1, max(self._few[1], one.highest)]
             if one.frames > 1:
                 self._num_several += 1
                 self._several = [min([one.frames, *self._several]), max([one.frames, *self._several])]
@@ -83,10 +86,16 @@ class Remarks:
         """Return what the user should know, a line for each kind of decision."""
         lines = []
         if self._range is None and 0 < self._highest < 2**15:
-            white = 2 ** max(8, self._highest.bit_length()) - 1
             lines.append(
                 f"{self._open_ended:,} of {self._open_ended:,} 16-bit images use levels up to {self._highest} of 65535 "
-                f"only; --range {white} scales them"
+                f"only; --range {_white(self._highest)} scales them"
+            )
+        elif self._range is None and self._few[0]:
+            # Beside brighter ones they may be dark, or come from another camera.
+            num, highest = self._few
+            lines.append(
+                f"{num:,} of {self._open_ended:,} 16-bit images use levels up to {highest} only, others up to "
+                f"{self._highest}: if the former have fewer bits, read them by themselves with --range {_white(highest)}"
             )
         if self._range is not None and self._num and not self._deep:
             lines.append("--range changes nothing: no image has more than 8 bits")
@@ -117,3 +126,8 @@ class Remarks:
 
     def _of(self, num: int) -> str:
         return f"{num:,} of {self._num:,} images"
+
+
+def _white(highest: int) -> int:
+    """Return the largest level of as many bits as `highest` needs."""
+    return int(2 ** max(8, highest.bit_length()) - 1)

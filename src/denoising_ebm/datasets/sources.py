@@ -52,9 +52,13 @@ class Source:
         Args:
             taken: How many of the images were.
         """
-        of = "" if self.count in (None, taken) else f" of {self.count:,}"
-        part = f" (split {self.split})" if self.split else ""
-        text = f"{taken:,}{of} image{_s(self.count or taken)}{part}"
+        if self.count is None or self.count == taken:
+            text = f"{taken:,} image{_s(taken)}"
+        elif taken < self.count:
+            text = f"{taken:,} of {self.count:,} image{_s(self.count)}"
+        else:  # frames of animations, pages of documents
+            text = f"{taken:,} images of {self.count:,} file{_s(self.count)}"
+        text += f" (split {self.split})" if self.split else ""
         if self.passed_over:
             kinds = ", ".join(f"{kind} {num:,}" for kind, num in self.passed_over.items())
             num = sum(self.passed_over.values())

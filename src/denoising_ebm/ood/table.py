@@ -90,7 +90,7 @@ def energy_rows(
         progress: Called with the number of images after each batch.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or the model's energies are not finite.
     """
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be > 0, got {sigma:g}")
@@ -104,6 +104,8 @@ def energy_rows(
         if progress is not None:
             progress(len(pixels))
     energies = torch.cat(parts)
+    if not bool(energies.isfinite().all()):
+        raise ValueError("the model gives energies that are not finite: its weights are too large to compute with")
     percentiles = model.percentile(energies, sigma).tolist()
     rows = [
         Score(
