@@ -30,7 +30,8 @@ from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.literals import Resize
 from denoising_ebm.ood.corruptions import SYNTHETIC_OOD, corruptions
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, FeatureConfig, compute_features
 from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc

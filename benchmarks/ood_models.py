@@ -19,7 +19,8 @@ from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, preset
 from denoising_ebm.ood.corruptions import corruptions
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
 from denoising_ebm.ood.metrics import auroc
 from denoising_ebm.utils.device import choose_device, describe

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm import DenoisingEBM, load_images
-from denoising_ebm.ood.detector import DetectorConfig
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import Family, FeatureConfig, compute_features
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.report import Table, print_table

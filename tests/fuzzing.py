@@ -217,7 +217,8 @@ class Readers:
         from denoising_ebm.config import to_dict
         from denoising_ebm.model import DenoisingEBM
         from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
-        from denoising_ebm.ood.detector import Detector, DetectorConfig
+        from denoising_ebm.ood.detector import Detector
+        from denoising_ebm.ood.detector_config import DetectorConfig
         from denoising_ebm.ood.features import FeatureConfig
         from denoising_ebm.training import trainer
         from support import random_pixels, tiny_config

@@ -21,6 +21,7 @@ import torch
 from denoising_ebm import cli
 from denoising_ebm.hub import bundled_models
 from denoising_ebm.ood import detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -95,7 +96,7 @@ def run_block(code: str, first_line: int, where: str, namespace: dict[str, Any])
 
 
 @dataclass(frozen=True)
-class FewCorrupted(detector.DetectorConfig):
+class FewCorrupted(DetectorConfig):
     """The default settings of detectors but for the number of images that are corrupted in every way."""
 
     num_corrupted: int = 8

@@ -17,7 +17,8 @@ from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
 from denoising_ebm.ood.conformal import benjamini_hochberg, fpr_interval
 from denoising_ebm.ood.corruptions import SYNTHETIC_OOD, corruptions
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig, compute_features
 from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc

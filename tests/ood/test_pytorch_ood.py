@@ -20,7 +20,8 @@ from pytorch_ood.metrics import OODMetrics
 from denoising_ebm import DenoisingEBM, load_images
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
 from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig
 from denoising_ebm.ood.metrics import aupr, auroc
 from denoising_ebm.ood.pytorch_ood import DenoisingEBMDetector

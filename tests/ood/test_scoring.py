@@ -17,7 +17,8 @@ from denoising_ebm.datasets.images import ImageSet, Unreadable
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood import scoring
 from denoising_ebm.ood.conformal import benjamini_hochberg
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig
 from denoising_ebm.ood.scoring import LISTED, SHOWN, MapWriter, Scored, Scorer, TiledMapWriter
 from denoising_ebm.ood.table import Score

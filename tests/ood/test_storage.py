@@ -15,7 +15,8 @@ from torch import Tensor
 from denoising_ebm import DenoisingEBM
 from denoising_ebm.config import TrainingStage
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FAMILIES, FeatureConfig, compute_features, feature_counts
 from support import random_pixels, randomise, tiny_config
 

@@ -81,8 +81,8 @@ def evaluate(
 
     from denoising_ebm.ood import metrics
     from denoising_ebm.ood.features import log_energies
+    from denoising_ebm.ood.image_storage import StorageRecord, StorageTally, unlike_each_other
     from denoising_ebm.ood.report import false_alarm_table, results_table
-    from denoising_ebm.ood.stored import StorageRecord, StorageTally, unlike_each_other
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.report import markdown
 

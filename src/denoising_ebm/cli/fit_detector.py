@@ -92,7 +92,8 @@ def fit_detector(
     import torch
 
     from denoising_ebm.datasets.images import image_hashes
-    from denoising_ebm.ood.detector import Detector, DetectorConfig
+    from denoising_ebm.ood.detector import Detector
+    from denoising_ebm.ood.detector_config import DetectorConfig
     from denoising_ebm.ood.groups import check_rule
     from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar

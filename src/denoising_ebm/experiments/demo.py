@@ -20,7 +20,8 @@ from denoising_ebm.experiments.cache import Log
 from denoising_ebm.experiments.demo_page import NORMAL, Evidence, auroc_table, page_metadata, page_sections, summary
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.presets import preset
 from denoising_ebm.samplers import Trajectory, two_stage_steps

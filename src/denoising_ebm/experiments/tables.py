@@ -25,7 +25,8 @@ from denoising_ebm.experiments.settings import (
     sampler_title,
     with_drift,
 )
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import log_energies
 from denoising_ebm.ood.metrics import evaluate
 from denoising_ebm.quality.classes import ClassEvaluator

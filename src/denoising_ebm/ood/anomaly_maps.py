@@ -11,6 +11,7 @@ Without statistics of normal images `anomaly_map` gives the bare energies. `writ
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,12 +195,33 @@ class AnomalyMaps:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics, to be kept."""
-        return dict(self._statistics)
+        return self._statistics and {**self._statistics, "spread": torch.tensor(self.spread)}
 
     def load(self, tensors: dict[str, Tensor]) -> AnomalyMaps:
-        """Take over what `tensors` returned."""
-        self._statistics = {name: tensor.double() for name, tensor in tensors.items()}
+        """Take over what `tensors` returned; files of before hold no spread."""
+        self._statistics = {name: tensors[name].double() for name in ("mean", "std")}
+        self.spread = float(tensors.get("spread", 1.0))
         return self
+
+    def shifted(self, means: Sequence[float], *, upwards: bool) -> str | None:
+        """Return in one phrase, with numbers, how far maps lie from those of normal images; None if they do not.
+
+        Args:
+            means: Mean of each map.
+            upwards: Tell of maps that lie above, too. Those of anomalous images do, which is no news where images have the
+                scale of fitting.
+        """
+        if not means:
+            return None
+        # Half of normal maps lie on either side of 0: the median leaves it by chance as far as this, or less.
+        middle = statistics.median(means)
+        far = max(0.5, 3.8 * self.spread / len(means) ** 0.5)
+        if -far <= middle and not (upwards and middle > far):
+            return None
+        return (
+            f"half of {len(means):,} maps have a mean z-score {'below' if middle < 0 else 'above'} {middle:.2f}, where "
+            f"those of normal images have 0.00 with a spread of {self.spread:.2f}"
+        )
 
 
 @torch.no_grad()

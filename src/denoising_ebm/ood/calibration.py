@@ -22,7 +22,7 @@ class Scores:
     Attributes:
         values: Float64, shape `(n,)`.
         groups: Number of each image's group, int64, shape `(n,)`.
-        kinds: How each was stored, as a number of `stored.KINDS`, int64, shape `(n,)`; 0 where unknown.
+        kinds: How each was stored, as a number of `image_storage.KINDS`, int64, shape `(n,)`; 0 where unknown.
     """
 
     values: Tensor
@@ -94,7 +94,7 @@ class Calibration:
 
         Args:
             scores: Scores of new images.
-            kinds: How these were stored, as numbers of `stored.KINDS`; unknown if None.
+            kinds: How these were stored, as numbers of `image_storage.KINDS`; unknown if None.
         """
         p = self.images.p_values(scores)
         everything = self.images.joined(self.copies)

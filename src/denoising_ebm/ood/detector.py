@@ -5,28 +5,37 @@ features of the model -> residuals given covariates -> projections on Fisher dis
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from denoising_ebm.config import MAX_FACTOR, from_dict
+from denoising_ebm.config import from_dict
 from denoising_ebm.datasets.decode import Stored
 from denoising_ebm.datasets.images import ImageSet, image_hashes
 from denoising_ebm.datasets.preprocessing import Images, Preprocessing
 from denoising_ebm.hub import find_model_folder, read_preprocessing
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig, AnomalyMaps
+from denoising_ebm.ood.anomaly_maps import AnomalyMaps
 from denoising_ebm.ood.calibration import Calibration, Scores
 from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged
 from denoising_ebm.ood.corruptions import corruptions
-from denoising_ebm.ood.features import FAMILIES, NETWORK_FEATURES, Family, FeatureConfig, compute_features
+from denoising_ebm.ood.detector_config import DetectorConfig, Grouping
+from denoising_ebm.ood.features import Family, compute_features
 from denoising_ebm.ood.groups import find_groups, split_by_groups
+from denoising_ebm.ood.image_storage import (
+    KINDS,
+    StorageRecord,
+    StorageTally,
+    is_jpeg,
+    jpeg_copies,
+    kinds_of,
+    unlike_fitting,
+    unlike_scale,
+)
 from denoising_ebm.ood.lda import FisherDiscriminants, log_mean_exp
 from denoising_ebm.ood.regression import Scaler
 from denoising_ebm.ood.storage import (
@@ -37,16 +46,6 @@ from denoising_ebm.ood.storage import (
     check_detector_tensors,
     read_detector,
     write_detector,
-)
-from denoising_ebm.ood.stored import (
-    KINDS,
-    StorageRecord,
-    StorageTally,
-    is_jpeg,
-    jpeg_copies,
-    kinds_of,
-    unlike_fitting,
-    unlike_scale,
 )
 from denoising_ebm.ood.table import Score, energy_rows, with_columns
 
@@ -59,75 +58,6 @@ NAMED_BELOW = 0.1
 
 Features = Mapping[Family, Tensor]
 Progress = Callable[[int], object]
-#: Changes of normal images that count as normal.
-Harmless = Literal["jpeg"]
-
-_SUMS: tuple[Family, ...] = tuple(family for family in FAMILIES if family not in NETWORK_FEATURES)
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """What a detector computes.
-
-    Attributes:
-        features: The features and their noise levels.
-        covariates: Families that tell how hard an image is to restore; all features are adjusted for them.
-        blocks: Families of each block of discriminants (see `FisherDiscriminants`); one block of all if there are none.
-        ridge: Added to the covariance of residuals, in units of their variance.
-        shift: Size of the shifts expected of anomalous images, in standard deviations.
-        num_corrupted: Normal images that are corrupted in every way of `corruptions.py`.
-        harmless: `jpeg`: half of the normal images are compressed, at qualities of 70 to 95, and compressed copies of the
-            calibration images keep the false-alarm rate for such images too.
-        maps: How anomaly maps are made.
-    """
-
-    features: FeatureConfig = field(default_factory=lambda: FeatureConfig(feature_sigmas=(0.05,)))
-    covariates: tuple[Family, ...] = ("energy", "noisy-energy")
-    blocks: tuple[tuple[Family, ...], ...] = (FAMILIES, (*_SUMS, "latent"), NETWORK_FEATURES)
-    ridge: float = 5.0
-    shift: float = 1.0
-    num_corrupted: int = 100
-    harmless: tuple[Harmless, ...] = ()
-    maps: AnomalyMapConfig = field(default_factory=AnomalyMapConfig)
-
-    def __post_init__(self) -> None:
-        if not self.covariates:
-            raise ValueError("detector.covariates must be one or more families of features")
-        used = dict.fromkeys(chain(self.covariates, *self.blocks))
-        missing = [family for family in used if family not in self.features.families]
-        if missing:
-            raise ValueError(
-                f"detector: {', '.join(missing)} is not among the computed features ({', '.join(self.features.families)})"
-            )
-        if not (self.ridge > 0 and self.shift > 0):
-            raise ValueError(f"detector.ridge and detector.shift must be > 0, got {self.ridge:g} and {self.shift:g}")
-        if max(self.ridge, self.shift) > MAX_FACTOR:
-            raise ValueError(
-                f"detector.ridge and detector.shift must be <= {MAX_FACTOR:g}, got {self.ridge:g} and {self.shift:g}"
-            )
-        if self.num_corrupted < 1:
-            raise ValueError(f"detector.num_corrupted must be >= 1, got {self.num_corrupted}")
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """What was one group among the images of a detector.
-
-    Attributes:
-        by: What groups were found by.
-        fitted: Groups that were fitted to.
-        calibrated: Groups of calibration images.
-        alike: Images that are not alone in their group.
-        lookalikes: Images that have near copies, but stand each for itself, see `find_groups`.
-        left_out: Calibration images that were left out, since their group was fitted to.
-    """
-
-    by: str = "each image alone"
-    fitted: int = 0
-    calibrated: int = 0
-    alike: int = 0
-    lookalikes: int = 0
-    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -421,21 +351,11 @@ class Detector:
             means: Mean of each image's map.
             own_size: Whether they were made of images at their own size.
         """
-        if not means:
-            return None
         parts = []
-        scale = unlike_scale(1.0, self.storage) if own_size else None
-        if scale is not None:
+        if means and own_size and (scale := unlike_scale(1.0, self.storage)) is not None:
             parts.append(f"images are taken at their own size, those of the detector were {scale}")
-        # Half of normal maps lie on either side of 0: the median leaves it by chance as far as this, or less.
-        middle, spread = statistics.median(means), self._maps.spread
-        far = max(0.5, 3.8 * spread / len(means) ** 0.5)
-        # Above it lie maps of anomalous images, too, which are no news where the scale is right.
-        if middle < -far or (own_size and middle > far):
-            parts.append(
-                f"half of {len(means):,} maps have a mean z-score {'below' if middle < 0 else 'above'} {middle:.2f}, where "
-                f"those of normal images have 0.00 with a spread of {spread:.2f}"
-            )
+        if (shifted := self._maps.shifted(means, upwards=own_size)) is not None:
+            parts.append(shifted)
         if not parts:
             return None
         return f"{'; '.join(parts)}: maps tell what is anomalous only at the scale that the detector was fitted at"
@@ -659,8 +579,6 @@ class Detector:
         fitted = {"lda": discriminants.tensors(), "maps": self._maps.tensors()}
         # Statistics need no more than float32; the scores that are compared with later ones do.
         tensors = {f"{part}.{name}": t.float() for part, found in fitted.items() for name, t in found.items()}
-        if self._maps.tensors():
-            tensors["maps.spread"] = torch.tensor(self._maps.spread)
         tensors |= {f"score.{name}": tensor for name, tensor in scaler.tensors().items()}
         tensors |= {f"hashes.{name}": hashes for name, hashes in self._hashes.items()}
         values = {
@@ -707,9 +625,8 @@ class Detector:
         detector._scaler = Scaler.from_tensors(tensors, "score.")
         detector._calibration = Calibration.from_tensors(tensors)
         # A detector that was fitted to features alone has no maps.
-        if any(name.startswith("maps.") for name in tensors):
-            detector._maps.load({name: tensors[f"maps.{name}"] for name in ("mean", "std")})
-            detector._maps.spread = float(tensors.get("maps.spread", torch.tensor(1.0)))
+        if maps := {name.removeprefix("maps."): t for name, t in tensors.items() if name.startswith("maps.")}:
+            detector._maps.load(maps)
         detector._precision = model.set_precision(values["precision"]).precision
         return detector
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import safetensors.torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from denoising_ebm.literals import Precision
 from denoising_ebm.migration import DETECTOR_FORMAT, migrate_detector
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.corruptions import corruptions
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import feature_counts
 from denoising_ebm.schema import (
     Specs,
@@ -30,9 +31,6 @@ from denoising_ebm.schema import (
 )
 from denoising_ebm.utils.io import read_json, write_together
 from denoising_ebm.utils.parsing import MAX_JSON, shown, shown_name
-
-if TYPE_CHECKING:
-    from denoising_ebm.ood.detector import DetectorConfig
 
 CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
 _HINT = "fit it again with `debm fit-detector`"

@@ -22,7 +22,7 @@ from denoising_ebm.migration import migrate_state
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.training.health import Record
 from denoising_ebm.training.objectives import Objective
-from denoising_ebm.training.stored import check_state, find_archive_problem
+from denoising_ebm.training.state_schema import check_state, find_archive_problem
 from denoising_ebm.utils.io import read_regular_file, write_atomically
 
 STATE_FILE, PREVIOUS_STATE_FILE = "state.pt", "state-previous.pt"

@@ -54,7 +54,7 @@ from denoising_ebm.training.setup import (
     new_model,
     place_images,
 )
-from denoising_ebm.training.stored import check_number
+from denoising_ebm.training.state_schema import check_number
 from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import clear_temporaries, write_text_atomically
 from denoising_ebm.utils.lock import locked

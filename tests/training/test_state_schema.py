@@ -16,7 +16,7 @@ import torch
 from denoising_ebm.config import TrainingStage
 from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.training.checkpoint import PREVIOUS_STATE_FILE, STATE_FILE, _seal, read_state
-from denoising_ebm.training.stored import find_archive_problem
+from denoising_ebm.training.state_schema import find_archive_problem
 from runs import train
 from support import random_pixels, tiny_config
 

@@ -15,10 +15,10 @@ from denoising_ebm.datasets.decode import Stored
 from denoising_ebm.datasets.images import ImageSet
 from denoising_ebm.ood.anomaly_maps import AnomalyMapConfig
 from denoising_ebm.ood.calibration import Calibration, Scores
-from denoising_ebm.ood.detector import Detector, DetectorConfig
+from denoising_ebm.ood.detector import Detector
+from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig
-from denoising_ebm.ood.metrics import auroc
-from denoising_ebm.ood.stored import (
+from denoising_ebm.ood.image_storage import (
     KINDS,
     StorageRecord,
     StorageTally,
@@ -27,6 +27,7 @@ from denoising_ebm.ood.stored import (
     unlike_each_other,
     unlike_fitting,
 )
+from denoising_ebm.ood.metrics import auroc
 from support import random_pixels, randomise, tiny_config
 
 PNG, JPEG_75, JPEG_95 = Stored("PNG", 32, 32), Stored("JPEG", 32, 32, quality=75), Stored("JPEG", 32, 32, quality=95)
