@@ -126,6 +126,20 @@ def test_levels_without_a_known_range_need_one() -> None:
     assert reason(tiff([(DEEP, {284: [2]})])) == "has 16-bit channels in planes of their own, which are not read"
 
 
+def test_bytes_with_a_sign_and_portable_float_maps_need_a_range() -> None:
+    signed = tiff([((GRAY.astype(int) - 128).astype(np.int8)[..., None], {})])
+    assert reason(signed).startswith("has signed 8-bit integer pixels, whose range the file does not say; --range")
+    assert np.array_equal(pixels(signed, value_range=(-128, 127)), GRAY)
+    floats = b"Pf\n32 32\n-1.0\n" + (GRAY[::-1] / 255).astype("<f4").tobytes()
+    assert reason(floats).startswith("has floating-point pixels, whose range the file does not say; --range")
+    assert np.array_equal(pixels(floats, value_range=(0, 1)), GRAY)
+
+
+def test_levels_of_12_bits_in_a_text_that_names_65535_are_told() -> None:
+    text = b"P2\n32 32\n65535\n" + b" ".join(b"%d" % level for level in (16 * GRAY.astype(int)).flat)
+    assert one(text).stored.highest == 16 * int(GRAY.max())
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("4095", (0, 4095)), ("0,1", (0, 1)), ("-1024, 3071", (-1024, 3071)), ("2.5", (0, 2.5))]
 )
@@ -200,6 +214,27 @@ def test_of_more_than_four_bands_the_first_three_are_read() -> None:
 
 
 FRAMES = [noise(seed) for seed in (5, 6, 7)]
+
+
+def test_of_gray_and_another_band_that_is_no_opacity_the_first_is_read_and_it_is_said() -> None:
+    pair = np.stack([GRAY, GRAY[::-1]], -1)
+    found = one(tiff([(pair, {338: [0]})]))
+    assert found.stored.notes == ("first 1 of 2 bands",)
+    assert np.array_equal(np.asarray(found.image), GRAY)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_what_no_frame_covers_is_transparent(kind: str) -> None:
+    """Encoders store the part of a frame that is not transparent, and may say that all of it is opaque."""
+    frames = [Image.new("RGBA", (32, 32), (0, 0, 0, 0)) for _ in range(2)]
+    for place, frame in enumerate(frames):
+        frame.paste((200, 20, 30, 255), (4, 4 + 8 * place, 20, 12 + 8 * place))
+    options = {"lossless": True} if kind == "WEBP" else {"disposal": 2} if kind == "GIF" else {"disposal": 1}
+    found = one(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert found.stored.notes == ("first of 2 frames", "transparent: laid over white")
+    expected = np.full((32, 32, 3), 255, np.uint8)
+    expected[4:12, 4:20] = 200, 20, 30
+    assert np.array_equal(np.asarray(found.image), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])

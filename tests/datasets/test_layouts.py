@@ -58,7 +58,17 @@ def data(tmp_path: Path) -> Path:
         ],
         *[
             (name, "test")
-            for name in ("test", "testing", "eval", "evaluation", "imgs_test", "test_public", "Testing 1", "imagesTs")
+            for name in (
+                "test",
+                "testing",
+                "eval",
+                "evaluation",
+                "imgs_test",
+                "test_public",
+                "Testing 1",
+                "imagesTs",
+                "tst",
+            )
         ],
         ("extra", "extra"),
         *[
@@ -220,6 +230,7 @@ MASKS = [
         "Masks/Anomaly",
         "deep/masks/of/it",
         "train_lab",
+        "labelsTr",
     ],
 ]
 
@@ -230,9 +241,9 @@ def test_masks_are_never_images(data: Path, folder: str) -> None:
     found = open_source(data)
     assert names(found) == ["images/1.png", "images/2.png"]
     assert found.passed_over == {"masks": 3}
-    assert found.summary(2) == "2 images; 3 other files passed over (masks 3)"
+    assert found.summary(2) == "2 images (folder images); 3 other files passed over (masks 3)"
     # Each frame of an animation can be an image.
-    assert found.summary(7) == "7 images of 2 files; 3 other files passed over (masks 3)"
+    assert found.summary(7) == "7 images of 2 files (folder images); 3 other files passed over (masks 3)"
     # A folder that is named itself is taken as it is.
     assert open_source(data / folder).count == 3
 
@@ -288,7 +299,7 @@ def test_what_may_be_a_class_is_said(data: Path) -> None:
 
 def test_masks_and_small_copies_beside_an_image(data: Path) -> None:
     masks = ["a_mask.png", "a-gt.png", "a_1_mask_2.png", "aMask.png", "mask_a.png", "10000_GT.png", "Part0_label.png"]
-    small = ["a_thumb.png", "thumb_a.png", "a-150x150.png"]
+    small = ["a_thumb.png", "thumb_a.png", "a-150x150.png", "a_small.png", "a-preview.png"]
     images = ["a.png", "a_1.png", "10000.png", "Part0.jpg", "alone_mask.png", "b_2.png", "unmask.png", "gt.png"]
     fill(data, [*masks, *small, *images])
     found = open_source(data)
@@ -296,7 +307,36 @@ def test_masks_and_small_copies_beside_an_image(data: Path) -> None:
     assert found.passed_over == {"masks": len(masks), "thumbnails": len(small)}
 
 
-@pytest.mark.parametrize("folder", ["thumbs", "Thumbnails", ".thumbnails", "@eaDir", "__MACOSX", "a/@eaDir/a.png"])
+def test_a_folder_for_each_picture_and_its_mask(data: Path) -> None:
+    pictures = ["a/image.png", "b/ct.png", "c/img.png", "d/front.png", "d/label.png", "e/mask.png", "e/no_mask.png"]
+    masks = ["a/mask.png", "b/Mask.png", "b/gt.png", "c/label.png", "c/label_viz.png"]
+    fill(data, [*pictures, *masks, "f/mask.png"])
+    found = open_source(data)
+    assert names(found) == [*pictures, "f/mask.png"]
+    assert found.passed_over == {"masks": len(masks)}
+
+
+def test_what_is_called_seg_is_a_mask_where_its_files_are_those_of_images(data: Path) -> None:
+    """A known set of landscapes has its photographs in `seg_train` and `seg_test`."""
+    fill(data, ["seg_train/sea/1.png", "seg_test/sea/2.png"])
+    found = open_source(data)
+    assert names(found) == ["seg_train/sea/1.png"] and not found.passed_over
+    fill(data, ["train/2.png", "train/1.png", "test/3.png"])
+    assert names(open_source(data)) == ["train/1.png", "train/2.png"]
+
+
+def test_where_images_lie_is_in_the_line_that_is_printed(data: Path) -> None:
+    fill(data, ["depth/1.png", "rgb/1.png"])
+    assert open_source(data).summary(1) == "1 of 2 images (folders depth, rgb)"
+    fill(data / "b", [f"train/{kind}/1.png" for kind in "abcdefghij"])
+    assert open_source(data / "b").summary(10) == "10 images (split train; folders train/a, train/b, train/c, " + (
+        "train/d, train/e and 5 more)"
+    )
+
+
+@pytest.mark.parametrize(
+    "folder", ["thumbs", "Thumbnails", ".thumbnails", "@eaDir", "__MACOSX", "thumbnails128x128", "a/@eaDir/a.png"]
+)
 def test_thumbnails_are_passed_over(data: Path, folder: str) -> None:
     fill(
         data,

@@ -17,7 +17,15 @@ import numpy.typing as npt
 from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
 from denoising_ebm.datasets.entries import Entry, read_bytes
-from denoising_ebm.datasets.headers import UnreadableImageError, check_png, is_png, is_tiff, tiff_pages, what_it_is
+from denoising_ebm.datasets.headers import (
+    UnreadableImageError,
+    check_png,
+    is_png,
+    is_tiff,
+    tiff_pages,
+    what_it_is,
+    with_opacity,
+)
 from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep, to_8_bits
 from denoising_ebm.literals import Frames
 
@@ -197,6 +205,7 @@ class _File:
     def __init__(self, raw: bytes, how: Decoding) -> None:
         if is_png(raw):
             raw = check_png(raw)
+        raw = with_opacity(raw)
         pages = tiff_pages(raw) if is_tiff(raw) else None
         self._raw = raw
         self._how = how
@@ -304,7 +313,8 @@ def _flatten(image: Image.Image, opened: Image.Image, how: Decoding) -> tuple[Im
     """Return an image in mode L or RGB, without transparency, and what was decided."""
     plain = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     bands = getattr(opened, "tag_v2", {}).get(277, 0) if opened.format == "TIFF" else 0
-    more = (f"first 3 of {bands} bands",) if bands > 3 and image.mode in ("RGB", "RGBX") else ()
+    own = {"L": 1, "RGB": 3, "RGBX": 3}.get(image.mode, bands)
+    more = (f"first {own} of {bands} bands",) if bands > own else ()
     if not image.has_transparency_data:
         return _converted(image, plain), more
     if image.mode not in ("LA", "RGBA"):

@@ -10,6 +10,8 @@ _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _PNG_NEEDED = {b"tRNS", b"acTL", b"fcTL", b"fdAT"}  # beside those whose name says so
 _PNG_MAX_CHUNKS = 2**17
+# First byte of the flags, with the bit of animations, without that of opacity.
+_WEBP_OPAQUE_ANIMATIONS = [bytes([flags]) for flags in range(256) if flags & 0x12 == 0x02]
 _TIFF_TYPE_SIZES = {
     1: 1,
     2: 1,
@@ -129,6 +131,15 @@ def check_png(raw: bytes) -> bytes:
 def is_png(raw: bytes) -> bool:
     """Whether bytes start as a PNG file does."""
     return raw.startswith(_PNG)
+
+
+def with_opacity(raw: bytes) -> bytes:
+    """Return the bytes of a file; those of a WebP animation marked as of one with opacity.
+
+    Encoders leave the mark out where all frames are opaque, though they need not cover all of the picture.
+    """
+    is_opaque_animation = raw[:4] == b"RIFF" and raw[8:16] == b"WEBPVP8X" and raw[20:21] in _WEBP_OPAQUE_ANIMATIONS
+    return raw[:20] + bytes([raw[20] | 0x10]) + raw[21:] if is_opaque_animation else raw
 
 
 def is_tiff(raw: bytes) -> bool:

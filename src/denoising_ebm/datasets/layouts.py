@@ -14,9 +14,9 @@ from denoising_ebm.datasets.listing import File
 SPLITS = {
     word: split
     for split, words in {
-        "train": "train training",
-        "validation": "validation valid val dev",
-        "test": "test testing eval evaluation",
+        "train": "train training trn",
+        "validation": "validation valid val dev vld",
+        "test": "test testing eval evaluation tst",
         "extra": "extra",
     }.items()
     for word in words.split()
@@ -46,12 +46,18 @@ _ANOMALOUS = set(
     "faulty broken damaged damage damages reject rejects rejected fail failed failure outlier outliers disease diseased "
     "unhealthy sick notgood nogood notok scrap".split()
 )
+# Whole names in a folder for each picture, `image.png` and `mask.png`; of labels only where the picture is named so.
+_MOST_BESIDE = 5
+_MASK_ALONE = re.compile(r"(?i:masks?|gt|ground[ _-]?truth|segmentation|trimap)")
+_LABEL_ALONE = re.compile(r"(?i:labels?|seg)(?i:[ _-](?:viz|vis|colou?r|rgb))?")
 _MARKED = re.compile(
     r"(?P<base>.+?)[ _.-]?(?:(?<=[ _.-])|(?=[A-Z]))"
     r"(?i:masks?|gt|ground[ _-]?truth|seg|segmentation|labels?|annotation|trimap)(?:[ _-]?\d+)?"
     r"|(?i:mask|gt|seg|label)[ _-](?P<rest>.+)"
 )
-_SMALLER = re.compile(r"(?P<base>.+?)(?:[ _.-](?i:thumb|thumbnail)|-\d+x\d+)|(?i:thumb|thumbnail)[ _-](?P<rest>.+)")
+_SMALLER = re.compile(
+    r"(?P<base>.+?)(?:[ _.-](?i:thumb|thumbnail|small|preview|tn)|-\d+x\d+)|(?i:thumb|thumbnail)[ _-](?P<rest>.+)"
+)
 
 
 @lru_cache(maxsize=4096)
@@ -122,7 +128,15 @@ def set_apart(files: Sequence[File]) -> Sorted:
         match = pattern.fullmatch(os.path.splitext(file.parts[-1])[0])
         return match is not None and (match["base"] or match["rest"]).lower() in stems[file.parts[:-1]]
 
-    beside = {file for file in images if copies(_MARKED, file)}
+    def is_alone(file: File) -> bool:
+        stem, others = _stem(file), stems[file.parts[:-1]]
+        if len(others) > _MOST_BESIDE:
+            return False
+        if _MASK_ALONE.fullmatch(stem):
+            return not all(map(_MASK_ALONE.fullmatch, others)) and not any(map(_denies_mask, others))
+        return _LABEL_ALONE.fullmatch(stem) is not None and not others.isdisjoint(("img", "image"))
+
+    beside = {file for file in images if copies(_MARKED, file) or is_alone(file)}
     thumbnails = [file for file in images if copies(_SMALLER, file)]
     left = beside.union(thumbnails)
     return Sorted(
@@ -152,7 +166,9 @@ def _mask_kind(name: str, siblings: set[str]) -> str:
     marks = _MASKS.intersection(words)
     if not marks or _PREPOSITIONS.intersection(words):
         return ""
-    if set(words) <= _MASKS | _GENERIC | SPLITS.keys() | {"map", "maps"}:
+    if marks <= {"seg", "segs"} and set(words) - marks <= SPLITS.keys() and len(words) > 1:
+        return "likely"  # `seg_train` may hold the photographs themselves
+    if set(words) <= _MASKS | _GENERIC | SPLITS.keys() | {"map", "maps", "tr", "ts"}:
         # A class of faces: `mask` beside `no_mask`.
         is_class = marks <= {"mask", "masks"} and any(map(_denies_mask, siblings))
         return "" if is_class else "sure"

@@ -61,7 +61,7 @@ def is_deep(opened: Image.Image) -> bool:
         return False
     if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
         return True
-    if opened.format == "TIFF" and _tiff_bits(opened) > 8:
+    if opened.format == "TIFF" and (_tiff_bits(opened) > 8 or _is_signed_byte(opened)):
         return True
     return bool(_tiles(opened)) and (";16" in _rawmode(opened) or _ppm_largest(opened) != 255)
 
@@ -83,7 +83,7 @@ def to_8_bits(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange |
     """
     if opened.format == "PPM" and opened.mode in ("L", "I", "RGB") and _codec(opened) != "ppm_plain":
         return _ppm(opened, raw, value_range)
-    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;16") or _is_signed_byte(opened):
         return _one_channel(opened, value_range)
     if opened.format == "PPM":
         opened.load()  # text: Pillow brings it to 8 bits, by the largest level that it names
@@ -92,20 +92,24 @@ def to_8_bits(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange |
 
 
 def _one_channel(opened: ImageFile.ImageFile, value_range: ValueRange | None) -> Levels:
-    declared = _ppm_largest(opened) if opened.format == "PPM" else 0
+    declared = _ppm_largest(opened) if opened.format == "PPM" and opened.mode != "F" else 0
     bits = _tiff_bits(opened) or (32 if opened.mode in ("I", "F") and opened.format != "PNG" else 16)
     inverted = getattr(opened, "tag_v2", {}).get(262) == 0
+    signed_byte = _is_signed_byte(opened)
     clear = opened.info.get("transparency") if opened.format == "PNG" else None
     opened.load()
     mode = opened.mode
-    if mode in ("I", "F") and value_range is None and not declared and opened.format != "PNG":
-        kind = "floating-point" if mode == "F" else f"{bits}-bit integer"
+    is_open = (mode in ("I", "F") and not declared and opened.format != "PNG") or signed_byte
+    if is_open and value_range is None:
+        kind = "floating-point" if mode == "F" else f"{'signed ' * signed_byte}{bits}-bit integer"
         raise UnreadableImageError(f"has {kind} pixels, whose range the file does not say; --range LOW,HIGH says it")
     largest = declared or (65535 if mode == "I" else 2 ** min(bits, 16) - 1)
     result = np.empty((opened.height, opened.width), np.uint8)
     alpha = np.empty_like(result) if isinstance(clear, int) else None
     scale = _Scale(value_range, largest)
     for rows, block in _blocks(opened):
+        if signed_byte:
+            block = block.view(np.int8)
         if declared:  # Pillow brings them to 65535; this brings them back
             block = (block.astype(np.int64) * largest + 32767) // 65535
         if inverted and mode != "F":
@@ -116,7 +120,7 @@ def _one_channel(opened: ImageFile.ImageFile, value_range: ValueRange | None) ->
     image = Image.fromarray(result)
     if alpha is not None:
         image = Image.merge("LA", (image, Image.fromarray(alpha)))
-    highest = scale.highest if largest == 65535 and not declared and mode != "F" else None
+    highest = scale.highest if largest == 65535 and mode != "F" else None
     return Levels(image, largest.bit_length() if declared else bits, highest, scale.notes)
 
 
@@ -273,6 +277,11 @@ def _ppm_largest(opened: Image.Image) -> int:
     if isinstance(arguments, tuple) and len(arguments) == 2:
         return int(arguments[1])
     return 65535 if _rawmode(opened).startswith("I;16") else 255
+
+
+def _is_signed_byte(opened: Image.Image) -> bool:
+    """Whether the levels of a TIFF file are -128 to 127, which Pillow reads as 0 to 255."""
+    return opened.format == "TIFF" and _tiff_bits(opened) == 8 and getattr(opened, "tag_v2", {}).get(339) == (2,)
 
 
 def _tiff_bits(opened: Image.Image) -> int:

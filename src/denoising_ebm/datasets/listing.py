@@ -31,7 +31,7 @@ _OTHER = {
         "las dll so exe lnk url lock md5 sha1 sha256 sum torrent vtt srt"
     ).split()
 }
-_THUMBNAIL_FOLDERS = {"thumbs", "thumbnail", "thumbnails", ".thumbs", ".thumbnails", "@eadir", "__macosx"}
+_THUMBNAIL_FOLDERS = re.compile(r"\.?thumb(?:s|nails?)(?:[ _-]?\d+(?:x\d+)?)?|@eadir|__macosx")
 _THUMBNAIL_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db"}
 _FIRST_BYTES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II[*+]\0|MM\0[*+]|P[1-6][\s#]+[\d#]"
@@ -95,7 +95,7 @@ def list_folder(folder: Path) -> Listing:
         with os.scandir(place) as entries:
             for entry in entries:
                 lower = entry.name.lower()
-                is_thumbnails_too = is_thumbnails or lower in _THUMBNAIL_FOLDERS
+                is_thumbnails_too = is_thumbnails or _THUMBNAIL_FOLDERS.fullmatch(lower) is not None
                 if entry.name.startswith(".") and not is_thumbnails_too:
                     continue
                 if _is_folder(entry):

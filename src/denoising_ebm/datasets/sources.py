@@ -35,6 +35,7 @@ class Source:
         description: Which images of what, in one phrase: `300 images of DATA (split train; folders a, b)`.
         passed_over: How many files beside the images were not taken, by kind: `masks`, `thumbnails`, `backups`, or their
             suffix.
+        folders: Those that the images lie in, from where they differ: `folders a, b`; nothing for the source itself.
         notes: What was decided about the source and the user should know, in plain words.
     """
 
@@ -44,6 +45,7 @@ class Source:
     split: str | None = None
     description: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    folders: str = ""
     notes: tuple[str, ...] = ()
 
     def summary(self, taken: int) -> str:
@@ -58,12 +60,18 @@ class Source:
             text = f"{taken:,} of {self.count:,} image{_s(self.count)}"
         else:  # frames of animations, pages of documents
             text = f"{taken:,} images of {self.count:,} file{_s(self.count)}"
-        text += f" (split {self.split})" if self.split else ""
+        text += _place(self.split, self.folders)
         if self.passed_over:
             kinds = ", ".join(f"{kind} {num:,}" for kind, num in self.passed_over.items())
             num = sum(self.passed_over.values())
             text += f"; {num:,} other file{_s(num)} passed over ({kinds})"
         return text
+
+
+def _place(split: str | None, folders: str) -> str:
+    where = [f"split {split}"] if split else []
+    where += [folders] if folders else []
+    return f" ({'; '.join(where)})" if where else ""
 
 
 def _s(num: int) -> str:
@@ -182,14 +190,13 @@ def _open_folder(folder: Path, split: str | None, default_split: str, normal_onl
         _entry(folder, file, layouts.class_of(file, part))
         for file, part in zip(chosen.files, chosen.parts, strict=True)
     ]
-    where = [f"split {chosen.split}"] if chosen.split else []
-    where += [folders] if (folders := layouts.folders_in_words(chosen.files)) else []
     notes = list(chosen.notes)
     # What is called so need not be masks.
     if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
         notes.append(f"{layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
-    description = f"{len(entries):,} image{_s(len(entries))} of {folder}" + (f" ({'; '.join(where)})" if where else "")
-    return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, tuple(notes))
+    folders = layouts.folders_in_words(chosen.files)
+    description = f"{len(entries):,} image{_s(len(entries))} of {folder}{_place(chosen.split, folders)}"
+    return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, folders, tuple(notes))
 
 
 def _nothing(folder: Path, mask_folders: list[str], passed_over: Mapping[str, int]) -> str:
