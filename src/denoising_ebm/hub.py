@@ -37,6 +37,7 @@ from denoising_ebm.schema import (
 from denoising_ebm.utils.io import read_json, write_together
 from denoising_ebm.utils.markup import markdown_text
 from denoising_ebm.utils.parsing import MAX_JSON, shown
+from denoising_ebm.utils.text import reason_of
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `Detector.save`, optional.
@@ -186,8 +187,9 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
     except (RepositoryNotFoundError, HFValidationError):
         raise FileNotFoundError(f"{name}: no such folder here and no such model on the Hub") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{name}: no such folder here, and the Hub could not be asked ({reason})") from None
+        raise FileNotFoundError(
+            f"{name}: no such folder here, and the Hub could not be asked ({reason_of(error)})"
+        ) from None
 
 
 def read_model_folder(folder: Path, specs: Callable[[Config], Specs]) -> StoredModel:

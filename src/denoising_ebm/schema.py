@@ -23,6 +23,7 @@ from torch import Tensor
 
 from denoising_ebm.utils.io import open_regular_file, read_regular_file
 from denoising_ebm.utils.parsing import check_depth, shown, shown_name
+from denoising_ebm.utils.text import reason_of
 
 #: Bytes of the head of a safetensors file at most: names and shapes of a thousand tensors take 100 kB.
 MAX_HEAD = 4 * 2**20
@@ -100,7 +101,7 @@ def read_tensors(
             _check_shape(name, spec, head[name].shape, head[name].dtype, path, misfit)
         tensors = rename(safetensors.torch.load_file(path))
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({reason_of(error)})") from None
     for name, spec in wanted.items():
         _check_values(name, spec, tensors[name], path)
     return tensors
@@ -119,7 +120,7 @@ def load_tensors(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], str]:
         return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
     # A type that torch lacks is a KeyError of the library's.
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({reason_of(error)})") from None
 
 
 def check_tensors(specs: Specs, tensors: Mapping[str, Tensor], path: Path, *, misfit: str) -> None:
@@ -310,7 +311,3 @@ def plain_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

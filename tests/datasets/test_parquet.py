@@ -240,8 +240,8 @@ def test_a_draw_is_that_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_groups_without_a_drawn_row_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"image": pa.array(IMAGES)}), tmp_path / "x.parquet", row_group_size=4)
     rows, read = ParquetRows(tmp_path, [tmp_path / "x.parquet"]), []
-    at_once = parquet._rows_at_once
-    monkeypatch.setattr(parquet, "_rows_at_once", lambda group, *rest: read.append(group) or at_once(group, *rest))
+    at_once = parquet.rows_at_once
+    monkeypatch.setattr(parquet, "rows_at_once", lambda group, *rest: read.append(group) or at_once(group, *rest))
     assert [(place, entry.name) for place, entry in rows.at({1, 9, 3})] == [
         (1, "x.parquet#1"),
         (3, "x.parquet#3"),

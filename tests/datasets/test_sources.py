@@ -175,7 +175,7 @@ def test_images_that_are_not_read_here_are_named_and_links_followed(tmp_path: Pa
     images = load_images(folder)
     assert images.names == ("a.png", "linked/a.png")
     assert [image.name for image in images.unreadable] == ["b.heic", "c.png"]
-    assert "No such file" in images.unreadable[1].reason
+    assert "no such file" in images.unreadable[1].reason
 
 
 def test_rows_of_paths_are_read_beside_their_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from denoising_ebm.utils.text import reason_of
+
 Command = Callable[..., int | None]
 HelpDefaults = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -111,10 +113,7 @@ def error_line(error: Exception, command: Command | None = None) -> str:
         command: The function whose arguments they are.
     """
     if isinstance(error, OSError) and error.strerror:
-        # The platform's own words are capitalised, ours are not.
-        reason = error.strerror[0].lower() + error.strerror[1:]
-        if error.errno == errno.ENOSPC:
-            reason = "no space left on device"
+        reason = "no space left on device" if error.errno == errno.ENOSPC else reason_of(error)
         return f"{error.filename}: {reason}" if error.filename else reason
     text = " ".join(str(error).split()) or type(error).__name__
 

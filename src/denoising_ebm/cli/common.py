@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoising_ebm.utils.text import print_line
+from denoising_ebm.utils.text import print_line, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +83,7 @@ def _check_place(path: Path, place: Path) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ValueError(f"{path}: cannot be written: {reason}") from None
+        raise ValueError(f"{path}: cannot be written: {reason_of(error)}") from None
 
 
 def check_apart(option: str, folder: Path | None, source: str) -> None:

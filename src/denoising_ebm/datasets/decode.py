@@ -28,9 +28,10 @@ from denoising_ebm.datasets.headers import (
 )
 from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep, to_8_bits
 from denoising_ebm.literals import Frames
+from denoising_ebm.utils.text import reason_of
 
-# A closed list, since Pillow would start Ghostscript for a file which claims to be PostScript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""What is read: a closed list, since Pillow would start Ghostscript for a file which claims to be PostScript."""
 _MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LA", "La", "PA", "RGBA", "RGBa", "RGBX"}
 _STRIP_PIXELS = 2**22
 _TIFF_LOG = logging.getLogger("PIL.TiffImagePlugin")  # says of damaged files on the terminal what their row says
@@ -151,7 +152,7 @@ def decode_each(entries: Iterable[Entry], how: Decoding | None = None) -> Iterat
         try:
             raw = read_bytes(value)
         except Exception as error:  # of the file system, or of a row that says why it is not read
-            yield entry, None, _first_line(error)
+            yield entry, None, reason_of(error)
             continue
         names_frames = how.frames == "all" and only is None
         try:
@@ -210,10 +211,10 @@ class _File:
         self._raw = raw
         self._how = how
         try:
-            self._opened: ImageFile.ImageFile = Image.open(io.BytesIO(raw), formats=_FORMATS)
+            self._opened: ImageFile.ImageFile = Image.open(io.BytesIO(raw), formats=FORMATS)
         except UnidentifiedImageError:
             raise UnreadableImageError(
-                what_it_is(raw) or f"cannot identify the format (read are {', '.join(_FORMATS)})"
+                what_it_is(raw) or f"cannot identify the format (read are {', '.join(FORMATS)})"
             ) from None
         self._check_size()
         self.has_pages = pages is not None  #: Each frame is a picture of its own.
@@ -430,16 +431,9 @@ def _quiet_stderr(opened: Image.Image) -> Iterator[None]:
         os.close(kept)
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or what the system says of a file without its name."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 def _reason(error: Exception) -> str:
     """Say in plain words why an image cannot be read: the same words in every run."""
-    text = _first_line(error)
+    text = reason_of(error)
     if isinstance(error, UnreadableImageError):
         return text
     if isinstance(error, MemoryError):

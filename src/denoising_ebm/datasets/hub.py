@@ -10,6 +10,7 @@ from typing import Any
 
 from denoising_ebm.datasets.entries import Entry
 from denoising_ebm.datasets.parquet import LABELS, class_name
+from denoising_ebm.utils.text import reason_of
 
 PREFIX = "hf://"
 """What the name of a source on the Hub begins with."""
@@ -43,8 +44,7 @@ def open_hub(source: str, split: str, streaming: bool) -> tuple[Iterable[Entry],
         values = _values(rows)
     except (OSError, ValueError) as error:
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
-        raise kind(f"{source}: not loaded from the Hugging Face Hub: {reason}") from error
+        raise kind(f"{source}: not loaded from the Hugging Face Hub: {reason_of(error)}") from error
     entries = (Entry(f"{split}#{row}", _downloaded(value), label) for row, (value, label) in enumerate(values))
     return entries, None if streaming else len(rows)
 
@@ -88,7 +88,7 @@ def _ask(name: str) -> None:
     except (OSError, ValueError):
         raise
     except Exception as error:  # of the HTTP library, which has changed between versions
-        raise ConnectionError(str(error) or type(error).__name__) from error
+        raise ConnectionError(reason_of(error)) from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ from denoising_ebm.datasets.remarks import Remarks, with_fit
 from denoising_ebm.datasets.shape import ASPECTS, RESIZE, fit_shape
 from denoising_ebm.datasets.sources import Source, open_source
 from denoising_ebm.literals import Aspect, Frames, Resize
-from denoising_ebm.utils.text import Stderr, stderr_is_terminal
+from denoising_ebm.utils.progress import progress_bar
+from denoising_ebm.utils.text import stderr_is_terminal
 
 _CHUNK_BYTES = 2**26
 """Pixels of a chunk, at least those of one image: 64 MiB."""
@@ -559,9 +560,7 @@ def _check_arguments(
 
 
 def _with_progress(entries: Iterable[Entry], count: int | None) -> Iterator[Entry]:
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(
-        entries, "decoding images", total=count, console=Console(file=cast(IO[str], Stderr())), transient=True
-    )
+    with progress_bar("decoding images", count) as progress:
+        for entry in entries:
+            yield entry
+            progress(1)

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoising_ebm.datasets.images import ImageSet, to_float
 from denoising_ebm.model import DenoisingEBM
-from denoising_ebm.utils.io import write_atomically
+from denoising_ebm.utils.io import errors_named, write_atomically
 from denoising_ebm.utils.text import csv_line, printable, valid_unicode
 
 TABLE_FORMATS = (".csv", ".parquet", ".jsonl")
@@ -214,14 +214,8 @@ class RowsOnDisk:
         for line in self._file:
             yield Score(**json.loads(line))
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Give errors, which name no file, the folder."""
-        try:
-            yield
-        except OSError as error:
-            place = str(self._folder or tempfile.gettempdir())
-            raise OSError(error.errno, error.strerror or str(error), place) from error
+    def _named(self) -> AbstractContextManager[None]:
+        return errors_named(self._folder or tempfile.gettempdir())
 
 
 def _values(row: Score) -> dict[str, Any]:

@@ -20,15 +20,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from denoising_ebm.datasets.decode import Stored
+from denoising_ebm.datasets.decode import FORMATS, Stored
 from denoising_ebm.datasets.images import ImageSet
+from denoising_ebm.datasets.listing import READ, list_folder
 from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.datasets.shape import fit_shape
 from denoising_ebm.literals import MaskMarks
 from denoising_ebm.utils.io import read_regular_file
+from denoising_ebm.utils.text import reason_of
 
-_SUFFIXES = {f".{name}" for name in "png jpg jpeg webp bmp gif ppm pgm pbm tif tiff".split()}
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 #: Name of a mask beside that of its image, as in MVTec AD: `000_mask.png` of `000.png`.
 _ENDINGS = ("_mask", "-mask", "_gt")
 
@@ -72,7 +72,7 @@ def read_mask(path: Path) -> Mask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
+            opened = Image.open(io.BytesIO(raw), formats=FORMATS)
         if opened.width * opened.height > _MOST_PIXELS:
             raise ValueError(f"is {opened.width}x{opened.height}, too large for a mask")
         frames = getattr(opened, "n_frames", 1)
@@ -81,10 +81,9 @@ def read_mask(path: Path) -> Mask:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: cannot identify the format (read are {', '.join(_FORMATS)})") from None
+        raise ValueError(f"{path}: cannot identify the format (read are {', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: unreadable mask: {reason}") from None
+        raise ValueError(f"{path}: unreadable mask: {reason_of(error)}") from None
     if frames > 1:
         raise ValueError(f"{path}: holds {frames} frames; a mask has one")
     try:
@@ -257,7 +256,7 @@ class MaskFiles:
         self.shares: list[float] = []
         self.soft = 0.0 if self._one is None else self._one.soft
         if self._one is None and not self._files:
-            raise ValueError(f"{path}: holds no masks ({', '.join(sorted(_SUFFIXES))})")
+            raise ValueError(f"{path}: holds no masks ({', '.join(sorted(READ))})")
 
     @property
     def for_all(self) -> bool:
@@ -310,26 +309,17 @@ def _by_image(folder: Path) -> dict[str, Path]:
     """Return the masks in a folder by the paths of their images, without suffixes."""
     plain: dict[str, Path] = {}
     named: dict[str, Path] = {}
-    for path in _pictures(folder):
-        relative = path.relative_to(folder)
-        stem = _without_suffix(relative.name)
+    for file in list_folder(folder).images:
+        path, stem = folder.joinpath(*file.parts), _without_suffix(file.parts[-1])
         ending = next((end for end in _ENDINGS if stem.lower().endswith(end) and len(stem) > len(end)), "")
         found, short = (named, stem[: -len(ending)]) if ending else (plain, stem)
-        other = found.setdefault("/".join([*relative.parts[:-1], short]), path)
+        other = found.setdefault("/".join([*file.parts[:-1], short]), path)
         if other != path:
             raise ValueError(f"{other} and {path}: would both be the mask of one image; remove one")
     # `a_mask.png` beside `a.png`: the other is the image itself.
     return plain | named
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in _SUFFIXES and not name.startswith("."):
-                yield Path(root, name)
-
-
 def _without_suffix(name: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in _SUFFIXES else name
+    return stem if suffix.lower() in READ else name

@@ -24,6 +24,7 @@ from denoising_ebm.training.health import Record
 from denoising_ebm.training.objectives import Objective
 from denoising_ebm.training.state_schema import check_state, find_archive_problem
 from denoising_ebm.utils.io import read_regular_file, write_atomically
+from denoising_ebm.utils.text import reason_of
 
 STATE_FILE, PREVIOUS_STATE_FILE = "state.pt", "state-previous.pt"
 #: Fields a resumed run may change: they do not alter what a step does, but for the learning rate, which follows the budget,
@@ -213,7 +214,7 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise ValueError(f"{path}: not a readable state ({error.strerror})") from None
+        raise ValueError(f"{path}: not a readable state ({reason_of(error)})") from None
     if damage := find_damage(content):
         raise ValueError(f"{path}: not a readable state ({damage})")
     if problem := find_archive_problem(content):
@@ -221,8 +222,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is not its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a readable state ({reason})") from None
+        raise ValueError(f"{path}: not a readable state ({reason_of(error)})") from None
     if not isinstance(saved, dict) or "config" not in saved:
         raise ValueError(f"{path}: not a readable state ('config' is missing)")
     try:
@@ -264,7 +264,7 @@ def find_damage(content: bytes) -> str:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 broken = archive.testzip()
         except Exception as error:  # zipfile raises many kinds for a damaged archive
-            return f"damaged: {str(error) or type(error).__name__}"
+            return f"damaged: {reason_of(error)}"
         return "" if broken is None else f"damaged: {broken} does not have its checksum"
     return "damaged or cut off: its end is missing"
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from denoising_ebm.training.checkpoint import Clock
-from denoising_ebm.utils.io import sync_folder, write_atomically
+from denoising_ebm.utils.io import errors_named, sync_folder, write_atomically
 from denoising_ebm.utils.text import Stderr, print_line, stderr_is_terminal
 
 METRICS_FILE = "metrics.jsonl"
@@ -135,12 +135,8 @@ class Monitor:
             sync_folder(self._path.parent)
 
     def _append(self, record: dict[str, Any]) -> None:
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            # A failed write names no file.
-            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+        with errors_named(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def _write_scalars(self, clock: Clock, means: dict[str, float]) -> None:
         if self._writer is None:

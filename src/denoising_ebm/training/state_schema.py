@@ -19,6 +19,7 @@ from denoising_ebm.model import empty_model, specs_of
 from denoising_ebm.schema import TensorSpec, check_tensors
 from denoising_ebm.training.health import Record
 from denoising_ebm.utils.parsing import shown, shown_name
+from denoising_ebm.utils.text import reason_of
 
 #: Entries of the archive at most; it has one for each tensor.
 MAX_ENTRIES = 100_000
@@ -54,7 +55,7 @@ def find_archive_problem(content: bytes) -> str:
                 if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
                     return f"its pickle uses {opcode.name}, which no state does"
     except Exception as error:  # zipfile and pickletools raise many kinds for what is not their own
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return reason_of(error)
     return ""
 
 

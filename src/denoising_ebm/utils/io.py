@@ -7,8 +7,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -44,20 +44,27 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, previous: P
     """
     temporary = _temporary(path)
     try:
-        make_folder(path.parent)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            _keep(path, previous)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        # A failed write names no file, a failed open the temporary one.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with errors_named(path):
+            make_folder(path.parent)
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                _keep(path, previous)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_named(path: str | Path) -> Iterator[None]:
+    """Have errors of files name this one: a failed write names none, a failed open a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _temporary(path: Path) -> Path:
@@ -166,19 +173,19 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     before old ones, in the order given.
     """
     temporaries = {path: _temporary(path) for path in files}
-    path = Path()
     try:
         for path, content in files.items():
-            make_folder(path.parent)
-            temporaries[path].write_bytes(content)
-            with open(temporaries[path], "rb") as file:
-                os.fsync(file.fileno())
+            with errors_named(path):
+                make_folder(path.parent)
+                temporaries[path].write_bytes(content)
+                with open(temporaries[path], "rb") as file:
+                    os.fsync(file.fileno())
         for path in files:
-            os.replace(temporaries[path], path)
+            with errors_named(path):
+                os.replace(temporaries[path], path)
         for folder in dict.fromkeys(path.parent for path in files):
-            sync_folder(folder)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            with errors_named(folder):
+                sync_folder(folder)
     finally:
         for temporary in temporaries.values():
             with suppress(OSError):

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 # Format characters that spelling needs (Persian, Indian scripts, joined emoji), which reorder and hide nothing.
 _JOINERS = "\u200c\u200d"
+#: Characters of a library's own words on what failed, which can quote a whole file.
+_LONGEST_REASON = 200
 
 
 def printable(text: object) -> str:
@@ -21,6 +23,14 @@ def printable(text: object) -> str:
     """
     shown = str(text)
     return shown if shown.isprintable() else "".join(map(_visible, shown))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed, in a line: what the system says without the name of a file, or an error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        # The system's words are capitalised, ours are not.
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error).strip().partition("\n")[0][:_LONGEST_REASON] or type(error).__name__
 
 
 def valid_unicode(text: str) -> str:
