@@ -169,6 +169,15 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "seconds_per_64_energy_gradient": ("s per 64, gradient", ""),
     "extra_langevin_steps_per_level": ("extra Langevin steps a level", ""),
     "below_sigma": ("below sigma", ""),
+    "flagged_png": ("flagged: PNG", ""),
+    "flagged_jpeg_95": ("JPEG 95", ""),
+    "flagged_jpeg_85": ("JPEG 85", ""),
+    "flagged_jpeg_75": ("JPEG 75", ""),
+    "auroc_synthetic_mean": ("AUROC, mean of synthetic sets", ".3f"),
+    "images_are": ("images", ""),
+    "images_grouped": ("number", ",.0f"),
+    "groups": ("groups", ",.0f"),
+    "not_alone": ("not alone", ",.0f"),
     "n": ("seeds", ""),
 }
 
@@ -344,6 +353,16 @@ TABLES: dict[str, Table] = {
     ),
     "ood-training": Table("ood-training", ("model", "images_seen"), ("held_out_denoising_loss", *_OOD)),
     "ood-small-fit": Table("ood-small-fit", ("data_set", "ood_set"), ("auroc", "auroc_energy", "paper_auroc")),
+    "stored-otherwise": Table(
+        "stored-otherwise",
+        ("fitted_to", "calibrated_on"),
+        ("flagged_png", "flagged_jpeg_95", "flagged_jpeg_85", "flagged_jpeg_75", "auroc_synthetic_mean"),
+    ),
+    "near-copies": Table(
+        "near-copies",
+        ("data_set", "images_are", "images_grouped"),
+        ("groups", "not_alone", "largest_group", "pairs_together"),
+    ),
     "anomaly-maps": Table(
         "anomaly-maps",
         ("map", "smoothing_pixels"),
