@@ -217,7 +217,7 @@ def test_names_that_are_not_unicode(debm: Any, fitted: Path, folder: Path, tmp_p
         page = ["--report", tmp_path / "page.html", "--maps", tmp_path / "maps"]
         done = debm("score", fitted, old, "--out", tmp_path / out, *page, *FAST)
         assert done.status == 0 and "\x1b" not in done.err, done.err
-        assert f"{old}: 1 unreadable or unfit image(s) left out, first @\\xff.png: " in done.err
+        assert f"{old}: 1 unreadable or unfit image left out, first @\\xff.png: " in done.err
     names = ["=1+1.png", "@\\xff.png", "caf\\xe9.png", f"{'n' * 246}.png", f"{'o' * 251}.png", "two\nlines\x1b[31m.png"]
     assert parquet.read_table(tmp_path / "a.parquet")["name"].to_pylist() == names
     assert [json.loads(line)["name"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == names

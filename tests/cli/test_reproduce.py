@@ -39,7 +39,7 @@ def test_mixed_channels_and_damaged_files(debm: Any, tmp_path: Path, capsys: pyt
     assert "--convert brings it there" in debm(*options).error
     train, test = _read(str(tmp_path), None, 16, convert=True)
     assert train.pixels.shape == (3, 3, 16, 16) and test.pixels.shape == (2, 3, 16, 16)
-    assert "1 unreadable image(s) left out, first bad.png" in capsys.readouterr().err.replace("train/", "")
+    assert "1 unreadable image left out, first bad.png" in capsys.readouterr().err.replace("train/", "")
     error = debm(*options, "--convert", "--scale", "small").error
     assert "images of 28x28: network.image_size must be divisible by 8" in error
 

@@ -169,7 +169,7 @@ def test_each_image_has_its_own_mask(debm: Any, tmp_path: Path) -> None:
     assert (
         f"{tmp_path / 'masks'}: 18.8 % of the pixels are filled in on average, 12.5 to 31.2 % of an image" in result.err
     )
-    assert f"{tmp_path / 'masks'}: 2 image(s) without a mask left out: 2.png, 4.png" in result.err
+    assert f"{tmp_path / 'masks'}: 2 images without a mask left out: 2.png, 4.png" in result.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "3.png"]
     filled = load_images(tmp_path / "out").pixels
     for image, number, rows in zip(filled, (0, 1, 3), ((2, 6), (10, 20), (2, 6)), strict=True):
@@ -251,7 +251,7 @@ def test_unreadable_images_are_left_out_and_counted(debm: Any, tmp_path: Path) -
         Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"x{i}.png")
     options = ["--task", "denoise", "--sigma", "20/255", "--batch-size", 1, "--out", tmp_path / "out"]
     result = debm("restore", "fashion-mnist", tmp_path / "images", *options)
-    assert result.status == 0 and "2 unreadable image(s) left out, first a.png" in result.err
+    assert result.status == 0 and "2 unreadable images left out, first a.png" in result.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0c.png", "1c.png", "x0.png", "x1.png"]
 
 

@@ -158,12 +158,12 @@ def test_images_that_do_not_fit_have_a_row_with_the_reason(debm: Any, folder: Pa
     Image.new("L", (48, 32)).save(mixed / "c.png")
     shutil.copy(folder / "001.png", mixed / "d.png")
     done = debm("score", run, mixed)
-    assert done.status == 0 and "2 unreadable or unfit image(s) left out, first b.png: the image has 3" in done.err
+    assert done.status == 0 and "2 unreadable or unfit images left out, first b.png: the image has 3" in done.err
     rows = {row["name"]: row for row in rows_of(done.out)}
     assert [row["status"] for row in rows.values()] == ["ok", "unreadable", "unreadable", "ok"]
-    assert rows["b.png"]["reason"] == "the image has 3 channel(s), the model takes 1; --convert brings it there"
+    assert rows["b.png"]["reason"] == "the image has 3 channels, the model takes 1; --convert brings it there"
     assert rows["c.png"]["reason"] == "is 48x32, expected 32x32; --resize brings it there"
-    assert f"{mixed}/b.png: the image has 3 channel(s)" in debm("score", run, mixed, "--strict").error
+    assert f"{mixed}/b.png: the image has 3 channels" in debm("score", run, mixed, "--strict").error
     converted = {row["name"]: row for row in rows_of(debm("score", run, mixed, "--convert", "--resize", "box").out)}
     assert {row["status"] for row in converted.values()} == {"ok"}
     for name in ("a.png", "d.png"):

@@ -54,7 +54,7 @@ def test_three_hundred_images_of_which_fifteen_are_damaged(
     table = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [row["name"] for row in table] == [f"{i:06d}.png" for i in range(300)]
     assert {row["name"] for row in table if row["status"] == "unreadable" and row["reason"]} == damaged
-    assert "285 images scored, 15 unreadable" in done.err and "15 unreadable or unfit image(s) left out" in done.err
+    assert "285 images scored, 15 unreadable" in done.err and "15 unreadable or unfit images left out" in done.err
     assert len(list((tmp_path / "maps").iterdir())) == 285
     assert "285 scored, 15 unreadable" in (tmp_path / "page.html").read_text()
 

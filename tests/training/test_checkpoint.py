@@ -237,7 +237,7 @@ def test_damaged_lines_of_the_log_stop_nothing(tmp_path: Path) -> None:
     path.write_bytes(lines[0] + b"".join(DAMAGED_LINES) + b"".join(lines[1:]) + bytes(4096))
     said: list[str] = []
     assert [record["step"] for record in read_metrics(tmp_path, said.append)] == [2, 4, 6]
-    assert said == [f"{path}: {len(DAMAGED_LINES)} damaged line(s) left out"]
+    assert said == [f"{path}: {len(DAMAGED_LINES)} damaged lines left out"]
     train(pixels, longer, tmp_path, resume=True)
     assert [record["step"] for record in read_metrics(tmp_path, said.append)] == [2, 4, 6, 8]
-    assert len(said) == 1 and events(tmp_path) == [f"{path}: {len(DAMAGED_LINES)} damaged line(s) dropped"]
+    assert len(said) == 1 and events(tmp_path) == [f"{path}: {len(DAMAGED_LINES)} damaged lines dropped"]

@@ -273,7 +273,7 @@ def test_a_stage_that_ended_is_tried_again_and_can_recover(tmp_path: Path, monke
         spoil_steps(faulty, FAULTS["weight NaN"][0], set(range(5, 100)))
         first = train(random_pixels(20), config, folder)
     assert first.finished and first.diverged == 1 and read_state(folder)["clock"]["step"] == 18
-    assert first.problems[0] == "1 training stage(s) ended by divergence, each at its last good state"
+    assert first.problems[0] == "1 training stage ended by divergence, each at its last good state"
     second = train(random_pixels(20), config, folder, resume=True)
     assert second.diverged == 0 and read_state(folder)["clock"]["step"] == 40
     assert events(folder)[7:] == [

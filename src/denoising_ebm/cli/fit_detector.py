@@ -51,9 +51,9 @@ def fit_detector(
     false-alarm rate holds for images of new groups. Near copies are found by themselves; where images of a group look
     less alike, say by --groups what belongs together.
 
-    Images that are compressed or resized otherwise than those fitted to look anomalous. It is kept how the latter were
-    stored, and `debm score` says if others come. DATA may hold files of several kinds: where 20 or more calibration
-    images are of a kind, the false-alarm rate is kept for that kind.
+    Images look anomalous if they were compressed or resized in another way than those of the detector. It keeps how
+    these were stored, and `debm score` says if others come. DATA may hold files of several kinds: where 20 or more
+    calibration images are of a kind, the false-alarm rate is kept for that kind.
 
     Examples:
         debm fit-detector runs/mine normal-images/
@@ -73,9 +73,9 @@ def fit_detector(
         corrupted_images: Images to apply every corruption to.
         calibration_images: Images of --calibration to use, drawn at random. N of them allow false-alarm rates down to
             1 / (N + 1); in groups, N is their number.
-        groups: What is no independent evidence: auto finds near copies; folder; prefix (names without the number at their
-            end: scene0_001.png is of scene0); a regular expression with one group in parentheses, searched for in each
-            name; none.
+        groups: Which images belong together, and are no independent evidence: auto finds near copies; folder, those of a
+            folder; prefix, those whose names differ in the number at their end (scene0_001.png is of scene0); a regular
+            expression with one group in parentheses, searched for in each name; none.
         harmless: jpeg: compression as JPEG of qualities 70 to 95 is normal, too. Half of the images are fitted to as
             compressed copies, and the false-alarm rate is kept for such copies. Of PNG images at a rate of .05, fitted
             to 1,200: with cifar10-small .33 (quality 95) and .85 (75) of JPEG copies were flagged without it, .05 with

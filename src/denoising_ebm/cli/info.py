@@ -5,6 +5,8 @@ from __future__ import annotations
 import json as json_format
 from typing import TYPE_CHECKING, Any
 
+from denoising_ebm.utils.text import counted
+
 if TYPE_CHECKING:
     from denoising_ebm.config import SamplingConfig
     from denoising_ebm.model import DenoisingEBM
@@ -57,7 +59,7 @@ def _described(
     network, noise, energy = config.network, config.noise, config.energy
     return {
         "folder": folder,
-        "images": f"{network.image_size} x {network.image_size}, {network.channels} channel(s)",
+        "images": f"{network.image_size} x {network.image_size}, {counted(network.channels, 'channel')}",
         "images prepared": "not said" if model.preprocessing is None else model.preprocessing.described(),
         "latent dimension": network.latent_dim,
         "parameters": f"{parameters['total']:,}",

@@ -28,17 +28,17 @@ class ImageOptions:
         limit: Use the first N images only.
         sample: Use N images drawn at random, of the first --limit if that is given.
         sample_seed: Seed of that draw.
-        resize: Bring images of other sizes to the model's: the central square, then this filter.
+        resize: Bring images of other sizes to the model's by this filter, see --aspect for those that are not square.
         center_crop: First cut out the central square of N pixels.
-        aspect: How --resize makes a square of an image that is none: crop (its central square), stretch, or pad (borders
-            of the background's colour). By default the central square of those of which it is at least half; others are
-            not read.
+        aspect: How images that are not square become it: crop (the central square), stretch, or pad (borders of the
+            background's colour). By default crop where that keeps at least half of an image; others are not read.
         convert: Turn gray images into RGB, or RGB into gray, where the model takes the other.
-        range: Levels of files of more than 8 bits that become black and white, HIGH or LOW,HIGH: 4095 for 12 bits. By
-            default 0,65535; files of 32 bits or floating-point numbers are read with this option only.
-        background: What partly transparent images are laid over: white (the default), black, ignore (their colours are
-            read as if they were opaque) or '#rrggbb'.
-        frames: Of animations and files of several pages the first (the default), or all, as NAME#0, NAME#1, ...
+        range: Levels that become black and white in files of more than 8 bits: HIGH or LOW,HIGH, such as 4095 for 12
+            bits. By default 0,65535; files of 32 bits or floating-point numbers are not read without it.
+        background: What partly transparent images are laid over: white (the default), black or '#rrggbb'; ignore reads
+            their colours as if they were opaque.
+        frames: Which frames of animations and pages of documents are read: the first (the default), or all, each as an
+            image NAME#0, NAME#1, ...
         max_pixels: Leave out images of more pixels than this, by default 67,108,864 (half as many of more than 8 bits, a
             quarter of WebP), which need less than 0.7 GB of memory. Large JPEG files are decoded at a smaller scale.
         strict: Stop at an unreadable image. By default it is left out and counted.
@@ -254,9 +254,8 @@ def open_images(source: str, **options: Any) -> ImageStream:
 
 
 def note_images(source: str, images: ImageStream) -> None:
-    """Tell the user what was taken of a source and what was decided on it, once all its images have come."""
-    note(f"{source}: {images.source.summary(images.taken)}")
-    for line in (*images.source.notes, *images.remarks()):
+    """Tell the user what was taken of a source, decided on it and left out, once all its images have come."""
+    for line in (images.source.summary(images.taken), *images.source.notes, *images.remarks(), *images.left_out()):
         note(f"{source}: {line}")
 
 
@@ -273,7 +272,4 @@ def load_and_note(source: str, **options: Any) -> ImageSet:
     stream = open_images(source, chunk=16, **options)
     images = stream.joined()
     note_images(source, stream)
-    if images.unreadable:
-        first, kind = images.unreadable[0], "unreadable or unfit" if options.get("skip_unfit") else "unreadable"
-        note(f"{source}: {len(images.unreadable)} {kind} image(s) left out, first {first.name}: {first.reason}")
     return images

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from denoising_ebm.cli.common import check_apart, check_at_least, check_output, check_output_folder, note
 from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions, note_images
 from denoising_ebm.literals import Estimate, MaskMarks
+from denoising_ebm.utils.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoising_ebm.datasets.images import ImageSet, Unreadable
+    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.restoration.masks import MaskFiles
 
 #: Images of the grid.
@@ -133,13 +134,11 @@ def restore(
     figures: dict[str, list[Tensor]] = {name: [] for name in ("degraded", "restored")}
     picture_of = PictureNames()
     shown: dict[int, tuple[Tensor, ...]] = {}
-    unreadable: list[Unreadable] = []
     seen = done = 0
     passes = (stream.count or 0) * steps * (1 if estimate == "sample" else samples)
     alone = nullcontext() if out is None else locked(out, "debm restore")
     with alone, progress_bar(f"restoring ({task})", passes) as progress:
         for chunk in stream:
-            unreadable += chunk.unreadable
             files = [picture_of(name) for name in chunk.names]
             first = not seen and len(chunk) > 0
             if first and task == "denoise" and not degrade:
@@ -168,10 +167,6 @@ def restore(
                 done += len(places)
             seen += len(chunk)
     note_images(images, stream)
-    if unreadable:
-        note(
-            f"{images}: {len(unreadable)} unreadable image(s) left out, first {unreadable[0].name}: {unreadable[0].reason}"
-        )
     if masks is not None and not masks.for_all:
         _note_masks(mask, masks)
     if not done:
@@ -235,4 +230,4 @@ def _note_masks(path: Path | None, masks: MaskFiles) -> None:
         )
     if masks.without:
         shown = ", ".join(masks.without[:3]) + (", ..." if len(masks.without) > 3 else "")
-        note(f"{path}: {len(masks.without)} image(s) without a mask left out: {shown}")
+        note(f"{path}: {counted(len(masks.without), 'image')} without a mask left out: {shown}")

@@ -55,8 +55,8 @@ def score(
     gets its energy (lower is more normal) and the percentile of that among the model's validation images. A detector
     computes in the precision that it was fitted in.
 
-    Images are brought to the model's size as those were that the detector was fitted to, unless --resize or
-    --center-crop is given.
+    Images are prepared as those were that the detector was fitted to or, without one, that the model was trained on,
+    unless options say otherwise.
 
     Columns of the table: name, status (ok or unreadable), score, p_value, flagged, nearest_corruption (where the
     p-value is at most 0.1: the corruption that the image resembles most, a hint at the reason), energy, percentile,
@@ -210,12 +210,6 @@ def write_rows(rows: Iterable[Score], out: Path | None) -> None:
 def _note_what_came(source: str, scorer: Scorer, scored: Scored, stream: ImageStream, out: Path | None) -> None:
     """Say what was taken and decided, left out and flagged, and why p-values or percentiles are missing."""
     note_images(source, stream)
-    if scored.unreadable:
-        first = scored.unreadable[0]
-        note(
-            f"{source}: {scored.num_unreadable} unreadable or unfit image(s) left out, "
-            f"first {first.name}: {first.reason}"
-        )
     if scorer.detector is None and scored.first is not None:
         _note_what_is_missing(scorer, scored.first)
     if scorer.detector is not None and (unlike := scorer.detector.unlike_fitting(scored.storage)):

@@ -16,6 +16,7 @@ from denoising_ebm.presets import preset as read_preset
 from denoising_ebm.utils.io import read_regular_file
 from denoising_ebm.utils.lock import locked
 from denoising_ebm.utils.parsing import MAX_YAML, parse_yaml
+from denoising_ebm.utils.text import counted
 
 
 def train(
@@ -126,7 +127,7 @@ def train(
             note(f"diverged: {'; '.join(result.problems)}. See {log}, and try a lower --training.learning_rate{again}")
             return 1
         if result.rollbacks:
-            note(f"training went wrong and back to a good state {result.rollbacks} time(s); see {log}")
+            note(f"training went wrong and back to a good state {counted(result.rollbacks, 'time')}; see {log}")
         note(f"model: {out / 'model'}")
         return 0
 

@@ -28,7 +28,7 @@ from denoising_ebm.datasets.headers import (
 )
 from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep, to_8_bits
 from denoising_ebm.literals import Frames
-from denoising_ebm.utils.text import reason_of
+from denoising_ebm.utils.text import counted, reason_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """What is read: a closed list, since Pillow would start Ghostscript for a file which claims to be PostScript."""
@@ -454,7 +454,9 @@ def with_channels(decoded: Decoded, channels: int | None, convert: bool) -> Imag
     if channels is None:
         return image
     if channels not in kinds and not convert:
-        raise ValueError(f"the image has {kinds[0]} channel(s), the model takes {channels}; --convert brings it there")
+        raise ValueError(
+            f"the image has {counted(kinds[0], 'channel')}, the model takes {channels}; --convert brings it there"
+        )
     return _converted(image, "RGB" if channels == 3 else "L")
 
 

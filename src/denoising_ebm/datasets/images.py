@@ -31,7 +31,7 @@ from denoising_ebm.datasets.shape import ASPECTS, RESIZE, fit_shape
 from denoising_ebm.datasets.sources import Source, open_source
 from denoising_ebm.literals import Aspect, Frames, Resize
 from denoising_ebm.utils.progress import progress_bar
-from denoising_ebm.utils.text import stderr_is_terminal
+from denoising_ebm.utils.text import counted, stderr_is_terminal
 
 _CHUNK_BYTES = 2**26
 """Pixels of a chunk, at least those of one image: 64 MiB."""
@@ -257,6 +257,8 @@ class ImageStream(Iterator[ImageSet]):
         self._reading = reading
         self._remarks = Remarks(frames=reading.frames, value_range=reading.value_range, aspect=reading.aspect)
         self._labels: set[str | None] = set()
+        self._num_unreadable = 0
+        self._first_unreadable: Unreadable | None = None
         self._chunks = reading.chunks(chunk)
 
     def __next__(self) -> ImageSet:
@@ -264,6 +266,8 @@ class ImageStream(Iterator[ImageSet]):
         self.taken += len(images)
         self._remarks.add(images.stored)
         self._labels.update(images.labels)
+        self._num_unreadable += len(images.unreadable)
+        self._first_unreadable = self._first_unreadable or next(iter(images.unreadable), None)
         return images
 
     def joined(self) -> ImageSet:
@@ -293,6 +297,14 @@ class ImageStream(Iterator[ImageSet]):
             The name, and uint8 of shape `(channels, height, width)`.
         """
         return self._reading.again().originals()
+
+    def left_out(self) -> list[str]:
+        """Return a line on the images so far that were left out, if any were."""
+        if self._first_unreadable is None:
+            return []
+        name, reason, _ = self._first_unreadable
+        kind = "unreadable or unfit" if self._reading.skip_unfit else "unreadable"
+        return [f"{counted(self._num_unreadable, f'{kind} image')} left out, first {name}: {reason}"]
 
     def remarks(self) -> list[str]:
         """Return what was decided on the images so far, a line for each kind of decision."""

@@ -15,6 +15,7 @@ from denoising_ebm.datasets.layouts import SPLITS, Part
 from denoising_ebm.datasets.listing import RAW, READ, File, list_folder, suffix_of
 from denoising_ebm.datasets.parquet import ParquetRows
 from denoising_ebm.utils.io import special_kind
+from denoising_ebm.utils.text import counted
 
 __all__ = ["BUNDLED", "Entry", "Source", "open_source", "read_bytes"]
 
@@ -55,16 +56,16 @@ class Source:
             taken: How many of the images were.
         """
         if self.count is None or self.count == taken:
-            text = f"{taken:,} image{_s(taken)}"
+            text = counted(taken, "image")
         elif taken < self.count:
-            text = f"{taken:,} of {self.count:,} image{_s(self.count)}"
+            text = f"{taken:,} of {counted(self.count, 'image')}"
         else:  # frames of animations, pages of documents
-            text = f"{taken:,} images of {self.count:,} file{_s(self.count)}"
+            text = f"{taken:,} images of {counted(self.count, 'file')}"
         text += _place(self.split, self.folders)
         if self.passed_over:
             kinds = ", ".join(f"{kind} {num:,}" for kind, num in self.passed_over.items())
             num = sum(self.passed_over.values())
-            text += f"; {num:,} other file{_s(num)} passed over ({kinds})"
+            text += f"; {counted(num, 'other file')} passed over ({kinds})"
         return text
 
 
@@ -72,10 +73,6 @@ def _place(split: str | None, folders: str) -> str:
     where = [f"split {split}"] if split else []
     where += [folders] if folders else []
     return f" ({'; '.join(where)})" if where else ""
-
-
-def _s(num: int) -> str:
-    return "" if num == 1 else "s"
 
 
 def open_source(
@@ -111,7 +108,7 @@ def open_source(
         return _of_rows(source, ParquetRows(_DATA / source, [_DATA / source / f"{wanted}.parquet"]), wanted)
     if isinstance(source, str) and source.startswith(PREFIX):
         entries, count = open_hub(source, wanted, streaming)
-        number = "images" if count is None else f"{count:,} image{_s(count)}"
+        number = "images" if count is None else counted(count, "image")
         return Source(source, entries, count, wanted, f"{number} of {source} (split {wanted})")
     path = Path(source)
     mode = _mode(path) if source != "" else None
@@ -158,7 +155,7 @@ def _unknown(source: str) -> str:
 def _of_rows(source: str, rows: ParquetRows, split: str | None, passed_over: Mapping[str, int] | None = None) -> Source:
     part = f" (split {split})" if split else ""
     return Source(
-        rows.root, rows, rows.count, split, f"{rows.count:,} image{_s(rows.count)} of {source}{part}", passed_over or {}
+        rows.root, rows, rows.count, split, f"{counted(rows.count, 'image')} of {source}{part}", passed_over or {}
     )
 
 
@@ -195,7 +192,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str, normal_onl
     if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
         notes.append(f"{layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
     folders = layouts.folders_in_words(chosen.files)
-    description = f"{len(entries):,} image{_s(len(entries))} of {folder}{_place(chosen.split, folders)}"
+    description = f"{counted(len(entries), 'image')} of {folder}{_place(chosen.split, folders)}"
     return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, folders, tuple(notes))
 
 
@@ -295,6 +292,6 @@ def _normal(chosen: _Chosen) -> _Chosen:
     if not left or not pairs:
         return chosen
     folders = list(dict.fromkeys("/".join(place) for place in left))
-    taken = f"{len(pairs):,} normal image{_s(len(pairs))} {'is' if len(pairs) == 1 else 'are'} taken"
+    taken = f"{counted(len(pairs), 'normal image')} {'is' if len(pairs) == 1 else 'are'} taken"
     note = f"only the {taken}, not {len(left):,} of {layouts.enumerated(folders)}; split 'all' takes all"
     return _Chosen([file for file, _ in pairs], [part for _, part in pairs], chosen.split, [*chosen.notes, note])

@@ -31,6 +31,7 @@ from denoising_ebm.schema import (
 )
 from denoising_ebm.utils.io import read_json, write_together
 from denoising_ebm.utils.parsing import MAX_JSON, shown, shown_name
+from denoising_ebm.utils.text import counted
 
 CONFIG_FILE, TENSORS_FILE = DETECTOR_FILES
 _HINT = "fit it again with `debm fit-detector`"
@@ -109,7 +110,9 @@ def check_corruptions(names: Any, channels: int, path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: corruptions: expected a list of names, got {shown(names)}")
     unknown = [name for name in names if not isinstance(name, str) or name not in known]
     if unknown:
-        raise ValueError(f"{path}: corruptions: {shown(unknown[0])} is none of images with {channels} channel(s)")
+        raise ValueError(
+            f"{path}: corruptions: {shown(unknown[0])} is none of images with {counted(channels, 'channel')}"
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: corruptions: a name is given twice")
     return tuple(names)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoising_ebm.training.checkpoint import Clock
 from denoising_ebm.utils.io import errors_named, sync_folder, write_atomically
-from denoising_ebm.utils.text import Stderr, print_line, stderr_is_terminal
+from denoising_ebm.utils.text import Stderr, counted, print_line, stderr_is_terminal
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -178,7 +178,7 @@ def read_metrics(folder: Path, log: Callable[[str], object] = lambda message: No
     path = folder / METRICS_FILE
     records = [_record(line) for line in path.read_bytes().split(b"\n") if line.strip()]
     if damaged := records.count(None):
-        log(f"{path}: {damaged} damaged line(s) left out")
+        log(f"{path}: {counted(damaged, 'damaged line')} left out")
     return [record for record in records if record is not None and "stage" in record]
 
 

@@ -59,6 +59,7 @@ from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import clear_temporaries, write_text_atomically
 from denoising_ebm.utils.lock import locked
 from denoising_ebm.utils.seeds import hashed_generator
+from denoising_ebm.utils.text import counted
 
 
 class _Step(nn.Module):
@@ -201,7 +202,7 @@ def _train(
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         if saved is not None:
             if damaged := trim_metrics(folder, state.clock.step):
-                remarks.append(f"{folder / METRICS_FILE}: {damaged} damaged line(s) dropped")
+                remarks.append(f"{folder / METRICS_FILE}: {counted(damaged, 'damaged line')} dropped")
         else:
             # So that a run that dies before its first save can be resumed too; first of all files, since without it the
             # others are no run.
@@ -482,7 +483,9 @@ class _Run:
         clock, record = self.state.clock, self.state.record
         found = []
         if clock.diverged:
-            found.append(f"{clock.diverged} training stage(s) ended by divergence, each at its last good state")
+            found.append(
+                f"{counted(clock.diverged, 'training stage')} ended by divergence, each at its last good state"
+            )
         if record.lost_steps > MAX_LOST * clock.step:
             found.append(f"{record.lost_steps:,} of {clock.step:,} steps diverged and were thrown away")
         if clock.rate_scale < MIN_RATE:

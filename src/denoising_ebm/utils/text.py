@@ -33,6 +33,11 @@ def reason_of(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:_LONGEST_REASON] or type(error).__name__
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count of things in words: `1 image`, `1,200 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def valid_unicode(text: str) -> str:
     r"""Return text that can be encoded: a byte of a file name that is not UTF-8 becomes `\xff`, all else stays."""
     try:
