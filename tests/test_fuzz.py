@@ -1,4 +1,4 @@
-"""Readers of models, detectors, states and settings on a few hundred hostile files; `fuzzing.py` runs them for long."""
+"""Readers of models, detectors, states and settings on a few hundred hostile files (reliability/fuzz.py: on many more)."""
 
 from __future__ import annotations
 

@@ -20,20 +20,8 @@ import torch
 from denoising_ebm.config import Config, from_dict, to_dict
 from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.migration import MODEL_FORMAT, migrate_model, migrate_tensors
-from denoising_ebm.schema import (
-    Specs,
-    TensorSpec,
-    check_file_hash,
-    check_own_hash,
-    check_tensors,
-    checked_metadata,
-    file_hash,
-    hashes_of,
-    plain_metadata,
-    read_tensors,
-    replaced_name,
-    sealed,
-)
+from denoising_ebm.schema import Specs, TensorSpec, check_tensors, checked_metadata, plain_metadata, read_tensors
+from denoising_ebm.utils.hashes import check_file_hash, check_own_hash, file_hash, hashes_of, replaced_name, sealed
 from denoising_ebm.utils.io import read_json, write_together
 from denoising_ebm.utils.markup import markdown_text
 from denoising_ebm.utils.parsing import MAX_JSON, shown

@@ -2,13 +2,12 @@
 
 Names, shapes, types and finiteness of tensors are checked here, those of settings by `config.from_dict`. Sizes come first:
 shapes from the head of a file, before its tensors are read, against shapes of a module on the device `meta`, which has no
-memory. Entries named `sha256` tell whether files are what was written, and belong together.
+memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ from denoising_ebm.utils.text import reason_of
 
 #: Bytes of the head of a safetensors file at most: names and shapes of a thousand tensors take 100 kB.
 MAX_HEAD = 4 * 2**20
-#: Entry of a JSON file with hashes by the names of files, its own among them.
-HASHES = "sha256"
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TYPES = {**_FLOATS, "I64": torch.int64}
@@ -206,85 +203,6 @@ def _check_values(name: str, spec: TensorSpec, tensor: Tensor, path: Path) -> No
         raise ValueError(f"{path}: {name} must be > 0 throughout")
     if spec.most is not None and not bool((tensor.abs() <= spec.most).all()):
         raise ValueError(f"{path}: {name} must be within -{spec.most:g}..{spec.most:g} throughout")
-
-
-# -- hashes -------------------------------------------------------------------------------------------------------------
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, some 2 ms for each megabyte at worst."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sealed(values: Mapping[str, Any], name: str, others: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of a JSON file with an entry of hashes: its own values' and those of the files beside it.
-
-    Args:
-        values: Of the file.
-        name: Of the file.
-        others: Hashes of other files by name, as from `file_hash`.
-    """
-    plain = {key: value for key, value in values.items() if key != HASHES}
-    return {**plain, HASHES: {**others, name: _values_hash(plain, others)}}
-
-
-def hashes_of(values: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """Return the entry of hashes that a JSON file holds, empty where it has none.
-
-    Raises:
-        ValueError: If it is not a mapping of texts.
-    """
-    found = values.get(HASHES, {})
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(f"{path}: {HASHES}: expected a mapping from names of files to texts, got {shown(found)}")
-    return found
-
-
-def replaced_name(name: str) -> str:
-    """Return the name under which a JSON file has the hash of what a file replaces, until it has."""
-    return f"{name} before"
-
-
-def check_own_hash(values: Mapping[str, Any], path: Path) -> None:
-    """Refuse a JSON file whose values are others than were written; files without hashes pass.
-
-    Raises:
-        ValueError: If they are.
-    """
-    others = dict(hashes_of(values, path))
-    expected = others.pop(path.name, None)
-    plain = {key: value for key, value in values.items() if key != HASHES}
-    if expected is not None and expected != _values_hash(plain, others):
-        raise ValueError(
-            f"{path}: was changed after it was written, or is damaged (its values do not fit {HASHES}); if you changed it "
-            f'on purpose, delete "{path.name}" from its entry {HASHES}'
-        )
-
-
-def check_file_hash(values: Mapping[str, Any], path: Path, file: Path, hint: str) -> None:
-    """Refuse a file beside a JSON file that is another than the one it was written with; without a hash it passes.
-
-    Args:
-        values: Of the JSON file.
-        path: Of the JSON file.
-        file: The file beside it.
-        hint: What the user may do.
-
-    Raises:
-        ValueError: If it is another.
-    """
-    hashes = hashes_of(values, path)
-    expected = [hashes[name] for name in (file.name, replaced_name(file.name)) if name in hashes]
-    if expected and file_hash(file) not in expected:
-        raise ValueError(
-            f"{file}: is damaged, or not the file that {path.name} was written with (its SHA-256 is another); {hint}"
-        )
-
-
-def _values_hash(values: Mapping[str, Any], others: Mapping[str, str]) -> str:
-    text = json.dumps({**values, HASHES: others}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # -- values -------------------------------------------------------------------------------------------------------------

@@ -102,9 +102,9 @@ def test_gray_beside_color_becomes_rgb_unless_told(folder: Path) -> None:
     Image.fromarray(gray).save(folder / "b.png")
     images = load_images(folder)
     assert np.array_equal(images.pixels[1].numpy(), np.stack([gray] * 3))
-    with pytest.raises(ValueError, match=r"photos/b\.png: the image has 1 channel\(s\), the model takes 3; --convert"):
+    with pytest.raises(ValueError, match=r"photos/b\.png: the image has 1 channel, the model takes 3; --convert"):
         load_images(folder, channels=3)
-    with pytest.raises(ValueError, match=r"photos/a\.png: the image has 3 channel\(s\), the model takes 1; --convert"):
+    with pytest.raises(ValueError, match=r"photos/a\.png: the image has 3 channels, the model takes 1; --convert"):
         load_images(folder, channels=1)
 
 

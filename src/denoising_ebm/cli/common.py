@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoising_ebm.utils.text import print_line, reason_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from denoising_ebm.cli.options import ImageOptions
-    from denoising_ebm.datasets.images import ImageSet
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
 
@@ -99,7 +93,7 @@ def check_apart(option: str, folder: Path | None, source: str) -> None:
         raise ValueError(f"{option} {folder}: lies in the folder of the images, {source}; give another one")
 
 
-# -- models, detectors, OOD sets ------------------------------------------------------------------------------------
+# -- models and detectors -------------------------------------------------------------------------------------------
 
 
 def output_folder(model: str, out: Path | None, what: str) -> Path:
@@ -145,40 +139,3 @@ def load_detector(name: str, folder: Path | None, model: DenoisingEBM) -> Detect
     if model.precision == "bf16" and choose_precision("auto", model.device) != "bf16":
         note(f"{place}: the detector was fitted in bf16, which is slow on this device; one fitted here would be faster")
     return detector
-
-
-def load_ood_sets(wanted: Sequence[str], normal: Tensor, images: ImageOptions, seed: int) -> dict[str, ImageSet]:
-    """Load or make the OOD sets that `--ood` names, of the size of the normal images.
-
-    Args:
-        wanted: NAME=DATA, NAME=DATA@SPLIT, the name of a synthetic set, or `all` for every synthetic set.
-        normal: The normal images, uint8, from which synthetic sets are made.
-        images: How to load the others.
-        seed: Of the synthetic sets.
-
-    Raises:
-        ValueError: If a name is unknown or given twice.
-    """
-    import torch
-
-    from denoising_ebm.datasets.images import ImageSet
-    from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
-
-    sets: dict[str, ImageSet] = {}
-    for item in [name for each in wanted for name in (SYNTHETIC_OOD if each == "all" else [each])]:
-        name, has_source, source = item.partition("=")
-        if name in sets or name == "normal":
-            raise ValueError(f"--ood: {name} is given twice")
-        if not has_source:
-            if name not in SYNTHETIC_OOD:
-                raise ValueError(f"--ood: {name} is neither NAME=DATA nor one of all, {', '.join(SYNTHETIC_OOD)}")
-            made = SYNTHETIC_OOD[name](normal, torch.Generator().manual_seed(seed))
-            sets[name] = ImageSet(made, tuple(map(str, range(len(made)))))
-            continue
-        options = images
-        if not Path(source).exists() and "@" in source:
-            source, _, split = source.rpartition("@")
-            options = replace(images, split=split)
-        channels, height, width = normal.shape[1:]
-        sets[name] = options.load(source, (channels, height, width))
-    return sets

@@ -13,9 +13,9 @@ from denoising_ebm.cli.common import (
     check_output_folder,
     check_positive,
     load_detector,
-    load_ood_sets,
     note,
 )
+from denoising_ebm.cli.ood_sets import load_ood_sets
 from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from denoising_ebm.cli.common import load_ood_sets, note
+from denoising_ebm.cli.common import note
+from denoising_ebm.cli.ood_sets import load_ood_sets
 from denoising_ebm.cli.options import ImageOptions, load_and_note
 from denoising_ebm.literals import Resize, Scale
 

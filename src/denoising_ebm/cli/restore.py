@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from denoising_ebm.datasets.images import ImageSet
-    from denoising_ebm.restoration.masks import MaskFiles
+    from denoising_ebm.restoration.mask_files import MaskFiles
 
 #: Images of the grid.
 _SHOWN = 16
@@ -108,7 +108,7 @@ def restore(
     import torch
 
     from denoising_ebm.datasets.images import PictureNames, to_float
-    from denoising_ebm.restoration.masks import MaskFiles
+    from denoising_ebm.restoration.mask_files import MaskFiles
     from denoising_ebm.restoration.metrics import psnr, ssim, ssim_package
     from denoising_ebm.restoration.operators import blurred, masked, noisy
     from denoising_ebm.restoration.posterior import restore_batches

@@ -26,6 +26,7 @@ from denoising_ebm.datasets.headers import (
     what_it_is,
     with_opacity,
 )
+from denoising_ebm.datasets.jpeg import jpeg_quality
 from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep, to_8_bits
 from denoising_ebm.literals import Frames
 from denoising_ebm.utils.text import counted, reason_of
@@ -52,24 +53,6 @@ _TURNS = {
 }
 
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
-
-# Of the JPEG standard (table K.1), in rows: libjpeg scales it by the quality.
-_LUMINANCE = np.array(
-    """
-    16 11 10 16  24  40  51  61
-    12 12 14 19  26  58  60  55
-    14 13 16 24  40  57  69  56
-    14 17 22 29  51  87  80  62
-    18 22 37 56  68 109 103  77
-    24 35 55 64  81 104 113  92
-    49 64 78 87 103 121 120 101
-    72 92 95 98 112 100 103  99
-    """.split(),
-    dtype=np.int64,
-)
-_QUALITIES = np.arange(1, 101)
-_SCALES = np.where(_QUALITIES < 50, 5000 // _QUALITIES, 200 - 2 * _QUALITIES)
-_TABLES = ((_LUMINANCE * _SCALES[:, None] + 50) // 100).clip(1, 255)
 
 
 @dataclass(frozen=True)
@@ -122,9 +105,8 @@ class Stored(NamedTuple):
     frames: int = 1  #: In the file.
     quality: int | None = None  #: Of a JPEG, 1 to 100, estimated from its quantisation tables.
     seen: float = 1.0  #: Share of its area that the pixels show, 0 to 1.
-    scale: float = (
-        1.0  #: Pixels as stored for one that is given on, along a side: above 1 made smaller, below 1 enlarged.
-    )
+    #: Pixels as stored for one that is given on, along a side: above 1 made smaller, below 1 enlarged.
+    scale: float = 1.0
     notes: tuple[str, ...] = ()  #: Decisions that changed its meaning, in plain words: `first of 5 frames`.
     highest: int | None = None  #: Largest level of a 16-bit file; None where it is known what is white.
 
@@ -274,7 +256,7 @@ class _File:
             self._check_size(reduced=True)
         kind = "JPEG" if opened.format == "MPO" else opened.format or ""
         bits, highest = 1 if opened.mode == "1" else 8, None
-        quality = _jpeg_quality(getattr(opened, "quantization", {})) if kind == "JPEG" else None
+        quality = jpeg_quality(getattr(opened, "quantization", {})) if kind == "JPEG" else None
         notes: tuple[str, ...] = (f"first of {frames} frames",) if frames > 1 and how.frames == "first" else ()
         # WebP and palettes cannot be marked as gray.
         marks_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
@@ -387,14 +369,6 @@ def _turn(opened: Image.Image) -> tuple[Image.Transpose | None, tuple[str, ...]]
         return _TURNS.get(int(opened.getexif().get(0x0112, 1))), ()
     except Exception:  # of any type, from data that need not be there
         return None, ()
-
-
-def _jpeg_quality(tables: dict[int, list[int]]) -> int | None:
-    """Return the quality at which libjpeg would have used the most similar table of luminance."""
-    table = np.array(tables.get(0, ()))
-    if table.shape != (64,):
-        return None
-    return int(_QUALITIES[np.abs(_TABLES - table).sum(1).argmin()])
 
 
 @contextmanager

@@ -200,9 +200,8 @@ class Scored:
         self.num_unreadable = 0
         self.num_flagged: int | None = None  #: None if none was judged.
         self.num_cropped = 0  #: Images that were judged by a part of them.
-        self.num_in_maps_alone = (
-            0  #: Images with a z-score above the limit in their map, and a p-value that is not small.
-        )
+        #: Images with a z-score above the limit in their map, and a p-value that is not small.
+        self.num_in_maps_alone = 0
         self.first: Score | None = None  #: The first readable image.
         self.unreadable: list[Unreadable] = []  #: The first of them.
         self.most_anomalous: list[Kept] = []  #: In falling order.

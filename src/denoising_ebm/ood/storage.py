@@ -18,17 +18,8 @@ from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.corruptions import corruptions
 from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import feature_counts
-from denoising_ebm.schema import (
-    Specs,
-    TensorSpec,
-    check_file_hash,
-    check_own_hash,
-    check_tensors,
-    checked_metadata,
-    load_tensors,
-    plain_metadata,
-    sealed,
-)
+from denoising_ebm.schema import Specs, TensorSpec, check_tensors, checked_metadata, load_tensors, plain_metadata
+from denoising_ebm.utils.hashes import check_file_hash, check_own_hash, sealed
 from denoising_ebm.utils.io import read_json, write_together
 from denoising_ebm.utils.parsing import MAX_JSON, shown, shown_name
 from denoising_ebm.utils.text import counted
