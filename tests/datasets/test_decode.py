@@ -12,16 +12,6 @@ from denoising_ebm.datasets.images import load_images
 from pictures import encoded, noise, smooth, write_parquet
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three RGB files, one in a subfolder, and one that is no image."""
-    (tmp_path / "photos" / "z").mkdir(parents=True)
-    for name, seed in (("b.png", 1), ("a.png", 0), ("z/c.png", 2)):
-        Image.fromarray(noise(seed)).save(tmp_path / "photos" / name)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
-    return tmp_path / "photos"
-
-
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos", "box"])
 def test_resize_is_pillows(tmp_path: Path, name: str) -> None:
     picture = smooth(90, 61)

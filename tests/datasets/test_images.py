@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
 import tracemalloc
@@ -17,7 +15,6 @@ from PIL import Image
 import denoising_ebm
 from denoising_ebm.datasets.images import (
     ImageSet,
-    PictureNames,
     image_hashes,
     load_images,
     stream_images,
@@ -32,16 +29,6 @@ FASHION = {
     "train": {"sum": 567829224, "squares": 104029751584, "per_class": 1000},
     "test": {"sum": 114424186, "squares": 21016096912, "per_class": 200},
 }
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three RGB files, one in a subfolder, and one that is no image."""
-    (tmp_path / "photos" / "z").mkdir(parents=True)
-    for name, seed in (("b.png", 1), ("a.png", 0), ("z/c.png", 2)):
-        Image.fromarray(noise(seed)).save(tmp_path / "photos" / name)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
-    return tmp_path / "photos"
 
 
 def test_every_value_survives_float_and_back() -> None:
@@ -217,31 +204,6 @@ def test_hashes_tell_images_apart(generator: torch.Generator) -> None:
 def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_images("digits", split="test", **options)
-
-
-def test_each_picture_has_a_place_of_its_own(tmp_path: Path) -> None:
-    names = ["a/b.png", "a/b.jpg", "x.parquet#1", "Ü.PNG", "line\nend.png"]
-    pictures = PictureNames()
-    assert [pictures(name) for name in names] == ["a/b.png", "a/b.jpg.png", "x.parquet-1.png", "Ü.PNG", "line\nend.png"]
-    # Names that differ only by what is replaced, or by what was added to another, and one that stands there twice.
-    others = ["a/b.jpg.png", "x.parquet-1", "x.parquet#1.png", "x.parquet-1.png", "a/b.png", "a/b.png"]
-    found = [pictures(name) for name in others]
-    assert len({*found, "a/b.png", "a/b.jpg.png", "x.parquet-1.png"}) == len(others) + 3
-    assert all(re.fullmatch(r"(a/b|a/b\.jpg|x\.parquet-1)-[0-9a-f]{10}\.png", name) for name in found)
-    again = PictureNames()
-    assert [again(name) for name in [*names, *others]][len(names) :] == found
-
-
-@pytest.mark.parametrize("letter", ["a", "ä", "\udce4"], ids=["ascii", "two bytes", "not UTF-8"])
-def test_long_names_have_pictures_too(letter: str, tmp_path: Path) -> None:
-    """Names of 250 bytes are allowed, and `.png` comes after them."""
-    pictures, stem = PictureNames(), letter * (250 // len(os.fsencode(letter)))
-    for name in (f"{stem}.jpg", f"{stem}.jpeg", f"{stem}.png", f"{stem}#1", f"{stem}#12"):
-        place = tmp_path / pictures(f"folder/{name}")
-        assert len(os.fsencode(place.name)) <= 255 and place.name.endswith(".png")
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(b"")
-    assert len(list((tmp_path / "folder").iterdir())) == 5
 
 
 def test_image_set_checks_itself() -> None:

@@ -21,16 +21,6 @@ from pictures import encoded, noise, write_parquet
 DATA = Path(denoising_ebm.__file__).parent / "assets" / "datasets"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three RGB files, one in a subfolder, and one that is no image."""
-    (tmp_path / "photos" / "z").mkdir(parents=True)
-    for name, seed in (("b.png", 1), ("a.png", 0), ("z/c.png", 2)):
-        Image.fromarray(noise(seed)).save(tmp_path / "photos" / name)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
-    return tmp_path / "photos"
-
-
 def test_folder_parquet_and_single_file_agree(folder: Path, tmp_path: Path) -> None:
     expected = np.stack([noise(seed).transpose(2, 0, 1) for seed in range(3)])
     images = load_images(folder)

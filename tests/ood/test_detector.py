@@ -22,7 +22,7 @@ from denoising_ebm.ood.detector_config import DetectorConfig
 from denoising_ebm.ood.features import FeatureConfig, compute_features
 from denoising_ebm.ood.lda import log_mean_exp
 from denoising_ebm.ood.metrics import auroc
-from support import randomise, tiny_config
+from support import randomise
 
 SMALL = DetectorConfig(
     FeatureConfig(sigmas=(0.1, 0.5), families=("energy", "noisy-energy", "latent"), feature_sigmas=(0.1,)),
@@ -38,13 +38,6 @@ def pixels() -> Tensor:
     """Real images at half their size."""
     images = load_images("fashion-mnist", limit=300).pixels.float()
     return torch.nn.functional.avg_pool2d(images, 2).round().to(torch.uint8)
-
-
-@pytest.fixture(scope="module")
-def model() -> DenoisingEBM:
-    model = DenoisingEBM(tiny_config())
-    randomise(model.dae)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from denoising_ebm.ood.image_storage import (
     unlike_fitting,
 )
 from denoising_ebm.ood.metrics import auroc
-from support import random_pixels, randomise, tiny_config
+from support import random_pixels
 
 PNG, JPEG_75, JPEG_95 = Stored("PNG", 32, 32), Stored("JPEG", 32, 32, quality=75), Stored("JPEG", 32, 32, quality=95)
 LOSSLESS = KINDS.index("lossless")
@@ -40,13 +40,6 @@ SMALL = DetectorConfig(
     num_corrupted=10,
     maps=AnomalyMapConfig(sigmas=(0.2,), clean_sigmas=(), num_noise_samples=1, blur=1.0),
 )
-
-
-@pytest.fixture(scope="module")
-def model() -> DenoisingEBM:
-    model = DenoisingEBM(tiny_config())
-    randomise(model.dae)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

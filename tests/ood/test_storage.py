@@ -31,13 +31,6 @@ REGRESSION = "lda.adjustment.regression"
 
 
 @pytest.fixture(scope="module")
-def model() -> DenoisingEBM:
-    model = DenoisingEBM(tiny_config())
-    randomise(model.dae)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
 def detector(model: DenoisingEBM) -> Detector:
     return Detector(model, SMALL).fit(random_pixels(60))
 

@@ -107,7 +107,7 @@ def restore(
         note(f"noise of {noise_level:.3g} for images in [-1, 1]: {127.5 * noise_level:.3g} gray levels of 255")
     import torch
 
-    from denoising_ebm.datasets.images import PictureNames, to_float
+    from denoising_ebm.datasets.images import to_float
     from denoising_ebm.restoration.mask_files import MaskFiles
     from denoising_ebm.restoration.metrics import psnr, ssim, ssim_package
     from denoising_ebm.restoration.operators import blurred, masked, noisy
@@ -115,6 +115,7 @@ def restore(
     from denoising_ebm.utils.lock import locked
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.grids import save_grid, save_picture, to_picture
+    from denoising_ebm.viz.picture_names import PictureNames
 
     if degrade:
         # Before work that would end without it.

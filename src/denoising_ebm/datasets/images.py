@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from denoising_ebm.datasets.decode import (
 from denoising_ebm.datasets.entries import Entry, draw
 from denoising_ebm.datasets.levels import ValueRange
 from denoising_ebm.datasets.remarks import Remarks, with_fit
-from denoising_ebm.datasets.shape import ASPECTS, RESIZE, fit_shape
+from denoising_ebm.datasets.shape import RESIZE, fit_shape
 from denoising_ebm.datasets.sources import Source, open_source
 from denoising_ebm.literals import Aspect, Frames, Resize
 from denoising_ebm.utils.progress import progress_bar
@@ -83,39 +82,6 @@ class ImageSet:
         places = chosen.tolist()
         names, labels = tuple(self.names[i] for i in places), tuple(self.labels[i] for i in places)
         return ImageSet(self.pixels[chosen], names, labels=labels, stored=tuple(self.stored[i] for i in places))
-
-
-class PictureNames:
-    """Gives the picture that is made of each image a place of its own."""
-
-    def __init__(self) -> None:
-        self._taken: set[int] = set()  # hashes, which need less memory than names
-
-    def __call__(self, name: str) -> str:
-        """Return the relative path of the picture of the image `name` of an `ImageSet`, most often that name.
-
-        A `.png` is kept and else added, `#` becomes `-`. A name that would be too long for a file (255 bytes), or is
-        another image's already (`a.jpg` beside `a.jpg.png`), ends with a hash of the image's name.
-        """
-        plain = name.replace("#", "-").lstrip("/")
-        folder, slash, file = plain.rpartition("/")
-        stem, suffix = (file[:-4], file[-4:]) if file.lower().endswith(".png") else (file, ".png")
-        picture, tries = f"{folder}{slash}{_shortened(stem, suffix)}", 0
-        while hash(picture) in self._taken:
-            digest = hashlib.blake2b(os.fsencode(f"{name}/{tries}"), digest_size=5).hexdigest()
-            picture, tries = f"{folder}{slash}{_shortened(stem, f'-{digest}{suffix}')}", tries + 1
-        self._taken.add(hash(picture))
-        return picture
-
-
-def _shortened(stem: str, suffix: str) -> str:
-    """Return a file name of at most 255 bytes; a shortened one says by a hash what it is short for."""
-    if len(os.fsencode(stem + suffix)) <= 255:
-        return stem + suffix
-    suffix = f"-{hashlib.blake2b(os.fsencode(stem), digest_size=5).hexdigest()}{suffix}"
-    while len(os.fsencode(stem + suffix)) > 255:
-        stem = stem[:-1]
-    return stem + suffix
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -382,8 +348,8 @@ class _Reading:
         _check_arguments(self.image_size, self.channels, self.resize, self.center_crop, self.limit, self.sample)
         if self.skip_unfit and (self.image_size is None or self.channels is None):
             raise ValueError("skip_unfit needs an image_size and channels to fit")
-        if self.aspect is not None and self.aspect not in ASPECTS:
-            raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, got {self.aspect!r}")
+        if self.aspect is not None and self.aspect not in (aspects := get_args(Aspect)):
+            raise ValueError(f"aspect must be one of {', '.join(aspects)}, got {self.aspect!r}")
         needed = self.image_size if self.resize is not None and self.center_crop is None else None
         self._decoding = Decoding(self.value_range, self.background, self.frames, self.max_pixels, needed)
         streaming = self.limit is not None

@@ -17,7 +17,6 @@ RESIZE: dict[Resize, Image.Resampling] = {
 }
 """Antialiasing filters by name."""
 
-ASPECTS: tuple[Aspect, ...] = ("crop", "stretch", "pad")
 LEAST_SEEN = 0.5
 """Share of an image that its central square must show to stand for it unasked."""
 

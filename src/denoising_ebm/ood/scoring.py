@@ -18,13 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from denoising_ebm.datasets.images import ImageSet, PictureNames, Unreadable, to_float
+from denoising_ebm.datasets.images import ImageSet, Unreadable, to_float
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.anomaly_maps import Z_LIMIT, anomaly_map, brightest, write_maps
 from denoising_ebm.ood.conformal import benjamini_hochberg, check_rate, flagged
 from denoising_ebm.ood.detector import NAMED_BELOW, Detector
 from denoising_ebm.ood.image_storage import StorageTally
 from denoising_ebm.ood.table import RowsOnDisk, Score, energy_rows, with_columns
+from denoising_ebm.viz.picture_names import PictureNames
 
 #: Images shown, rows in the table of the most anomalous ones, and rows in that of unreadable ones of a page.
 SHOWN, LISTED, UNREADABLE_LISTED = 24, 100, 1000
