@@ -87,6 +87,35 @@ def test_gray_webp_and_palette_serve_both_channel_counts(tmp_path: Path) -> None
         assert load_images(tmp_path / f"x.{suffix}").pixels.shape[1] == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "stored"),
+    [
+        ("WEBP", {"lossless": True}, "lossless WEBP"),
+        ("WEBP", {"quality": 80}, "WEBP"),
+        ("TIFF", {}, "TIFF"),
+        ("TIFF", {"compression": "tiff_lzw"}, "TIFF"),
+        ("TIFF", {"compression": "jpeg", "quality": 40}, "JPEG"),
+        ("JPEG", {"quality": 40}, "JPEG"),
+    ],
+)
+def test_files_say_whether_their_pixels_lost_something(
+    tmp_path: Path, kind: str, options: dict[str, Any], stored: str
+) -> None:
+    """A file of one format may hold what was compressed with loss, or without."""
+    smooth(16, 16).save(tmp_path / "x", kind, **options)
+    found = load_images(tmp_path / "x").stored[0]
+    assert found is not None and found.format == stored
+    assert found.quality == (40 if stored == "JPEG" else None)
+
+
+def test_frames_of_an_animation_lost_something_if_one_did(tmp_path: Path) -> None:
+    frames = [smooth(16, 16), smooth(16, 16).rotate(90)]
+    for name, lossless in (("a", True), ("b", False)):
+        frames[0].save(tmp_path / f"{name}.webp", save_all=True, append_images=frames[1:], lossless=lossless)
+    formats = [stored and stored.format for stored in load_images(tmp_path, frames="all").stored]
+    assert formats == ["lossless WEBP", "lossless WEBP", "WEBP", "WEBP"]
+
+
 def test_gray_beside_color_becomes_rgb_unless_told(folder: Path) -> None:
     gray = noise(9, channels=1)
     Image.fromarray(gray).save(folder / "b.png")

@@ -78,6 +78,7 @@ def test_each_kind_has_its_place() -> None:
     qualities = [10, 49, 50, 69, 70, 79, 80, 89, 90, 100, None]
     found = kinds_of([*(Stored("JPEG", 8, 8, quality=q) for q in qualities), PNG, None, Stored("WEBP", 8, 8)])
     assert found.tolist() == [4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 1, 0, 2]
+    assert kinds_of([Stored("lossless WEBP", 8, 8)]).tolist() == [1]
     assert KINDS[4:10] == ("JPEG below 50", "JPEG 50-69", "JPEG 70-79", "JPEG 80-89", "JPEG 90-100", "JPEG")
 
 
@@ -106,6 +107,18 @@ def test_resizing_otherwise_than_in_fitting_is_said() -> None:
     assert said is not None and "3 of 3 images were enlarged 2.0 times" in said
     alike = StorageTally([Stored("PNG", 70, 70, scale=2.2)] * 9)
     assert unlike_fitting(alike, fitted, [LOSSLESS], harmless=False) is None
+
+
+def test_images_of_few_colours_are_said_where_those_of_fitting_had_many() -> None:
+    pixels = random_pixels(40)
+    many = StorageRecord.of(images_of(pixels, PNG))
+    said = unlike_fitting(StorageTally([PNG] * 40, pixels // 64 * 64), many, [LOSSLESS], harmless=False)
+    assert said is not None and said.startswith(
+        "40 of 40 images have at most 16 gray levels (few colours, or drawings), 0 of 40 of the detector's: "
+    )
+    few = StorageRecord.of(images_of(pixels // 64 * 64, PNG))
+    assert unlike_fitting(StorageTally([PNG] * 40, pixels // 64 * 64), few, [LOSSLESS], harmless=False) is None
+    assert unlike_fitting(StorageTally([PNG] * 40, pixels), many, [LOSSLESS], harmless=False) is None
 
 
 def test_sets_of_an_evaluation_are_compared_with_each_other() -> None:

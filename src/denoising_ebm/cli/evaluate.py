@@ -99,7 +99,7 @@ def evaluate(
             f"{in_}: the detector was fitted to or calibrated on {known:,} of these {len(normal):,} images, so its results "
             "are better than those of new images"
         )
-    if fitted is not None and (unlike := fitted.unlike_fitting(StorageTally(normal.stored))):
+    if fitted is not None and (unlike := fitted.unlike_fitting(StorageTally(normal.stored, normal.pixels))):
         note(f"{in_}: {unlike}")
     noise = net.scoring_noise(seed=seed) if net.config.energy.inner_noise else None
     energy = f"energy at sigma {sigma:g}"

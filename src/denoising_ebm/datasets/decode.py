@@ -20,6 +20,7 @@ from denoising_ebm.datasets.entries import Entry, read_bytes
 from denoising_ebm.datasets.headers import (
     UnreadableImageError,
     check_png,
+    is_lossless_webp,
     is_png,
     is_tiff,
     tiff_pages,
@@ -98,7 +99,7 @@ class Decoding:
 class Stored(NamedTuple):
     """How an image was stored, and how much of it the pixels show."""
 
-    format: str  #: PNG, JPEG, ...; empty where unknown.
+    format: str  #: Of the pixels: PNG, JPEG (in a TIFF file, too), WEBP, lossless WEBP, ...; empty where unknown.
     width: int  #: In pixels as stored, after the turn that EXIF asks for.
     height: int
     bits: int = 8  #: Per channel.
@@ -254,9 +255,9 @@ class _File:
             if width * height >= _LARGE:
                 opened.draft(None, (4 * how.needed, 4 * how.needed))
             self._check_size(reduced=True)
-        kind = "JPEG" if opened.format == "MPO" else opened.format or ""
+        kind = _format(opened, self._raw)
         bits, highest = 1 if opened.mode == "1" else 8, None
-        quality = jpeg_quality(getattr(opened, "quantization", {})) if kind == "JPEG" else None
+        quality = jpeg_quality(_quantization(opened)) if kind == "JPEG" else None
         notes: tuple[str, ...] = (f"first of {frames} frames",) if frames > 1 and how.frames == "first" else ()
         # WebP and palettes cannot be marked as gray.
         marks_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
@@ -369,6 +370,29 @@ def _turn(opened: Image.Image) -> tuple[Image.Transpose | None, tuple[str, ...]]
         return _TURNS.get(int(opened.getexif().get(0x0112, 1))), ()
     except Exception:  # of any type, from data that need not be there
         return None, ()
+
+
+def _format(opened: Image.Image, raw: bytes) -> str:
+    """Return the format of what holds the pixels: that of a file may hold them without or with loss."""
+    if opened.format == "TIFF":
+        compression = str(opened.info.get("compression", ""))
+        return {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WEBP"}.get(compression, "TIFF")
+    if opened.format == "WEBP" and is_lossless_webp(raw):
+        return "lossless WEBP"
+    return "JPEG" if opened.format == "MPO" else opened.format or ""
+
+
+def _quantization(opened: Image.Image) -> dict[int, list[int]]:
+    """Return the tables of a JPEG file or of the JPEG pictures in a TIFF file; none where they are not known."""
+    if opened.format != "TIFF":
+        return getattr(opened, "quantization", {})
+    try:
+        tables = bytes(getattr(opened, "tag_v2", {})[347])
+        # A picture of 8 x 8 pixels, without the pixels.
+        rest = bytes.fromhex("ffc0000b080008000801011100ffda0008010100003f00")
+        return getattr(Image.open(io.BytesIO(tables[:-2] + rest), formats=["JPEG"]), "quantization", {})
+    except Exception:  # of any type, from data that need not be there
+        return {}
 
 
 @contextmanager

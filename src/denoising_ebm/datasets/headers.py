@@ -142,6 +142,17 @@ def with_opacity(raw: bytes) -> bytes:
     return raw[:20] + bytes([raw[20] | 0x10]) + raw[21:] if is_opaque_animation else raw
 
 
+def is_lossless_webp(raw: bytes) -> bool:
+    """Whether the pictures of a WebP file are stored without loss, all of them."""
+    kinds, place = set(), 12
+    while place + 8 <= len(raw):
+        kind, length = raw[place : place + 4], int.from_bytes(raw[place + 4 : place + 8], "little")
+        kinds.add(kind)
+        # A frame of an animation is chunks of its own, behind 16 bytes of where it goes.
+        place += 24 if kind == b"ANMF" else 8 + length + length % 2
+    return b"VP8L" in kinds and b"VP8 " not in kinds
+
+
 def is_tiff(raw: bytes) -> bool:
     """Whether bytes start as a TIFF file does."""
     return raw[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -28,7 +28,7 @@ KINDS = (
     "JPEG 90-100",
     "JPEG",
 )
-_LOSSLESS = {"PNG", "BMP", "PPM", "TIFF"}
+_LOSSLESS = {"PNG", "BMP", "PPM", "TIFF", "lossless WEBP"}
 _LEAST_QUALITY = {90: 8, 80: 7, 70: 6, 50: 5}
 #: Qualities of the JPEG copies that stand for harmless compression: from the usual web photo to a camera's.
 HARMLESS_QUALITIES = (70, 95)
@@ -153,14 +153,16 @@ class StorageRecord:
 
 
 class StorageTally:
-    """Counts how images were stored, of a stream of any length: by format, JPEG quality and scale."""
+    """Counts how images were stored, of a stream of any length: by format, JPEG quality, scale and few gray levels."""
 
-    def __init__(self, stored: Iterable[Stored | None] = ()) -> None:
+    def __init__(self, stored: Iterable[Stored | None] = (), pixels: Tensor | None = None) -> None:
         self.counts: Counter[Stored | None] = Counter()
-        self.add(stored)
+        self.few_levels = 0  #: Images with at most `FEW_LEVELS` gray levels.
+        self.add(stored, pixels)
 
-    def add(self, stored: Iterable[Stored | None]) -> None:
-        """Count more images."""
+    def add(self, stored: Iterable[Stored | None], pixels: Tensor | None = None) -> None:
+        """Count more images; few gray levels where their pixels are given, uint8 `(n, channels, height, width)`."""
+        self.few_levels += 0 if pixels is None else _few_levels(pixels)
         self.counts.update(
             None
             if each is None
@@ -206,6 +208,12 @@ def unlike_fitting(
     if len(scaled) > 0.01 * len(known):
         new = statistics.median(each.scale for each in scaled)
         parts.append(f"{len(scaled):,} of {total:,} images were {_scale(new)}, those of the detector {_scale(middle)}")
+    seen = fitted.few_levels / fitted.images
+    if stored.few_levels > (seen + 0.1) * total:
+        parts.append(
+            f"{stored.few_levels:,} of {total:,} images have at most {FEW_LEVELS} gray levels (few colours, or drawings), "
+            f"{fitted.few_levels:,} of {fitted.images:,} of the detector's"
+        )
     if not parts:
         return None
     return f"{'; '.join(parts)}: its false-alarm rate need not hold; fit it with {hint}"

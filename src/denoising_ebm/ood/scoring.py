@@ -238,7 +238,7 @@ class Scored:
             OSError: If there is no room on disk.
         """
         self._rows.extend(rows)
-        self.storage.add(images.stored)
+        self.storage.add(images.stored, images.pixels)
         self.unreadable += images.unreadable[: UNREADABLE_LISTED - len(self.unreadable)]
         self.num_unreadable += len(images.unreadable)
         readable = [row for row in rows if row.status == "ok"]
