@@ -218,3 +218,14 @@ def test_links_lead_somewhere(path: Path) -> None:
         goal = (path.parent / name).resolve() if name else path
         assert goal.exists(), f"{relative(path)}: {target}: no such file"
         assert not anchor or anchor in anchors(goal), f"{relative(path)}: {target}: no such heading"
+
+
+def test_proofs_of_reliability_are_there() -> None:
+    """Files and functions of tests that a promise names."""
+    named = re.findall(
+        r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 30
+    for file, function in named:
+        assert (ROOT / file).is_file(), file
+        assert not function or f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{function}"
