@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ from support import TINY_NETWORK, randomise, tiny_config
 
 # On these tiny networks two threads mostly wait for each other (40 times slower beside another busy process).
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hears_closed_terminals() -> Iterator[None]:
+    """Tests under `nohup` would hand on that SIGHUP is ignored, to every run that they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
