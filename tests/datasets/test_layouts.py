@@ -397,7 +397,7 @@ def test_mvtec(data: Path) -> None:
     )
     found = open_source(data)
     assert names(found) == ["train/good/1.png"] and not found.notes
-    assert found.description == f"1 image of {data} (split train; folder train/good)"
+    assert found.summary(1).startswith("1 image (split train; folder train/good); 2 other files")
     assert found.passed_over == {"masks": 1, ".txt": 1}
     found = open_source(data, default_split="test")
     assert [(entry.name, entry.label) for entry in found.entries] == [
@@ -413,7 +413,7 @@ def test_several_categories_are_said(data: Path) -> None:
     )
     found = open_source(data)
     assert names(found) == [f"{kind}/train/good/{i}.png" for kind in ("bottle", "cable") for i in range(2)]
-    assert found.description == f"4 images of {data} (split train; folders bottle, cable)"
+    assert found.summary(4) == "4 images (split train; folders bottle, cable)"
     assert (
         len(found.notes) == 1
         and "several data sets with parts of their own are taken together (bottle, cable)" in found.notes[0]

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from denoising_ebm.datasets import layouts
-from denoising_ebm.datasets.entries import Entry, read_bytes
+from denoising_ebm.datasets.entries import Entry
 from denoising_ebm.datasets.hub import PREFIX, open_hub
 from denoising_ebm.datasets.layouts import SPLITS, Part
 from denoising_ebm.datasets.listing import RAW, READ, File, list_folder, suffix_of
 from denoising_ebm.datasets.parquet import ParquetRows
 from denoising_ebm.utils.io import special_kind
 from denoising_ebm.utils.text import counted
-
-__all__ = ["BUNDLED", "Entry", "Source", "open_source", "read_bytes"]
 
 BUNDLED = {"fashion-mnist": ("train", "test"), "digits": ("test",)}
 """Names and splits of the real images inside the package (32x32 gray)."""
@@ -33,7 +31,6 @@ class Source:
         entries: The images, in order; read once.
         count: Their number, before any limit; None where it is not known before they are read.
         split: The part that was taken; None where the source has no parts.
-        description: Which images of what, in one phrase: `300 images of DATA (split train; folders a, b)`.
         passed_over: How many files beside the images were not taken, by kind: `masks`, `thumbnails`, `backups`, or their
             suffix.
         folders: Those that the images lie in, from where they differ: `folders a, b`; nothing for the source itself.
@@ -44,7 +41,6 @@ class Source:
     entries: Iterable[Entry]
     count: int | None
     split: str | None = None
-    description: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     folders: str = ""
     notes: tuple[str, ...] = ()
@@ -61,18 +57,13 @@ class Source:
             text = f"{taken:,} of {counted(self.count, 'image')}"
         else:  # frames of animations, pages of documents
             text = f"{taken:,} images of {counted(self.count, 'file')}"
-        text += _place(self.split, self.folders)
+        where = [f"split {self.split}"] * bool(self.split) + [self.folders] * bool(self.folders)
+        text += f" ({'; '.join(where)})" if where else ""
         if self.passed_over:
             kinds = ", ".join(f"{kind} {num:,}" for kind, num in self.passed_over.items())
             num = sum(self.passed_over.values())
             text += f"; {counted(num, 'other file')} passed over ({kinds})"
         return text
-
-
-def _place(split: str | None, folders: str) -> str:
-    where = [f"split {split}"] if split else []
-    where += [folders] if folders else []
-    return f" ({'; '.join(where)})" if where else ""
 
 
 def open_source(
@@ -105,11 +96,10 @@ def open_source(
         wanted = SPLITS.get(wanted.lower(), wanted)
         if wanted not in BUNDLED[source]:
             raise FileNotFoundError(f"{source}: no split {wanted!r}, only {', '.join(BUNDLED[source])}")
-        return _of_rows(source, ParquetRows(_DATA / source, [_DATA / source / f"{wanted}.parquet"]), wanted)
+        return _of_rows(ParquetRows(_DATA / source, [_DATA / source / f"{wanted}.parquet"]), wanted)
     if isinstance(source, str) and source.startswith(PREFIX):
         entries, count = open_hub(source, wanted, streaming)
-        number = "images" if count is None else counted(count, "image")
-        return Source(source, entries, count, wanted, f"{number} of {source} (split {wanted})")
+        return Source(source, entries, count, wanted)
     path = Path(source)
     mode = _mode(path) if source != "" else None
     if mode is None:
@@ -128,8 +118,8 @@ def open_source(
     ):
         raise FileNotFoundError(f"{source}: no split {split!r}: it is one file; leave the split out to take it")
     if file.suffix == ".parquet":
-        return _of_rows(str(source), ParquetRows(path.parent, [path]), None)
-    return Source(str(path.parent), [_entry(path.parent, file, None)], 1, None, f"1 image, {source}")
+        return _of_rows(ParquetRows(path.parent, [path]), None)
+    return Source(str(path.parent), [_entry(path.parent, file, None)], 1)
 
 
 def _mode(path: Path) -> int | None:
@@ -152,11 +142,8 @@ def _unknown(source: str) -> str:
     return text
 
 
-def _of_rows(source: str, rows: ParquetRows, split: str | None, passed_over: Mapping[str, int] | None = None) -> Source:
-    part = f" (split {split})" if split else ""
-    return Source(
-        rows.root, rows, rows.count, split, f"{counted(rows.count, 'image')} of {source}{part}", passed_over or {}
-    )
+def _of_rows(rows: ParquetRows, split: str | None, passed_over: Mapping[str, int] | None = None) -> Source:
+    return Source(rows.root, rows, rows.count, split, passed_over or {})
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
@@ -178,7 +165,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str, normal_onl
     if listing.parquet:
         chosen = _choose(folder, listing.parquet, layouts.parts_of_parquet(listing.parquet), split, default_split)
         rows = ParquetRows(folder, [folder.joinpath(*file.parts) for file in chosen.files])
-        return _of_rows(str(folder), rows, chosen.split, passed_over)
+        return _of_rows(rows, chosen.split, passed_over)
     chosen = _choose(folder, found.images, layouts.parts_of_images(found.images), split, default_split)
     wanted = default_split if split is None else split
     if wanted != "all" and (normal_only or SPLITS.get(wanted.lower()) == "train"):
@@ -192,8 +179,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str, normal_onl
     if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
         notes.append(f"{layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
     folders = layouts.folders_in_words(chosen.files)
-    description = f"{counted(len(entries), 'image')} of {folder}{_place(chosen.split, folders)}"
-    return Source(str(folder), entries, len(entries), chosen.split, description, passed_over, folders, tuple(notes))
+    return Source(str(folder), entries, len(entries), chosen.split, passed_over, folders, tuple(notes))
 
 
 def _nothing(folder: Path, mask_folders: list[str], passed_over: Mapping[str, int]) -> str:
