@@ -198,6 +198,19 @@ def test_a_small_file_does_not_take_much_memory(tmp_path: Path, kind: str) -> No
         assert re.search(r"a page of [\d,]+ bytes would be unpacked to 25\d,\d{3},\d{3}; write the file with", reason)
 
 
+def test_pages_of_all_columns_count_together(tmp_path: Path) -> None:
+    """Several copies of each are in memory at once: the path of an image takes as much as its bytes."""
+    path, long = tmp_path / "x.parquet", 40 * 2**20
+    for place, size in (("bytes", 0), ("path", long)):
+        row = {"bytes": IMAGES[0] + bytes(long), "path": "x" * size}
+        pq.write_table(pa.table({"image": [row]}), path, compression="zstd")
+        (entry,) = open_source(path).entries
+        if place == "bytes":
+            assert entry.value == row
+        else:
+            assert re.search(r"cannot be read: a page of [\d,]+ bytes would be unpacked to 41,943", str(entry.value))
+
+
 def test_rows_beyond_what_a_file_can_hold_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     once = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(IMAGES[:1]))

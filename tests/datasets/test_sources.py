@@ -114,7 +114,7 @@ def test_parquet_files_of_other_names_are_no_parts(tmp_path: Path) -> None:
     write_parquet(tmp_path / "pictures-2.parquet", [encoded(noise(0), "PNG")])
     for split in ("train", "test"):
         assert load_images(tmp_path, default_split=split).names == ("pictures-2.parquet#0",)
-    with pytest.raises(FileNotFoundError, match=r"no split 'test'; splits found: none; without --split all 1 "):
+    with pytest.raises(FileNotFoundError, match=r"no split 'test'; splits found: none; without --split the 1 "):
         load_images(tmp_path, split="test")
 
 

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, NamedTuple
 _BATCH_ROWS = 256
 _BATCH_BYTES = 2**26
 """Bytes of the values that are decoded at once."""
-_MAX_PAGE = 3 * 2**26
-"""Bytes to which a page of a column may grow when it is unpacked; larger ones may no more than double."""
+_MAX_UNPACKED = 2**26
+"""Bytes to which pages that more than double may grow when they are unpacked, the largest of each column together."""
 _DICTIONARY_PAGE = 2
 _DELTA_BYTE_ARRAY = 7
 
@@ -69,12 +69,16 @@ def rows_at_once(group: RowGroup, opened: BinaryIO, columns: list[str]) -> int:
     Raises:
         ValueError: If a page would be unpacked to far more than the file holds of it.
     """
-    largest = 1
+    largest, unpacked = 1, 0
     for column in group.columns:
         if column.name not in columns:
             continue
+        most = 0
         for page in _pages(column, opened):
-            if page.unpacked > max(_MAX_PAGE, 2 * page.packed):
+            # In memory there are several copies of a page, and pages of all columns at once.
+            grown = page.unpacked if page.unpacked > 2 * page.packed else 0
+            most = max(most, grown)
+            if unpacked + grown > _MAX_UNPACKED and grown:
                 raise ValueError(
                     f"a page of {page.packed:,} bytes would be unpacked to {page.unpacked:,}; write the file with fewer "
                     "rows in a group"
@@ -83,6 +87,7 @@ def rows_at_once(group: RowGroup, opened: BinaryIO, columns: list[str]) -> int:
                 largest = max(largest, page.unpacked)
             elif page.values > 0:
                 largest = max(largest, page.unpacked // page.values)
+        unpacked += most
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
 
 

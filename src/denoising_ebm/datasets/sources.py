@@ -230,9 +230,9 @@ def _choose(folder: Path, files: list[File], parts: list[Part], split: str | Non
         asked = None if split is None else SPLITS.get(split.lower(), split)
         if asked not in (None, own) and not (anomalous and asked in ("train", "test")):
             has = "train (the normal images), test" if anomalous else "none"
-            raise FileNotFoundError(
-                f"{folder}: no split {split!r}; splits found: {has}; without --split all {len(files):,} images are taken"
-            )
+            kind = "Parquet file" if files[0].suffix == ".parquet" else "image"
+            taken = f"the {counted(1, kind)} is" if len(files) == 1 else f"all {counted(len(files), kind)} are"
+            raise FileNotFoundError(f"{folder}: no split {split!r}; splits found: {has}; without --split {taken} taken")
         return _chosen(pairs, asked)
     if "" in {part.split for part in parts}:
         # A class of vehicles named `train`, say: taken for a split it would hide all others.
