@@ -231,8 +231,10 @@ def _choose(folder: Path, files: list[File], parts: list[Part], split: str | Non
         if asked not in (None, own) and not (anomalous and asked in ("train", "test")):
             has = "train (the normal images), test" if anomalous else "none"
             kind = "Parquet file" if files[0].suffix == ".parquet" else "image"
-            taken = f"the {counted(1, kind)} is" if len(files) == 1 else f"all {counted(len(files), kind)} are"
-            raise FileNotFoundError(f"{folder}: no split {split!r}; splits found: {has}; without --split {taken} taken")
+            would_be = f"the {counted(1, kind)} is" if len(files) == 1 else f"all {counted(len(files), kind)} are"
+            raise FileNotFoundError(
+                f"{folder}: no split {split!r}; splits found: {has}; without --split {would_be} taken"
+            )
         return _chosen(pairs, asked)
     if "" in {part.split for part in parts}:
         # A class of vehicles named `train`, say: taken for a split it would hide all others.
