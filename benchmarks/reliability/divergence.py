@@ -114,6 +114,19 @@ CASES: dict[str, tuple[str, list[str], str]] = {
     "chain NaN": ("persistent", [], "chains-nan:200"),
     "chain NaN, last step of the run": ("persistent", [], "chains-nan:300"),
     "calibration NaN": ("denoising", [], "jacobian-nan:250"),
+    "weights zero": ("denoising", [], "weight-zero:105"),
+    "weights zero, first step": ("denoising", [], "weight-zero:1"),
+    "weights a thousandth": ("denoising", [], "weight-small:105"),
+    "weights of the other sign": ("denoising", [], "weight-sign:105"),
+    "averages zero": ("denoising", [], "average-zero:105"),
+    "averages zero, last step of the run": ("denoising", [], "average-zero:300"),
+    "second moment NaN": ("denoising", [], "adam-secondnan:105"),
+    "second moments too large": ("denoising", [], "adam-huge:105"),
+    "second moments zero": ("denoising", [], "adam-zero:105"),
+    "batch with a pixel of 1e10": ("denoising", [], "batch-big:105"),
+    "batches with a pixel of 1e10 for ever": ("denoising", [], "batch-big:105:0"),
+    "batches black for ever": ("denoising", [], "batch-black:105:0"),
+    "batches noise for ever": ("denoising", [], "batch-noise:105:0"),
 }
 
 

@@ -8,10 +8,15 @@ At optimizer step STEP (from 1, in this process) the fault happens, and at TIMES
     grad-nan        a gradient is NaN after clipping
     weight-nan, weight-inf, weight-big    a weight is NaN, infinite or 1e30 after the step
     weight-noise    all weights are replaced by N(0, 1)
+    weight-zero, weight-small, weight-sign    all weights are 0, a thousandth, or of the other sign
     decoder-noise   so are those of the semantic decoder alone
     average-nan, average-big    an averaged weight is NaN or 1e30
+    average-zero    all averaged weights are 0
     adam-nan        a first moment is NaN
-    adam-inf        a second moment is infinite
+    adam-inf, adam-secondnan    a second moment is infinite or NaN
+    adam-huge       all second moments are a million million times too large
+    adam-zero       all second moments are 0
+    batch-big, batch-black, batch-noise    the batch holds a pixel of 1e10, is black, or is noise
     whitening-nan   the covariance of codes holds a NaN
     chains-nan      a persistent chain holds a NaN
     jacobian-nan    the calibrated step length in z is NaN (at every calibration from that step on)
@@ -65,6 +70,13 @@ def install(fault: str) -> None:
         if what == "batch-nan" and due():
             for batch in drawn:
                 _first(batch.x0).fill_(float("nan"))
+        for batch in drawn if due() else ():
+            if what == "batch-big":
+                _first(batch.x0).fill_(1e10)
+            elif what == "batch-black":
+                batch.x0.fill_(-1)
+            elif what == "batch-noise":
+                batch.x0.uniform_(-1, 1)
         return drawn
 
     def calibrate(model: Any, *arguments: Any, **options: Any) -> None:
@@ -89,6 +101,14 @@ def _spoil(state: Any, what: str) -> None:
     if what in ("weight-noise", "decoder-noise"):
         for weight in (state.model if what == "weight-noise" else state.model.decoder).parameters():
             weight.normal_()
+    if what in ("weight-zero", "weight-small", "weight-sign", "average-zero"):
+        for weight in (state.average.module if what == "average-zero" else state.model).parameters():
+            weight.mul_({"weight-small": 1e-3, "weight-sign": -1.0}.get(what, 0.0))
+    if what in ("adam-huge", "adam-zero"):
+        for moments in state.optimizer.state.values():
+            moments["exp_avg_sq"].mul_(1e12 if what == "adam-huge" else 0.0)
+    if what == "adam-secondnan":
+        _first(next(iter(state.optimizer.state.values()))["exp_avg_sq"]).fill_(float("nan"))
     if what in ("adam-nan", "adam-inf"):
         moments = next(iter(state.optimizer.state.values()))
         _first(moments["exp_avg" if what == "adam-nan" else "exp_avg_sq"]).fill_(kind)

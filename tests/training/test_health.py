@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from denoising_ebm.training.health import (
     compare_figures,
     compare_losses,
     find_not_finite,
+    find_vanished,
+    has_grown_moments,
     weight_norm,
 )
 from denoising_ebm.training.objectives import Batch, make_objective
@@ -92,6 +95,18 @@ def larger(state: Any) -> None:
     largest(state.model).mul_(30)
 
 
+def times(factor: float, values: Callable[[Any], Iterable[Tensor]]) -> Spoil:
+    def spoil(state: Any) -> None:
+        for tensor in values(state):
+            tensor.mul_(factor)
+
+    return spoil
+
+
+def moments(name: str) -> Callable[[Any], Iterable[Tensor]]:
+    return lambda state: [values[name] for values in state.optimizer.state.values()]
+
+
 #: What is spoiled after a step, and the words for it.
 FAULTS: dict[str, tuple[Spoil, str]] = {
     "weight NaN": (put(lambda state: largest(state.model), NAN), r"model\.\S+ is not finite"),
@@ -105,6 +120,19 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     ),
     "first moment NaN": (put(moment("exp_avg"), NAN), r"optimizer\.state\.0\.exp_avg is not finite"),
     "second moment infinite": (put(moment("exp_avg_sq"), math.inf), r"optimizer\.state\.0\.exp_avg_sq is not finite"),
+    "second moment NaN": (put(moment("exp_avg_sq"), NAN), r"optimizer\.state\.0\.exp_avg_sq is not finite"),
+    "second moments x 1,000": (
+        times(1e3, moments("exp_avg_sq")),
+        "second moments are larger than its gradients make them",
+    ),
+    "weights zero": (times(0.0, lambda state: state.model.parameters()), r"model\.\S+ lost its values"),
+    "weights a thousandth": (times(1e-3, lambda state: state.model.parameters()), r"model\.\S+ lost its values"),
+    "one matrix zero": (times(0.0, lambda state: [largest(state.model)]), r"model\.\S+ lost its values"),
+    "decoder zero": (times(0.0, lambda state: state.model.decoder.parameters()), r"model\.decoder\S+ lost its values"),
+    "averages zero": (
+        times(0.0, lambda state: state.average.module.parameters()),
+        r"average\.module\.\S+ lost its values",
+    ),
     "code mean NaN": (put(lambda state: state.model.dae.unet.whitening.mean, NAN), r"whitening\.mean is not finite"),
     "code covariance NaN": (put(lambda state: state.model.dae.unet.whitening.covariance, NAN), "is not finite"),
     "weights noise": (noise, r"the loss weights .* is .*, at best|the weights grew"),
@@ -151,7 +179,7 @@ def test_a_fault_at_the_last_step_of_a_stretch_comes_into_no_state(
     (event,) = events(tmp_path / "run")
     assert event.startswith("the denoising stage diverged at step 6 (")
     assert re.search(words, event), event
-    if "is not finite" in event:
+    if re.search("is not finite|lost its values|second moments", event):
         assert event.endswith("2 steps back, learning rate lowered to 0.0005")
         assert_equal(weights_of(restored[0]), weights_of(seen[3]))
     else:
@@ -280,6 +308,21 @@ def test_a_stage_that_ended_is_tried_again_and_can_recover(tmp_path: Path, monke
         "the denoising stage, which ended by divergence, is tried again at half the learning rate"
     ]
     assert not torch.equal(largest(second.model), largest(first.model))
+
+
+def test_a_run_that_ends_far_from_its_best_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best losses of a run are made better than any, though not so much that it would go back."""
+
+    def flatter(state: Any) -> None:
+        losses = state.record.best
+        losses |= {name: 0.6 * value for name, value in losses.items() if name.startswith("average")}
+
+    spoil_steps(monkeypatch, flatter, {10})
+    result = train(random_pixels(20), tiny_config(learning_rate=1e-6), tmp_path / "run")
+    (event,) = events(tmp_path / "run")
+    assert re.fullmatch(r"at the end the loss average held-out denoising is \S+, at best \S+", event)
+    assert result.problems == (event,) and result.finished and result.rollbacks == 0
+    assert_loadable(tmp_path / "run")
 
 
 def test_calibration_that_fails_leaves_a_model_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +457,7 @@ def test_losses_count_where_held_out_and_training_images_agree() -> None:
     assert compare_losses(below, best) == ""
     above = {name: 1.01 * MAX_RATIO * value for name, value in best.items()}
     assert compare_losses(above, best) == "the loss weights held-out denoising is 2.02, at best 1"
+    assert compare_losses(below, best, 1.5) == "the loss weights held-out denoising is 1.98, at best 1"
     assert compare_losses(dict.fromkeys(best, NAN), best) != "" != compare_losses(dict.fromkeys(best, math.inf), {})
 
 
@@ -434,6 +478,28 @@ def test_find_not_finite_names_the_tensor() -> None:
     for bad in (NAN, math.inf, -math.inf, 1e30):
         values["b"][1]["y"][1, 0] = bad
         assert find_not_finite(values) == "b.1.y"
+
+
+def test_find_vanished() -> None:
+    before = {"a": torch.ones(2, 2), "b": torch.ones(3), "c": torch.zeros(2, 2)}
+    assert find_vanished({"a": 0.02 * torch.ones(2, 2), "b": torch.zeros(3), "c": torch.zeros(2, 2)}, before) == ""
+    assert find_vanished(before | {"a": 0.005 * torch.ones(2, 2)}, before) == "a"
+
+
+def test_second_moments_are_no_larger_than_gradients_make_them() -> None:
+    """Ten steps with gradients of one norm make them as large as they get: 1 - 0.99^10 = 0.0956 of its square."""
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.Adam([weight], lr=0.1, betas=(0.9, 0.99))
+    assert not has_grown_moments(optimizer, {}, 0.0, 0.99)
+    for _ in range(10):
+        weight.grad = torch.full((4,), 2.0)
+        optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    moments = optimizer.state[weight]["exp_avg_sq"]
+    assert float(moments.sum()) == pytest.approx(0.0956 * 16, rel=1e-3)
+    assert not has_grown_moments(optimizer, {}, 4.0, 0.99) and not has_grown_moments(optimizer, before, 0.0, 0.99)
+    moments.mul_(1.1)
+    assert has_grown_moments(optimizer, before, 4.0, 0.99)
 
 
 def test_weight_norm(tiny_model: DenoisingEBM) -> None:

@@ -140,6 +140,9 @@ def test_places_that_take_no_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file: is a file, not a folder$"), locked(tmp_path / "file", "debm train"):
         pass
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"run/\.lock'$"), locked(tmp_path / "run", "debm train"):
+        pass
     with pytest.raises(OSError, match=r"'/proc/self/fdinfo'$"), locked(Path("/proc/self/fdinfo"), "debm train"):
         pass
 

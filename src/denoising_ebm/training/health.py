@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from denoising_ebm.config import Config
 from denoising_ebm.datasets.images import to_float
@@ -20,12 +21,16 @@ from denoising_ebm.utils.seeds import hashed_generator
 #: A loss of the fixed images this many times the lowest so far is divergence. In sound runs of every objective the largest
 #: ratios were below half of it (benchmarks/RESULTS.md).
 MAX_RATIO = 2.0
+#: At the end of a run the averages have settled: more than this is a model far from the best that there was.
+MAX_LAST_RATIO = 1.5
 #: Of the decoder's loss, which is small and follows the codes.
 MAX_DECODER_RATIO = 5.0
 #: So is a growth of the weights' norm by this factor within about `REFERENCE_STEPS` steps: with a rate that is far too large
 #: the loss may fall all the same, slowly and to a bad end.
 MAX_GROWTH = 1.5
 REFERENCE_STEPS = 100
+#: A matrix of weights is not trained to less than this share of its norm within a stretch.
+MIN_SHARE = 0.01
 
 #: Images of each kind, held out and of training, whose loss is watched.
 NUM_IMAGES = 8
@@ -99,6 +104,44 @@ def weight_norm(model: nn.Module) -> float:
     return float(torch.stack(torch._foreach_norm([weight.detach() for weight in model.parameters()])).norm())
 
 
+def find_vanished(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> str:
+    """Return the name of the first matrix of `now` that lost nearly all of its norm since `before`; empty if none did.
+
+    A network of zeros has a loss that may not be far from the best, and it stays one: its gradients are zero too.
+    """
+    names = [name for name, tensor in now.items() if tensor.ndim >= 2]
+    norms = [torch.stack(torch._foreach_norm([values[name].detach() for name in names])) for values in (now, before)]
+    vanished = (norms[0] < MIN_SHARE * norms[1]).nonzero()
+    return names[int(vanished[0])] if len(vanished) else ""
+
+
+def has_grown_moments(
+    now: Optimizer, before: Mapping[int, Mapping[str, Tensor]], grad_norm: float, decay: float
+) -> bool:
+    """Say whether Adam's second moments are larger than gradients can have made them: the weights would stand still.
+
+    They are running means of squared gradients. Over a stretch the squares of norms add up to the square of their sum at
+    most.
+
+    Args:
+        now: The optimizer at the end of the stretch.
+        before: The `state` of its state at the beginning; empty before the first step.
+        grad_norm: Mean norm of the gradients in the stretch, before they were clipped.
+        decay: Of the second moments.
+    """
+    moments = list(now.state.values())
+    if not moments:
+        return False
+    old = list(before.values())
+    steps = float(moments[0]["step"]) - (float(old[0]["step"]) if old else 0.0)
+    total, was = (
+        float(torch.stack(torch._foreach_norm([each["exp_avg_sq"] for each in values], 1)).sum()) if values else 0.0
+        for values in (moments, old)
+    )
+    # A little more, for rounding.
+    return total > 1.01 * (was + (1 - decay) * (steps * grad_norm) ** 2) + 1e-12
+
+
 def compare_figures(figures: Mapping[str, float], gap_bound: float = math.inf) -> str:
     """Return which mean figures of a stretch are not finite, or which energy gap is beyond its bound; empty if none is."""
     for name, value in figures.items():
@@ -157,13 +200,19 @@ class Probe:
         return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
-def compare_losses(losses: Mapping[str, float], best: Mapping[str, float]) -> str:
-    """Return which losses, of held-out *and* of training images, are far worse than the best so far; empty if none is."""
+def compare_losses(losses: Mapping[str, float], best: Mapping[str, float], max_ratio: float = MAX_RATIO) -> str:
+    """Return which losses, of held-out *and* of training images, are far worse than the best so far; empty if none is.
+
+    Args:
+        losses: By name, as `Probe.losses` gives them.
+        best: The lowest so far.
+        max_ratio: What is allowed, but for the decoder's.
+    """
     kinds: dict[str, list[str]] = {}
     for name in losses:
         kinds.setdefault(name.replace("held-out ", "").replace("training ", ""), []).append(name)
     for kind, names in kinds.items():
-        limit = MAX_DECODER_RATIO if kind.endswith("decoder") else MAX_RATIO
+        limit = MAX_DECODER_RATIO if kind.endswith("decoder") else max_ratio
         # What is not a number is worse than any.
         if not any(math.isfinite(losses[name]) and losses[name] <= limit * best.get(name, math.inf) for name in names):
             worst = names[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ from denoising_ebm.training.health import (
     DIVISORS,
     MAX_GROWTH,
     MAX_IN_A_ROW,
+    MAX_LAST_RATIO,
     MAX_LOST,
     MIN_RATE,
     RECOVERY_CHECKS,
@@ -38,6 +40,8 @@ from denoising_ebm.training.health import (
     compare_figures,
     compare_losses,
     find_not_finite,
+    find_vanished,
+    has_grown_moments,
     weight_norm,
 )
 from denoising_ebm.training.interrupt import interruptible
@@ -247,7 +251,10 @@ class _Run:
     def __post_init__(self) -> None:
         #: The last state found sound, and one from about `REFERENCE_STEPS` before it: what shows late may have begun early.
         self._good = self._older = self.state.snapshot()
+        #: The state that the stretch under way began with.
+        self._begun = self._good
         self._calibrated = True
+        self._worse_end = ""
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -258,7 +265,7 @@ class _Run:
         if not state.record.best:
             # A new run, or one of before such losses were kept.
             state.record.start_stage(state.clock.step, self._losses(), weight_norm(state.model))
-            self._good = self._older = state.snapshot()
+            self._good = self._older = self._begun = state.snapshot()
         self._retry_stage(monitor)
         monitor.start(self.progress())
         started, before = time.monotonic(), state.clock.seconds
@@ -287,6 +294,7 @@ class _Run:
         self._check_health(monitor)
         if not stopped:
             self._settle()
+            self._judge_end(monitor)
         return not stopped
 
     def _step(self, pixels: Tensor, progress: float) -> dict[str, Tensor]:
@@ -344,7 +352,7 @@ class _Run:
         if index < len(self.config.stages):
             state.objective = make_objective(self.config.stages[index].objective, self.config)
             state.record.start_stage(clock.step, self._losses(), weight_norm(state.model))
-        self._good = self._older = state.snapshot()
+        self._good = self._older = self._begun = state.snapshot()
 
     def _retry_stage(self, monitor: Monitor) -> None:
         """Begin the last stage again if it ended by divergence before the budget did."""
@@ -368,9 +376,7 @@ class _Run:
         if not own:
             return
         # Judged by each process for its own chains: means would hide those that went wrong in one.
-        broken = compare_figures(own)
-        if not broken and (name := find_not_finite(state.capture())):
-            broken = f"{name} is not finite"
+        broken = compare_figures(own) or self._find_broken(own)
         losses = {} if broken else self._losses()
         worse = "" if broken else self._find_worse(own, losses)
         means = self._mean(own)
@@ -383,7 +389,7 @@ class _Run:
             monitor.write(clock, self._stage_name(), means, self.progress(), rate)
             if regular:
                 self._note_good(monitor, losses)
-            self._good = state.snapshot()
+            self._good = self._begun = state.snapshot()
             if state.record.norm_step == clock.step:
                 self._older = self._good
 
@@ -398,6 +404,20 @@ class _Run:
                 for which, model in models.items()
                 for name, value in self.probe.losses(model, self.state.objective).items()
             }
+
+    def _find_broken(self, figures: dict[str, float]) -> str:
+        """Return what no training can have done to the state, which may be a fault that passes; empty if nothing is."""
+        state = self.state
+        if name := find_not_finite(state.capture()):
+            return f"{name} is not finite"
+        for which, module, prefix in (("model", state.model, ""), ("average", state.average.module, "module.")):
+            weights = {f"{prefix}{name}": weight for name, weight in module.named_parameters()}
+            if name := find_vanished(weights, self._begun[which]):
+                return f"{which}.{name} lost its values"
+        before, norm = self._begun["optimizer"]["state"], figures.get("grad_norm", math.inf)
+        if has_grown_moments(state.optimizer, before, norm, self.config.training.betas[1]):
+            return "the optimizer's second moments are larger than its gradients make them"
+        return ""
 
     def _find_worse(self, figures: dict[str, float], losses: dict[str, float]) -> str:
         """Return what shows that a finite state has diverged; empty if nothing does."""
@@ -464,6 +484,7 @@ class _Run:
         """Return to a snapshot and to what it is compared with; return the steps that this undoes."""
         clock, record, was = self.state.clock, self.state.record, saved["record"]
         self.state.restore(saved, clock=False)
+        self._begun = saved
         lost: int = clock.step - saved["clock"]["step"]
         record.best, record.norm, record.norm_step = dict(was["best"]), was["norm"], clock.step
         record.lost_steps = was["lost_steps"] + lost
@@ -474,6 +495,13 @@ class _Run:
         record = self.state.record
         if record.in_a_row and not record.good_checks:
             self._restore(self._good)
+
+    def _judge_end(self, monitor: Monitor) -> None:
+        """Note where the averages are worse than the best there was, though not so much that the run went back."""
+        losses = {name: value for name, value in self._losses().items() if name.startswith("average")}
+        self._worse_end = compare_losses(losses, self.state.record.best, MAX_LAST_RATIO)
+        if self._worse_end:
+            monitor.event(self.state.clock, f"at the end {self._worse_end}")
 
     def _stage_name(self) -> str:
         return self.config.stages[min(self.state.clock.stage, len(self.config.stages) - 1)].objective
@@ -490,6 +518,8 @@ class _Run:
             found.append(f"{record.lost_steps:,} of {clock.step:,} steps diverged and were thrown away")
         if clock.rate_scale < MIN_RATE:
             found.append(f"only {clock.rate_scale:.2g} of the learning rate did not diverge")
+        if self._worse_end:
+            found.append(f"at the end {self._worse_end}")
         if not self._calibrated:
             found.append("calibration gave values that are not finite; the model has none")
         return tuple(found)

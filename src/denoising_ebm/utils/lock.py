@@ -90,7 +90,9 @@ def _take(folder: Path, what: str, by_thread: bool) -> int:
             if error.errno == errno.ENOENT and make_folder(folder):
                 # Its last user removed the folder, which was empty, just now.
                 continue
-            raise OSError(error.errno, error.strerror, str(folder)) from None
+            # What stands in its place is named, else the folder that takes no file.
+            place = path if error.errno in (errno.EISDIR, errno.ELOOP) else folder
+            raise OSError(error.errno, error.strerror, str(place)) from None
         try:
             if not _lock(descriptor, by_thread):
                 raise ValueError(_refusal(folder, descriptor))
