@@ -88,14 +88,17 @@ def run(config: Config, num_images: int, folder: Path) -> dict[str, Any]:
     compare, norm = trainer.compare_losses, trainer.weight_norm  # type: ignore[attr-defined]
     norms: list[float] = []
 
-    def compare_losses(losses: Mapping[str, float], best: Mapping[str, float]) -> str:
+    def compare_losses(
+        losses: Mapping[str, float], best: Mapping[str, float], max_ratio: float = health.MAX_RATIO
+    ) -> str:
         for which in ("weights", "average"):
             for kind in ("denoising", "decoder"):
                 ratios = [
                     losses[name] / best[name] for name in losses if name.startswith(which) and name.endswith(kind)
                 ]
-                largest[kind] = max(largest[kind], min(ratios))
-        return compare(losses, best)
+                # At the end of a run the averages alone are compared.
+                largest[kind] = max(largest[kind], min(ratios, default=1.0))
+        return compare(losses, best, max_ratio)
 
     def weight_norm(model: Any) -> float:
         norms.append(norm(model))
