@@ -88,9 +88,7 @@ def run(config: Config, num_images: int, folder: Path) -> dict[str, Any]:
     compare, norm = trainer.compare_losses, trainer.weight_norm  # type: ignore[attr-defined]
     norms: list[float] = []
 
-    def compare_losses(
-        losses: Mapping[str, float], best: Mapping[str, float], max_ratio: float = health.MAX_RATIO
-    ) -> str:
+    def compare_losses(losses: Mapping[str, float], best: Mapping[str, float], *rest: float, **more: float) -> str:
         for which in ("weights", "average"):
             for kind in ("denoising", "decoder"):
                 ratios = [
@@ -98,7 +96,7 @@ def run(config: Config, num_images: int, folder: Path) -> dict[str, Any]:
                 ]
                 # At the end of a run the averages alone are compared.
                 largest[kind] = max(largest[kind], min(ratios, default=1.0))
-        return compare(losses, best, max_ratio)
+        return compare(losses, best, *rest, **more)
 
     def weight_norm(model: Any) -> float:
         norms.append(norm(model))

@@ -458,6 +458,11 @@ def test_losses_count_where_held_out_and_training_images_agree() -> None:
     above = {name: 1.01 * MAX_RATIO * value for name, value in best.items()}
     assert compare_losses(above, best) == "the loss weights held-out denoising is 2.02, at best 1"
     assert compare_losses(below, best, 1.5) == "the loss weights held-out denoising is 1.98, at best 1"
+    # Where the best is nearly nothing, any factor is nothing.
+    low, decoder = {"training denoising": 0.001}, {"training decoder": 0.001}
+    assert compare_losses({"training denoising": 0.19}, low, min_best=0.1) == ""
+    assert compare_losses({"training denoising": 0.21}, low, min_best=0.1) != ""
+    assert compare_losses({"training decoder": 0.19}, decoder, min_best=0.1) != ""
     assert compare_losses(dict.fromkeys(best, NAN), best) != "" != compare_losses(dict.fromkeys(best, math.inf), {})
 
 

@@ -23,6 +23,9 @@ from denoising_ebm.utils.seeds import hashed_generator
 MAX_RATIO = 2.0
 #: At the end of a run the averages have settled: more than this is a model far from the best that there was.
 MAX_LAST_RATIO = 1.5
+#: A lower best denoising loss counts as this, under the weights of EDM, with which a network that knows nothing has about 1:
+#: of images that are nearly all alike it falls to nearly nothing, and then moves by any factor.
+MIN_BEST = 0.1
 #: Of the decoder's loss, which is small and follows the codes.
 MAX_DECODER_RATIO = 5.0
 #: So is a growth of the weights' norm by this factor within about `REFERENCE_STEPS` steps: with a rate that is far too large
@@ -200,21 +203,27 @@ class Probe:
         return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
-def compare_losses(losses: Mapping[str, float], best: Mapping[str, float], max_ratio: float = MAX_RATIO) -> str:
+def compare_losses(
+    losses: Mapping[str, float], best: Mapping[str, float], max_ratio: float = MAX_RATIO, min_best: float = 0.0
+) -> str:
     """Return which losses, of held-out *and* of training images, are far worse than the best so far; empty if none is.
 
     Args:
         losses: By name, as `Probe.losses` gives them.
         best: The lowest so far.
         max_ratio: What is allowed, but for the decoder's.
+        min_best: What a lower best denoising loss counts as.
     """
     kinds: dict[str, list[str]] = {}
     for name in losses:
         kinds.setdefault(name.replace("held-out ", "").replace("training ", ""), []).append(name)
     for kind, names in kinds.items():
-        limit = MAX_DECODER_RATIO if kind.endswith("decoder") else max_ratio
+        limit, least = (MAX_DECODER_RATIO, 0.0) if kind.endswith("decoder") else (max_ratio, min_best)
         # What is not a number is worse than any.
-        if not any(math.isfinite(losses[name]) and losses[name] <= limit * best.get(name, math.inf) for name in names):
+        if not any(
+            math.isfinite(losses[name]) and losses[name] <= limit * max(best.get(name, math.inf), least)
+            for name in names
+        ):
             worst = names[0]
             return f"the loss {worst} is {losses[worst]:.4g}, at best {best.get(worst, math.nan):.4g}"
     return ""

@@ -33,6 +33,7 @@ from denoising_ebm.training.health import (
     MAX_IN_A_ROW,
     MAX_LAST_RATIO,
     MAX_LOST,
+    MIN_BEST,
     MIN_RATE,
     RECOVERY_CHECKS,
     REFERENCE_STEPS,
@@ -422,7 +423,9 @@ class _Run:
     def _find_worse(self, figures: dict[str, float], losses: dict[str, float]) -> str:
         """Return what shows that a finite state has diverged; empty if nothing does."""
         record = self.state.record
-        if worse := compare_figures(figures, self.config.contrastive.gap_bound) or compare_losses(losses, record.best):
+        if worse := compare_figures(figures, self.config.contrastive.gap_bound):
+            return worse
+        if worse := compare_losses(losses, record.best, min_best=self._min_best()):
             return worse
         norm, steps = weight_norm(self.state.model), self.state.clock.step - record.norm_step
         if norm > MAX_GROWTH * record.norm:
@@ -499,9 +502,12 @@ class _Run:
     def _judge_end(self, monitor: Monitor) -> None:
         """Note where the averages are worse than the best there was, though not so much that the run went back."""
         losses = {name: value for name, value in self._losses().items() if name.startswith("average")}
-        self._worse_end = compare_losses(losses, self.state.record.best, MAX_LAST_RATIO)
+        self._worse_end = compare_losses(losses, self.state.record.best, MAX_LAST_RATIO, self._min_best())
         if self._worse_end:
             monitor.event(self.state.clock, f"at the end {self._worse_end}")
+
+    def _min_best(self) -> float:
+        return MIN_BEST if self.config.noise.weighting == "edm" else 0.0
 
     def _stage_name(self) -> str:
         return self.config.stages[min(self.state.clock.stage, len(self.config.stages) - 1)].objective
