@@ -54,6 +54,8 @@ def test_pixel_modes(tmp_path: Path) -> None:
     assert np.array_equal(read(half, background="black"), np.where(ramp > 99, ramp, 0)[None])
     assert np.array_equal(read(half), np.where(ramp > 99, ramp, 255)[None])
     assert np.array_equal(read(half, background="ignore"), ramp[None])
+    with pytest.raises(ValueError, match=r"background must be white, black, ignore or #rrggbb, got '.{,80}$"):
+        read(half, background="a\n" * 10_000)  # of a stranger's detector
     red = np.where(ramp[..., None] > 99, ramp[..., None], np.array([200, 10, 20]))
     assert np.array_equal(read(half, background="#c80a14").permute(1, 2, 0), red)
     color = Image.fromarray(np.stack([ramp, ramp.T, 255 - ramp], -1))

@@ -30,6 +30,7 @@ from denoising_ebm.datasets.headers import (
 from denoising_ebm.datasets.jpeg import jpeg_quality
 from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep, to_8_bits
 from denoising_ebm.literals import Frames
+from denoising_ebm.utils.parsing import shown
 from denoising_ebm.utils.text import counted, reason_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
@@ -92,7 +93,9 @@ class Decoding:
         try:
             red, green, blue = ImageColor.getrgb(self.background)[:3]
         except (ValueError, AttributeError):
-            raise ValueError(f"background must be white, black, ignore or #rrggbb, got {self.background!r}") from None
+            raise ValueError(
+                f"background must be white, black, ignore or #rrggbb, got {shown(self.background)}"
+            ) from None
         return red, green, blue
 
 
