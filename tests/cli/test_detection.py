@@ -306,6 +306,13 @@ def test_what_score_refuses_about_detectors(debm: Any, fitted: Path, run: Path, 
     model.save_pretrained(other)
     error = debm("score", other, folder).error
     assert error.startswith(f"{other}/detector.json: fitted for other weights")
+    # What is no file is no missing detector either.
+    (other / "detector.json").unlink()
+    os.mkfifo(other / "detector.json")
+    assert debm("score", other, folder).error == f"{other}/detector.json: is a named pipe, not a file"
+    (other / "detector.json").unlink()
+    (other / "detector.json").symlink_to(tmp_path / "nothing")
+    assert debm("score", other, folder).error == f"{other}/detector.json: no such file or directory"
 
 
 def test_evaluate(debm: Any, fitted: Path, tmp_path: Path) -> None:

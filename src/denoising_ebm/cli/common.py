@@ -133,7 +133,8 @@ def load_detector(name: str, folder: Path | None, model: DenoisingEBM) -> Detect
     from denoising_ebm.utils.device import choose_precision
 
     place = folder or find_model_folder(name)
-    if folder is None and not (place / DETECTOR_FILES[0]).is_file():
+    # A pipe or a dangling link in its place is no missing detector: reading it says what it is.
+    if folder is None and not os.path.lexists(place / DETECTOR_FILES[0]):
         return None
     detector = Detector.load(place, model)
     if model.precision == "bf16" and choose_precision("auto", model.device) != "bf16":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -54,7 +55,7 @@ def read_detector(folder: Path, *, fingerprint: str) -> tuple[dict[str, Any], di
     """
     path, tensors_path = folder / CONFIG_FILE, folder / TENSORS_FILE
     for file in (path, tensors_path):
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise FileNotFoundError(f"{file}: missing; `debm fit-detector` makes it")
     values = read_json(path, max_bytes=MAX_JSON)
     tensors, digest = load_tensors(tensors_path, MAX_TENSORS)
