@@ -19,7 +19,7 @@ from denoising_ebm.training.objectives import Batch, Objective, Reconstruction
 from denoising_ebm.utils.seeds import hashed_generator
 
 #: A loss of the fixed images this many times the lowest so far is divergence. In sound runs of every objective the largest
-#: ratios were below half of it (benchmarks/RESULTS.md).
+#: ratios were not far above half of it (docs/reliability.md).
 MAX_RATIO = 2.0
 #: At the end of a run the averages have settled: more than this is a model far from the best that there was.
 MAX_LAST_RATIO = 1.5
