@@ -111,7 +111,7 @@ def draw(model: DenoisingEBM, start: Start, steps: int, sigma_max: float, num: i
         sample = two_stage(
             model.semantic(sampling.semantic.prior),
             model.decode,
-            model.texture(sampling.pixel),
+            model.pixel_energy(sampling.pixel),
             model.denoise,
             start(min(128, num - begin), generator),
             sampling,

@@ -99,7 +99,7 @@ def semantic_images(model: DenoisingEBM, steps: int, num: int, seed: int) -> Ten
     for i, start in enumerate(range(0, num, BATCH)):
         generator = torch.Generator().manual_seed(seed + i)
         z = torch.randn(min(BATCH, num - start), model.config.network.latent_dim, generator=generator)
-        energies = model.semantic(), model.decode, model.texture(), model.denoise
+        energies = model.semantic(), model.decode, model.pixel_energy(), model.denoise
         parts.append(two_stage(*energies, z, sampling, generator=generator).semantic)
     return torch.cat(parts)
 
@@ -115,12 +115,12 @@ def stage_two(model: DenoisingEBM, start: Tensor, sampler: PixelSampler, correct
         def correct(state: ChainState, generator: torch.Generator = generator) -> None:
             # In place: what a callback sees is the chain's own state.
             sigma = float(sigmas[min(state.step, len(sigmas) - 1)])
-            energy = model.texture(sampler)
+            energy = model.pixel_energy(sampler)
             state.x.copy_(ula(energy, state.x, sigma, step_size=0.2, num_steps=corrections, generator=generator))
 
         x = x + sampler.sigma_max * draw_noise(tuple(x.shape), generator, x)
         callback = correct if corrections else None
-        x = sample_pixels(model.texture(sampler), x, sampler, generator=generator, callback=callback)
+        x = sample_pixels(model.pixel_energy(sampler), x, sampler, generator=generator, callback=callback)
         parts.append(model.denoise(x, expand_sigma(sampler.sigma_min, x)) if sampler.final_denoise else x)
     return torch.cat(parts)
 

@@ -117,7 +117,7 @@ def run_row(name: str, args: argparse.Namespace) -> None:
     row = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "images_seen": model.metadata["images seen"],
-        "test_loss": validation_loss(model, to_float(test), base),
+        "test_loss": validation_loss(model.denoise, to_float(test).to(model.device), base),
     }
     row |= errors(model, test)
     if args.samples:

@@ -22,13 +22,14 @@ from denoising_ebm.utils.parsing import shown, shown_name
 
 Precondition = Literal["edm", "energy", "none"]
 Denoiser = Literal["output", "gradient"]
-ObjectiveName = Literal["denoising", "contrastive", "score"]
+ObjectiveName = Literal["denoising", "contrastive", "score", "energy"]
 Weighting = Literal["edm", "energy", "uniform"]
 SigmaDraw = Literal["grid", "lognormal"]
 PositiveSamples = Literal["clean", "noisy"]
 ChainKind = Literal["short", "persistent"]
 Schedule = Literal["geometric", "karras"]
-Drift = Literal["energy", "denoiser"]
+Drift = Literal["energy", "denoiser", "density"]
+DensityTarget = Literal["denoiser", "data"]
 PixelMethod = Literal["annealed-langevin", "consistent-annealed", "ancestral", "dpmpp-2m-sde", "heun", "mala"]
 #: The model's own two-stage sampler, or a method from noise.
 SamplerName = Literal["two-stage", PixelMethod]
@@ -184,10 +185,17 @@ class EnergyConfig:
     Attributes:
         inner_noise: Eq. 7's x~ = x + eps inside the energy; without it U(x) = |x - r(x)|^2 / 2 sigma^2.
         denoiser: D = r (denoising training) or D = x - sigma^2 grad U (`score` training).
+        density: Whether the model has a density network beside r: a scalar energy that estimates -log q_sigma(x), fitted in
+            an `energy` stage, whose gradient draws images and which gives log-likelihoods.
+        density_target: What its denoiser x - sigma^2 grad U is fitted to: the output of the trained denoiser, without noise
+            in the target (Thornton et al., 2025), from whose weights it starts; or the clean images (denoising score
+            matching from scratch).
     """
 
     inner_noise: bool = True
     denoiser: Denoiser = "output"
+    density: bool = False
+    density_target: DensityTarget = "denoiser"
 
 
 @dataclass(frozen=True)
@@ -234,8 +242,9 @@ class PixelSampler:
         schedule: Between them: a geometric sequence (paper), or EDM's (Karras et al., 2022, eq. 5).
         step_size: eta_2 of annealed-langevin, consistent-annealed and mala, dimensionless: a step is eta_2 sigma^2; None
             for the method's own. The other methods take the steps that the noise levels say.
-        drift: energy: the exact gradient of the energy (eq. 21), three network evaluations; denoiser: (x - D) / sigma^2,
-            the score of a denoiser, one evaluation and no gradient of any function.
+        drift: density: the exact gradient of the density network's energy, three network evaluations; energy: that of the
+            texture energy (eq. 21), three evaluations; denoiser: (x - D) / sigma^2, the score of a denoiser, one evaluation
+            and no gradient of any function.
         temperature: Factor on the noise variance; in diffusion samplers the square of `s_noise`.
         low_temperature: Further factor in steps that end below low_temperature_sigma. A model of few minutes gets detail
             wrong, and is better off with less of it; `debm tune` measures how much.
@@ -272,8 +281,8 @@ class PixelSampler:
             f"got {self.step_size}",
         )
         _require(
-            self.method != "mala" or self.drift == "energy",
-            f"{where}.drift must be energy with method mala, which needs the exact gradient, got {self.drift}",
+            self.method != "mala" or self.drift != "denoiser",
+            f"{where}.drift must be density or energy with method mala, which needs the exact gradient, got {self.drift}",
         )
 
 
@@ -340,16 +349,23 @@ class TrainingStage:
     """One entry of `stages`: an objective and the fraction of the run's budget it gets.
 
     Attributes:
-        objective: denoising (eq. 1, 13), contrastive (Algorithm 1) or score.
+        objective: denoising (eq. 1, 13), contrastive (Algorithm 1), score, or energy (the density network).
         fraction: Of the budget; the fractions of a run are normalised to sum to one.
+        learning_rate: Of this stage, which then has a warm-up and a cooldown of its own; null for
+            `training.learning_rate`, with one warm-up and one cooldown for all neighbouring stages without their own.
     """
 
     objective: ObjectiveName = "denoising"
     fraction: float = 1.0
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.fraction > 0, f"stages.fraction must be > 0, got {self.fraction}")
-        _require_most(self, "stages", MAX_FACTOR, "fraction")
+        _require(
+            self.learning_rate is None or self.learning_rate > 0,
+            f"stages.learning_rate must be > 0 or null, got {self.learning_rate}",
+        )
+        _require_most(self, "stages", MAX_FACTOR, "fraction", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -429,8 +445,8 @@ class Config:
         sampling: The model's own two-stage sampler.
         contrastive: Settings of contrastive stages.
         training: The optimisation.
-        stages: Training stages in order, each with an objective (denoising, contrastive, score) and its fraction of the
-            budget.
+        stages: Training stages in order, each with an objective (denoising, contrastive, score, energy) and its fraction
+            of the budget.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -452,6 +468,18 @@ class Config:
         _require(
             not by_gradient or objectives[-1] != "denoising",
             "stages that end with denoising need energy.denoiser: output",
+        )
+        _require(
+            self.energy.density or "energy" not in objectives,
+            "an energy stage needs energy.density: true, the network that it trains",
+        )
+        _require(
+            self.energy.density or self.sampling.pixel.drift != "density",
+            "sampling.pixel.drift: density needs energy.density: true",
+        )
+        _require(
+            not (by_gradient and self.energy.density),
+            "energy.density: true needs energy.denoiser: output, since the density is fitted beside a denoiser",
         )
         _require(
             not (by_gradient and self.energy.inner_noise),

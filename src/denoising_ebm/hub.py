@@ -180,6 +180,17 @@ def find_model_folder(name: str, revision: str | None = None) -> Path:
         ) from None
 
 
+def read_config_of(name: str) -> Config:
+    """Return the settings of a model: a folder, a bundled name or an id of the Hub, as for `find_model_folder`.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If its `config.json` is damaged.
+    """
+    path = find_model_folder(name) / CONFIG_FILE
+    return _checked(_read_values(path), path)[0]
+
+
 def read_model_folder(folder: Path, specs: Callable[[Config], Specs]) -> StoredModel:
     """Return what a model folder holds, all of it checked.
 

@@ -1,4 +1,4 @@
-"""DenoisingEBM: the three networks as one module, with the four jobs: generate, score, localise, restore."""
+"""DenoisingEBM: the networks as one module, with the four jobs: generate, score, localise, restore."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from denoising_ebm import energies
 from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, SamplerName, SamplingConfig
 from denoising_ebm.datasets.preprocessing import Preprocessing
-from denoising_ebm.energies import SemanticEnergy, TextureEnergy, draw_noise
+from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, draw_noise
 from denoising_ebm.hub import find_model_folder, read_model_folder, write_model_folder
 from denoising_ebm.literals import Precision
 from denoising_ebm.networks.decoder import SemanticDecoder
+from denoising_ebm.networks.density import DensityNetwork
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
 from denoising_ebm.noise import append_dims, expand_sigma
 from denoising_ebm.samplers import (
@@ -73,6 +74,8 @@ QUANTILES = 1001
 class DenoisingEBM(nn.Module):
     """A Denoising-EBM: DAE r = g_beta(f_alpha), semantic decoder h_gamma, and the energies made of them.
 
+    `density` is the network of -log q_sigma(x), None in a model without (`config.energy.density`).
+
     Images are float tensors of shape (batch, channels, height, width) in [-1, 1]; `sigma` is a number or a tensor of
     shape (batch,), in the same units; energies have shape (batch,), low = likely.
 
@@ -94,6 +97,7 @@ class DenoisingEBM(nn.Module):
         self.preprocessing = preprocessing
         self.dae = DenoisingAutoencoder(config.network)
         self.decoder = SemanticDecoder(config.network)
+        self.density = DensityNetwork(config.network, config.noise) if config.energy.density else None
         self.register_buffer("jacobian_norm", torch.ones(()))
         self.register_buffer("reference", torch.full((len(REFERENCE_SIGMAS), QUANTILES), float("nan")))
         self._compute_dtype: torch.dtype | None = None
@@ -166,7 +170,8 @@ class DenoisingEBM(nn.Module):
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return D(x, sigma), the estimate of E[x0 | x], shape of `x`.
 
-        D is r for a model trained by denoising and x - sigma^2 grad U(x, sigma) for one trained by `score`.
+        D is r for a model trained by denoising and x - sigma^2 grad U(x, sigma) for one trained by `score`. That of the
+        density network is `pixel_energy("density").denoise`.
         """
         sigma = expand_sigma(sigma, x)
         if self.config.energy.denoiser == "output":
@@ -183,6 +188,28 @@ class DenoisingEBM(nn.Module):
         has inner noise are of the energy with `scoring_noise(4)`.
         """
         return energies.texture_energy(self.reconstruct, x, sigma, noise)
+
+    def density_energy(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the energy of the density network, -log q_sigma(x) in nats, shape (batch,).
+
+        q_sigma is the density of data with noise of `sigma`, at x, which has to have such noise to be typical of it. In a
+        model whose levels are not normalised it is known up to a number for each level.
+
+        Raises:
+            ValueError: If the model has no density network.
+        """
+        network, sigma = self._density_network(), expand_sigma(sigma, x)
+        with self._autocast():
+            energy: Tensor = network(x, sigma)
+        return energy + network.log_normaliser(sigma) if network.is_normalised else energy
+
+    def _density_network(self) -> DensityNetwork:
+        if self.density is None:
+            raise ValueError(
+                "this model has no density network: train one on it with an energy stage "
+                "(--energy.density true), or use the denoiser (drift: denoiser; log_prob with method immse)"
+            )
+        return self.density
 
     def energy_map(self, x: Tensor, sigma: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """Return the texture energy of every pixel, shape (batch, height, width); its sum is `energy`."""
@@ -208,14 +235,21 @@ class DenoisingEBM(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn((num_samples, 1, *self.image_shape), generator=generator).to(self.device)
 
-    def texture(self, sampler: PixelSampler | Drift | None = None) -> TextureEnergy:
-        """Return U^c as an energy for samplers, with the drift of `sampler` or of the model's own.
+    def pixel_energy(self, sampler: PixelSampler | Drift | None = None) -> Energy:
+        """Return the energy that samplers in pixels follow, with the drift of `sampler` or of the model's own.
 
-        A model trained by `score`, whose denoiser is the gradient, has the exact gradient alone. A solver of an ODE gets the
-        energy without inner noise, since it follows a function.
+        It is that of the density network for the drift `density`, else U^c. A model trained by `score`, whose denoiser is
+        the gradient, has the exact gradient alone. A solver of an ODE gets the texture energy without inner noise, since it
+        follows a function.
+
+        Raises:
+            ValueError: If the drift is `density` and the model has no density network.
         """
         chosen = self.config.sampling.pixel if sampler is None else sampler
         drift = chosen.drift if isinstance(chosen, PixelSampler) else chosen
+        if drift == "density":
+            self._density_network()
+            return Energy(self.density_energy)
         deterministic = isinstance(chosen, PixelSampler) and not METHODS[chosen.method].stochastic
         return TextureEnergy(
             self.reconstruct,
@@ -268,16 +302,27 @@ class DenoisingEBM(nn.Module):
             raise ValueError(f"unknown sampler {name!r}: use two-stage, {', '.join(METHODS)}")
         method, own, noise = METHODS[name], self.config.sampling.pixel, self.config.noise
         if own.method != name:
-            drift: Drift = "energy" if method.needs_energy else own.drift
+            drift: Drift = own.drift
+            if method.needs_energy and drift == "denoiser":
+                drift = "energy" if self.density is None else "density"
             own = PixelSampler(name, steps=method.default_steps, schedule=method.default_schedule, drift=drift)
         return replace(own, sigma_max=noise.sigma_max, sigma_min=noise.sigma_min)
 
     def sampler_nfe(self, sampler: SamplingConfig | PixelSampler) -> int:
         """Return the network evaluations an image that a sampler costs; an exact gradient counts three."""
-        denoiser: Drift = "energy" if self.config.energy.denoiser == "gradient" else "denoiser"
+        pixel = sampler.pixel if isinstance(sampler, SamplingConfig) else sampler
+        by_gradient = self.config.energy.denoiser == "gradient" or pixel.drift == "density"
+        denoiser: Drift = "energy" if by_gradient else "denoiser"
         if isinstance(sampler, SamplingConfig):
             return two_stage_nfe(sampler, denoiser=denoiser)
         return pixel_nfe(sampler, denoiser=denoiser)
+
+    def _last_step(self, sampler: PixelSampler) -> Callable[[Tensor, Tensor | float], Tensor]:
+        """Return the denoiser of a chain's last step: that of the energy that it followed."""
+        if sampler.drift != "density":
+            return self.denoise
+        energy = self.pixel_energy(sampler)
+        return lambda x, sigma: energy.denoise(x, sigma)[1]
 
     @torch.no_grad()
     def sample(
@@ -343,8 +388,8 @@ class DenoisingEBM(nn.Module):
             sample = two_stage(
                 self.semantic(sampler.semantic.prior),
                 self.decode,
-                self.texture(sampler.pixel),
-                self.denoise,
+                self.pixel_energy(sampler.pixel),
+                self._last_step(sampler.pixel),
                 z,
                 sampler,
                 generator=generator,
@@ -354,8 +399,8 @@ class DenoisingEBM(nn.Module):
         # sigma_max noise around the mean of the data is what x0 + sigma_max noise looks like, the better the larger.
         spread = (sampler.sigma_max**2 + self.config.network.sigma_data**2) ** 0.5
         x = spread * draw_noise((num, *self.image_shape), generator, self.jacobian_norm)
-        x = sample_pixels(self.texture(sampler), x, sampler, generator=generator, callback=callback)
-        images = self.denoise(x, sampler.sigma_min) if sampler.final_denoise else x
+        x = sample_pixels(self.pixel_energy(sampler), x, sampler, generator=generator, callback=callback)
+        images = self._last_step(sampler)(x, sampler.sigma_min) if sampler.final_denoise else x
         return images, x[:0], x[:0]
 
     # -- percentiles ------------------------------------------------------------------------------------------------
@@ -421,5 +466,6 @@ def empty_model(config: Config) -> DenoisingEBM:
 
 def specs_of(model: DenoisingEBM) -> dict[str, TensorSpec]:
     """Return what the tensors of a model like this one must be."""
-    # Energies of reference images are NaN in a model that was never calibrated.
-    return module_specs(model, reference={"missing": True}, jacobian_norm={"positive": True})
+    # Energies of reference images are NaN in a model that was never calibrated, and log Z in one not yet normalised.
+    options = {"reference": {"missing": True}, "jacobian_norm": {"positive": True}, "density.log_z": {"missing": True}}
+    return module_specs(model, **options)

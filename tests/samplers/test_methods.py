@@ -112,7 +112,7 @@ def test_chains_leave_start_and_network_alone(tiny_model: DenoisingEBM, generato
     kept, levels = x.clone(), geometric_sigmas(1.0, 0.1, 3)
     ends = [
         *(
-            run(tiny_model.texture(drift), x, levels, generator=generator, **options_of(run))
+            run(tiny_model.pixel_energy(drift), x, levels, generator=generator, **options_of(run))
             for run in (*STEPPED, *FREE, heun)
             for drift in ("energy", "denoiser")
         ),

@@ -346,7 +346,7 @@ def test_validation_loss_is_the_weighted_error_of_the_denoiser(tiny_model: Denoi
     with torch.no_grad():
         errors = (tiny_model.denoise(x, sigma) - images).square().mean((1, 2, 3))
     expected = (loss_weights(config.noise.weighting, sigma, config.network.sigma_data) * errors).mean()
-    assert validation_loss(tiny_model, images, config) == pytest.approx(float(expected), rel=1e-5)
+    assert validation_loss(tiny_model.denoise, images, config) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["denoising", "contrastive", "score"])

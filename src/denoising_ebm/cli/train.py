@@ -65,12 +65,13 @@ def train(
             on the Hugging Face Hub.
         out: The run folder.
         preset: fashion-mnist, cifar10-small, cifar10, cifar10-paper, svhn-paper or celeba64-paper. Needed unless --config
-            or --resume is given or DATA is fashion-mnist.
+            or --resume or --initial is given or DATA is fashion-mnist.
         config: YAML file with settings that replace the preset's, such as config.yaml of a run.
         print_config: Print all settings as YAML for --config, and exit.
         resume: Continue the run in --out. Its config.yaml takes the place of --preset. Of its settings only budgets,
             intervals, training.micro_batch_size and training.compile may change.
-        initial: Start from the weights of this model, which must have the same sizes.
+        initial: Start from the weights of this model, which must have the same sizes, and without --preset from its
+            settings.
         max_minutes: Short for --training.max_minutes.
         max_images: Short for --training.max_images.
         seed: Short for --training.seed.
@@ -87,7 +88,7 @@ def train(
     if print_config or data is None or out is None:
         import yaml
 
-        chosen = _settings(data, out, preset, config, resume, changes)
+        chosen = _settings(data, out, preset, config, resume, initial, changes)
         print(yaml.safe_dump(to_dict(chosen), sort_keys=False), end="")
         return 0
     # Pictures of the run would be images of the next.
@@ -98,7 +99,7 @@ def train(
     from denoising_ebm.training.checkpoint import read_run_preprocessing
 
     with locked(out, "debm train"):
-        chosen = _settings(data, out, preset, config, resume, changes)
+        chosen = _settings(data, out, preset, config, resume, initial, changes)
         network = chosen.network
         prepared = images
         if resume and (before := read_run_preprocessing(out)) is not None:
@@ -138,29 +139,35 @@ def _settings(
     preset: str | None,
     config: Path | None,
     resume: bool,
+    initial: str | None,
     changes: Mapping[str, Any],
 ) -> Config:
-    base = _base_settings(data, out, preset, config, resume)
+    base = _base_settings(data, out, preset, config, resume, initial)
     if base is None:
-        raise ValueError(f"--preset is needed: one of {', '.join(PRESETS)} (or --config FILE)")
+        raise ValueError(f"--preset is needed: one of {', '.join(PRESETS)} (or --config FILE, or --initial MODEL)")
     return from_dict(Config, merged(base, changes), where="settings")
 
 
 def help_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that `debm train --help` shows: those of what was named before it, or else the paper's."""
     out, config = (Path(given[name]) if given.get(name) else None for name in ("out", "config"))
-    base = _base_settings(given.get("data"), out, given.get("preset"), config, bool(given.get("resume")))
+    known = given.get("data"), out, given.get("preset"), config, bool(given.get("resume")), given.get("initial")
+    base = _base_settings(*known)
     return to_dict(Config()) if base is None else base
 
 
 def _base_settings(
-    data: str | None, out: Path | None, preset: str | None, config: Path | None, resume: bool
+    data: str | None, out: Path | None, preset: str | None, config: Path | None, resume: bool, initial: str | None
 ) -> dict[str, Any] | None:
     """Return the settings before those of single options; None where nothing says which."""
-    name = preset or ("fashion-mnist" if data == "fashion-mnist" else None)
+    name = preset or ("fashion-mnist" if data == "fashion-mnist" and not initial else None)
     base = to_dict(read_preset(name) if name else Config())
     if resume and out is not None:
         base = _settings_of_run(out)
+    elif not name and initial:
+        from denoising_ebm.hub import read_config_of
+
+        base = to_dict(read_config_of(initial))
     elif not name and config is None:
         return None
     return base if config is None else _changed(base, config)

@@ -23,7 +23,7 @@ METHODS: dict[PixelMethod, Method] = {
 }
 
 #: Network evaluations of a gradient: a backward pass costs about two forward passes.
-NFE_PER_GRADIENT: dict[Drift, int] = {"denoiser": 1, "energy": 3}
+NFE_PER_GRADIENT: dict[Drift, int] = {"denoiser": 1, "energy": 3, "density": 3}
 
 
 def sample_pixels(

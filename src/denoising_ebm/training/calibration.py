@@ -1,4 +1,4 @@
-"""What a trained model needs beside its gradients: the step length in z, and the energies of reference images."""
+"""What a trained model needs beside its gradients: the step length in z, energies of reference images, and log Z."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.energies import draw_noise
+from denoising_ebm.likelihood.normalisation import Normalisation, normalise_levels
 from denoising_ebm.model import QUANTILES, REFERENCE_SIGMAS, DenoisingEBM
 
 
@@ -41,3 +42,30 @@ def calibrate(model: DenoisingEBM, images: Tensor, *, seed: int = 0, batch_size:
     for i, level in enumerate(REFERENCE_SIGMAS):
         values = torch.cat([model.energy(c.to(model.device), level, noise) for c in torch.split(images, batch_size)])
         model.reference[i] = torch.quantile(values, fractions)
+
+
+@torch.no_grad()
+def normalise(model: DenoisingEBM, images: Tensor, *, images_per_level: int = 64, seed: int = 0) -> Normalisation:
+    """Fit log Z of a model's density network at its noise levels, and store it there.
+
+    Args:
+        model: With a density network, whose `log_z` is set.
+        images: As for `calibrate`.
+        images_per_level: As for `normalise_levels`.
+        seed: Of the images drawn and their noise.
+
+    Raises:
+        ValueError: If the model has no density network, or there are no images.
+    """
+    if model.density is None:
+        raise ValueError("this model has no density network (energy.density: true) to normalise")
+    network, precision = model.density, model.precision
+    network.log_z.fill_(float("nan"))  # so that the energy is that without
+    # In full precision: the differences are small beside the energies.
+    model.set_precision("fp32")
+    found = normalise_levels(
+        model.density_energy, images.to(model.device), network.levels, images_per_level=images_per_level, seed=seed
+    )
+    model.set_precision(precision)
+    network.set_log_z(found.log_z)
+    return found

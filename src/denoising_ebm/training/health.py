@@ -74,8 +74,8 @@ class Record:
 def tensors_of(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Return every tensor of floats in nested dictionaries and sequences, with its path."""
     if isinstance(values, Tensor):
-        # Reference energies are NaN until a model is calibrated, which one in training never is.
-        if values.is_floating_point() and values.numel() and name.rpartition(".")[2] != "reference":
+        # Reference energies and log Z are NaN until a model is calibrated, which one in training never is.
+        if values.is_floating_point() and values.numel() and name.rpartition(".")[2] not in ("reference", "log_z"):
             yield name, values
     elif isinstance(values, Mapping):
         for key, value in values.items():
@@ -136,7 +136,10 @@ def has_grown_moments(
     if not moments:
         return False
     old = list(before.values())
-    steps = float(moments[0]["step"]) - (float(old[0]["step"]) if old else 0.0)
+    # A stage may train some of the weights only; those that it is the first to train come last and were not there before.
+    counts = torch.stack([each["step"] for each in moments])
+    counts[: len(old)] -= torch.stack([each["step"] for each in old]) if old else 0
+    steps = float(counts.max())
     total, was = (
         float(torch.stack(torch._foreach_norm([each["exp_avg_sq"] for each in values], 1)).sum()) if values else 0.0
         for values in (moments, old)
@@ -190,14 +193,17 @@ class Probe:
     def losses(self, model: DenoisingEBM, objective: Objective) -> dict[str, float]:
         """Return the denoising and decoder losses of held-out and training images, as the objective's stage learns them."""
         by_gradient = objective.name != "denoising" and self._config.energy.denoiser == "gradient"
-        measure = Reconstruction("score" if by_gradient else "denoising", self._config)
+        measure: Objective = Reconstruction("score" if by_gradient else "denoising", self._config)
+        if objective.name == "energy":
+            measure = objective
         training = model.training
         model.eval()
         figures: dict[str, Tensor] = {}
         try:
             for name, batch in self._batches.items():
                 found = measure(model, batch)
-                figures |= {f"{name} {key}": found[f"loss_{key}"] for key in ("denoising", "decoder")}
+                kinds = [key for key in ("denoising", "decoder") if f"loss_{key}" in found]
+                figures |= {f"{name} {key}": found[f"loss_{key}"] for key in kinds}
         finally:
             model.train(training)
         return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))

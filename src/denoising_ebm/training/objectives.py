@@ -1,4 +1,4 @@
-"""Objectives: a batch in, losses out. Eq. 1 and 13 (denoising), Algorithm 1 (contrastive), and `score`.
+"""Objectives: a batch in, losses out. Eq. 1 and 13 (denoising), Algorithm 1 (contrastive), `score`, and `energy`.
 
 Training goes through stages, each with one objective; all have the same interface, so the trainer knows none of them.
 """
@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
 
 from denoising_ebm.config import Config, ObjectiveName, PixelMethod
-from denoising_ebm.energies import SemanticEnergy, draw_noise, semantic_energy, texture_energy
+from denoising_ebm.energies import Reconstruct, SemanticEnergy, draw_noise, semantic_energy, texture_energy
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.noise import append_dims, draw_sigmas, loss_weights
 from denoising_ebm.samplers import ReplayBuffer, annealed_langevin, consistent_annealed_sampling, default_step_size
@@ -44,6 +45,10 @@ class Objective(Protocol):
         """Return `loss`, to differentiate, and the detached figures to log."""
         ...
 
+    def begin(self, model: DenoisingEBM, average: AveragedModel) -> None:
+        """Prepare the weights, and their running averages, for a stage that starts with this objective."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed run needs beside the model."""
         ...
@@ -57,6 +62,8 @@ def make_objective(name: ObjectiveName, config: Config) -> Objective:
     """Return the objective of a training stage."""
     if name == "contrastive":
         return Contrastive(config)
+    if name == "energy":
+        return DensityFit(config)
     return Reconstruction(name, config)
 
 
@@ -108,6 +115,63 @@ class Reconstruction:
         loss: Tensor = (errors * keep).mean()
         return loss
 
+    def begin(self, model: DenoisingEBM, average: AveragedModel) -> None:
+        """Leave the weights as they are."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return nothing: this objective has no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore nothing."""
+
+
+class DensityFit:
+    r"""The `energy` objective: the density network's gradient is fitted to the denoiser.
+
+    E w(sigma) |D(x, sigma) - t|^2 with D(x, sigma) = x - sigma^2 grad U(x, sigma), x = x0 + sigma e, and the target
+    t = r(x, sigma), the output of the trained denoiser (Thornton et al., 2025), or t = x0: denoising score matching, eq. 22.
+    Both have the same optimum, U(x, sigma) = -log q_sigma(x) + const; the first has no noise in its target. Only the density
+    network is trained.
+    """
+
+    name: ObjectiveName = "energy"
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._from_denoiser = config.energy.density_target == "denoiser"
+
+    def begin(self, model: DenoisingEBM, average: AveragedModel) -> None:
+        """Start from the averaged weights of the denoiser, which is the best start and the best target that there is."""
+        if not self._from_denoiser:
+            return
+        trained = average.module.dae.state_dict()
+        for each in (model, average.module):
+            assert each.density is not None
+            each.dae.load_state_dict(trained)
+            each.density.dae.load_state_dict(trained)
+        # The averages of before say nothing of the weights to come.
+        average.n_averaged.zero_()
+
+    def __call__(self, model: DenoisingEBM, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted distance of D to its target; beside it the denoising loss of D."""
+        assert model.density is not None
+        x = batch.noisy.requires_grad_(True)
+        target = batch.x0
+        if self._from_denoiser:
+            with torch.no_grad():
+                target = model.dae(x, batch.sigma)[0]
+            # Casts of weights that were made without gradients must not serve passes that are learned from.
+            torch.clear_autocast_cache()
+        with torch.enable_grad():
+            energy = model.density(x, batch.sigma)
+            (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            denoised = x - append_dims(batch.sigma, x) ** 2 * gradient
+        weights = loss_weights(self._config.noise.weighting, batch.sigma, self._config.network.sigma_data)
+        loss = (weights * (denoised - target).square().flatten(1).mean(1)).mean()
+        denoising = (weights * (denoised.detach() - batch.x0).square().flatten(1).mean(1)).mean()
+        return {"loss": loss, "loss_denoising": denoising, "energy_data": energy.detach().mean() / batch.x0[0].numel()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return nothing: this objective has no state."""
         return {}
@@ -117,11 +181,11 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def validation_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batch_size: int = 256) -> float:
+def validation_loss(denoise: Reconstruct, images: Tensor, config: Config, *, batch_size: int = 256) -> float:
     """Return the weighted denoising loss of images the model was not trained on, with the same draws at every call.
 
     Args:
-        model: The model; its denoiser D is measured, whatever objective trained it.
+        denoise: D, `(x, sigma) -> like x`, on the device of `images`.
         images: Images in [-1, 1], shape (n, channels, height, width).
         config: Noise draw, weights and seed.
         batch_size: Images per forward pass.
@@ -130,10 +194,10 @@ def validation_loss(model: DenoisingEBM, images: Tensor, config: Config, *, batc
     sigmas = draw_sigmas(config.noise, len(images), generator)
     total = 0.0
     for x0, sigma in zip(torch.split(images, batch_size), torch.split(sigmas, batch_size), strict=True):
-        x0, sigma = x0.to(model.device), sigma.to(model.device)
+        sigma = sigma.to(x0.device)
         x = x0 + append_dims(sigma, x0) * draw_noise(tuple(x0.shape), generator, x0)
         weights = loss_weights(config.noise.weighting, sigma, config.network.sigma_data)
-        total += float((weights * (model.denoise(x, sigma) - x0).square().flatten(1).mean(1)).sum())
+        total += float((weights * (denoise(x, sigma) - x0).square().flatten(1).mean(1)).sum())
     return total / len(images)
 
 
@@ -281,7 +345,7 @@ class Contrastive:
         x = run(
             # Of the energy itself, whatever samplers follow: its first term alone is the gradient of no energy, and these
             # chains must end where the energy that is learned is low.
-            model.texture("energy"),
+            model.pixel_energy("energy"),
             x,
             _chain_sigmas(start, sigma, options.texture_steps),
             step_size=pixel.step_size or default_step_size(name, x0[0].numel()),
@@ -289,6 +353,9 @@ class Contrastive:
             generator=generator,
         )
         return slots, sigma, z, x
+
+    def begin(self, model: DenoisingEBM, average: AveragedModel) -> None:
+        """Leave the weights as they are."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the persistent chains."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from denoising_ebm.config import Config, to_dict
@@ -24,7 +25,7 @@ from denoising_ebm.literals import Precision
 from denoising_ebm.model import DenoisingEBM, expected_tensors
 from denoising_ebm.schema import check_tensors
 from denoising_ebm.training.batches import draw_batch
-from denoising_ebm.training.calibration import calibrate
+from denoising_ebm.training.calibration import calibrate, normalise
 from denoising_ebm.training.checkpoint import RunState, read_state, save_state
 from denoising_ebm.training.ema import AveragedWeights
 from denoising_ebm.training.health import (
@@ -47,7 +48,7 @@ from denoising_ebm.training.health import (
 )
 from denoising_ebm.training.interrupt import interruptible
 from denoising_ebm.training.logging import METRICS_FILE, Monitor, trim_metrics
-from denoising_ebm.training.lr import learning_rate
+from denoising_ebm.training.lr import learning_rate, stage_schedule
 from denoising_ebm.training.objectives import Batch, Objective, make_objective, validation_loss
 from denoising_ebm.training.sample_images import save_sample_images
 from denoising_ebm.training.setup import (
@@ -168,17 +169,19 @@ def _train(
     saved = read_state(config, folder, images, remarks.append) if resume else None
     place, precision = choose_hardware(device, precision, saved)
     hardware = {"device": place.type, "precision": precision}
-    fabric = _fabric(place, precision)
+    fabric = _fabric(place, precision, several_parts=config.energy.density)
     model = new_model(config)
     past: dict[str, Any] = {}
     if initial is not None:
+        tensors = initial.state_dict()
+        if model.density is not None and initial.density is None:
+            # It starts from those of the denoiser, in its own stage.
+            fresh = model.state_dict()
+            tensors = {**tensors, **{name: fresh[name] for name in fresh if name.startswith("density.")}}
         check_tensors(
-            expected_tensors(config),
-            initial.state_dict(),
-            Path("initial model"),
-            misfit="weights do not fit the settings",
+            expected_tensors(config), tensors, Path("initial model"), misfit="weights do not fit the settings"
         )
-        model.load_state_dict(initial.state_dict())
+        model.load_state_dict(tensors)
         past = {
             name: check_number(initial.metadata.get(name, 0), f"initial model: metadata: {name}")
             for name in ("images seen", "minutes")
@@ -229,7 +232,7 @@ def _train(
             monitor.event(state.clock, remark)
         finished = run.loop(train_images, monitor, interrupted)
         run.save(monitor, final=finished)
-    model = run.evaluation_model()
+    model = run.evaluation_model(final=finished)
     diverged, rollbacks = state.clock.diverged, state.record.rollbacks
     return TrainingResult(model, finished, diverged, rollbacks, run.problems(), interrupted.is_set())
 
@@ -265,6 +268,8 @@ class _Run:
         self.wrapped.train()
         if not state.record.best:
             # A new run, or one of before such losses were kept.
+            if state.clock.step == 0:
+                state.objective.begin(state.model, state.average)
             state.record.start_stage(state.clock.step, self._losses(), weight_norm(state.model))
             self._good = self._older = self._begun = state.snapshot()
         self._retry_stage(monitor)
@@ -300,7 +305,10 @@ class _Run:
 
     def _step(self, pixels: Tensor, progress: float) -> dict[str, Tensor]:
         training, clock, fabric = self.config.training, self.state.clock, self.fabric
-        rate = clock.rate_scale * learning_rate(training, clock.images_seen, progress)
+        largest, share_used = stage_schedule(training, self.config.stages, clock.stage, progress)
+        own_rate = self.config.stages[clock.stage].learning_rate is not None
+        seen = clock.stage_step * training.batch_size if own_rate else clock.images_seen
+        rate = clock.rate_scale * learning_rate(training, seen, share_used, largest)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
         share: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size, "device": fabric.device}
@@ -352,6 +360,7 @@ class _Run:
         clock.stage, clock.stage_step, clock.rate_scale = index, 0, 1.0
         if index < len(self.config.stages):
             state.objective = make_objective(self.config.stages[index].objective, self.config)
+            state.objective.begin(state.model, state.average)
             state.record.start_stage(clock.step, self._losses(), weight_norm(state.model))
         self._good = self._older = self._begun = state.snapshot()
 
@@ -549,13 +558,18 @@ class _Run:
 
     # -- results ----------------------------------------------------------------------------------------------------
 
-    def evaluation_model(self) -> DenoisingEBM:
-        """Return the averaged weights as a calibrated model in eval mode."""
+    def evaluation_model(self, *, final: bool) -> DenoisingEBM:
+        """Return the averaged weights as a calibrated model in eval mode; at the end its density network is normalised."""
         model = new_model(self.config, self._model_metadata()).to(self.fabric.device)
         model.preprocessing = self.state.preprocessing
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
+        if final and model.density is not None and self._stage_name() == "energy" and len(self.val_images):
+            found = normalise(model, to_float(self.val_images), seed=self.config.training.seed)
+            model.metadata["standard error of log Z at the smallest level, nats"] = round(
+                float(found.standard_error[-1]), 1
+            )
         reference = model.reference if len(self.val_images) else model.jacobian_norm
         self._calibrated = bool(model.jacobian_norm.isfinite() & reference.isfinite().all())
         if not self._calibrated:
@@ -586,13 +600,19 @@ class _Run:
         Previews come last: no failure of theirs loses a state. Whatever fails before, the run goes on from the state before.
         """
         if self.fabric.global_rank == 0:
-            model, clock = self.evaluation_model(), self.state.clock
+            model, clock = self.evaluation_model(final=final), self.state.clock
             if not self._calibrated:
                 monitor.event(clock, "calibration gave values that are not finite: the model is saved without")
             if len(self.val_images):
-                loss = validation_loss(model, to_float(self.val_images), self.config)
-                monitor.record(clock, {"validation_loss": loss})
-                model.metadata["held-out denoising loss"] = round(loss, 5)
+                held_out = to_float(self.val_images).to(model.device)
+                losses = {"validation_loss": validation_loss(model.denoise, held_out, self.config)}
+                model.metadata["held-out denoising loss"] = round(losses["validation_loss"], 5)
+                if self._stage_name() == "energy":
+                    energy = model.pixel_energy("density")
+                    loss = validation_loss(lambda x, sigma: energy.denoise(x, sigma)[1], held_out, self.config)
+                    losses["validation_loss_density"] = loss
+                    model.metadata["held-out denoising loss of the energy's gradient"] = round(loss, 5)
+                monitor.record(clock, losses)
             model.save_pretrained(self.folder / MODEL_FOLDER)
             monitor.sync()
             save_state(self.state, self.config, self.folder, self.images, self.hardware)
@@ -601,17 +621,21 @@ class _Run:
         self.fabric.barrier()
 
 
-def _fabric(device: torch.device, precision: Precision) -> Fabric:
+def _fabric(device: torch.device, precision: Precision, several_parts: bool) -> Fabric:
     # Fabric's own defaults start independent runs under torchrun on CPUs, silently; so take its counts and check.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     # It announces its precision plugin on stderr, which the model card says anyway.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    strategy: str | DDPStrategy = "auto"
+    if processes * nodes > 1:
+        # Each stage of a model with a density network trains one part of it, and would wait for gradients of the other.
+        strategy = DDPStrategy(find_unused_parameters=True) if several_parts else "ddp"
     fabric = Fabric(
         accelerator="cuda" if device.type == "cuda" else "cpu",
         devices=[device.index] if device.type == "cuda" and device.index is not None and processes == 1 else processes,
         num_nodes=nodes,
-        strategy="ddp" if processes * nodes > 1 else "auto",
+        strategy=strategy,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()

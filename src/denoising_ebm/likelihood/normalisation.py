@@ -1,0 +1,103 @@
+r"""log Z of the density network at every noise level, by its derivative in sigma: the time score.
+
+Probability is conserved: the integral of d/dsigma q_sigma is zero, so
+
+$$\mathrm{E}_{x \sim q_\sigma}\left[ \frac{\partial}{\partial \sigma} (-\log q_\sigma(x)) \right] = 0,$$
+
+and if U lacks a function of sigma alone, that is what this mean says of its derivative. It is integrated from the
+largest level down, where the noise leaves a Gaussian with the mean and covariance of the data. Forward passes only. Dual
+score matching (Guth et al., 2025) trains for this derivative at each single image; here the constants alone are fitted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoising_ebm.energies import EnergyFunction
+from denoising_ebm.noise import expand_sigma
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What `normalise_levels` found."""
+
+    log_z: Tensor  #: What is missing at each level: -log q_sigma(x) = U(x, sigma) + log Z(sigma). In nats, shape (levels,).
+    standard_error: Tensor  #: Of it, from the draws of images and noise, in nats, shape (levels,).
+
+
+@torch.no_grad()
+def normalise_levels(
+    energy: EnergyFunction,
+    images: Tensor,
+    levels: Tensor,
+    *,
+    images_per_level: int = 64,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Normalisation:
+    """Fit log Z of an energy at falling noise levels.
+
+    Cost: 2 images_per_level (levels - 1) + images_per_level network evaluations.
+
+    Args:
+        energy: U, `(x, sigma) -> (batch,)`, known up to a number for each level.
+        images: Images in [-1, 1], shape (n, ...); best some that it was not trained on.
+        levels: Falling, shape (levels,). The first should be large beside the spread of the data, since the density there is
+            taken for the Gaussian of their mean and covariance.
+        images_per_level: Drawn anew for each level.
+        seed: Of the images drawn and their noise.
+        batch_size: Images per forward pass.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    if len(images) == 0:
+        raise ValueError("normalising needs at least one image")
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(sigma: Tensor) -> Tensor:
+        chosen = images[torch.randint(len(images), (images_per_level,), generator=generator).to(images.device)]
+        noise = torch.randn(chosen.shape, generator=generator, dtype=images.dtype).to(images.device)
+        return chosen + float(sigma) * noise
+
+    def energies(x: Tensor, sigma: Tensor) -> Tensor:
+        parts = torch.split(x, batch_size)
+        return torch.cat([energy(part, expand_sigma(float(sigma), part)).double() for part in parts])
+
+    x = noisy(levels[0])
+    differences = [gaussian_energy(x, images, levels[0]) - energies(x, levels[0])]
+    for above, below in itertools.pairwise(levels):
+        # Of a step, at the noise level in its middle: the error is of third order in its length.
+        x = noisy((above * below).sqrt())
+        differences.append(energies(x, above) - energies(x, below))
+    steps = torch.stack(differences)
+    log_z = steps.mean(1).cumsum(0)
+    error = (steps.var(1) / images_per_level).cumsum(0).sqrt()
+    return Normalisation(log_z, error)
+
+
+def gaussian_energy(x: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:
+    """Return -log N(x; m, C + sigma^2 I) with the mean m and covariance C of `images`, in float64, shape (batch,).
+
+    Args:
+        x: Shape (batch, ...).
+        images: Shape (n, ...).
+        sigma: Noise level, a number or shape (batch,), > 0.
+    """
+    flat, variance = images.double().flatten(1), expand_sigma(sigma, x).double()[:, None] ** 2
+    mean = flat.mean(0)
+    # The directions that the images span; across them there is the noise alone.
+    _, singular, directions = torch.linalg.svd((flat - mean) / max(1, len(flat) - 1) ** 0.5, full_matrices=False)
+    centred = x.double().flatten(1) - mean
+    inside = (centred @ directions.T).square()
+    total = singular.square() + variance
+    outside = centred.square().sum(1) - inside.sum(1)
+    rest = centred.shape[1] - len(singular)
+    quadratic = (inside / total).sum(1) + outside / variance[:, 0]
+    log_det = total.log().sum(1) + rest * variance[:, 0].log()
+    return 0.5 * (quadratic + log_det + centred.shape[1] * math.log(2 * math.pi))
