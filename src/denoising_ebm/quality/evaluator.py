@@ -1,4 +1,4 @@
-"""Everything that is said of a set of samples at once: Fréchet distance (FD), precision and recall, FID and IS."""
+"""Everything that is said of a set of samples at once: Fréchet distance (FD), precision and recall, FID and KID."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.quality.extractors import EfficientNetLite0Features, FeatureExtractor
-from denoising_ebm.quality.frechet import FeatureStatistics, frechet_distance, reference_statistics
-from denoising_ebm.quality.inception import InceptionFeatures, inception_score
+from denoising_ebm.quality.features import cached_features
+from denoising_ebm.quality.frechet import FeatureStatistics, frechet_distance
+from denoising_ebm.quality.inception import InceptionFeatures
+from denoising_ebm.quality.kid import subset_kernel_distance
 from denoising_ebm.quality.prdc import prdc
 
 
@@ -25,7 +27,8 @@ class Quality:
         density: Mean number of reference balls around a sample, over k.
         coverage: Share of reference images with a sample within their ball.
         fid: Fréchet Inception distance.
-        inception_score: Inception score, mean over 10 parts.
+        kid: Kernel Inception distance, mean over subsets; unbiased, so about 0 for images of the reference's distribution.
+        kid_deviation: Its standard deviation over the subsets.
     """
 
     frechet_distance: float
@@ -34,7 +37,8 @@ class Quality:
     density: float
     coverage: float
     fid: float | None = None
-    inception_score: float | None = None
+    kid: float | None = None
+    kid_deviation: float | None = None
 
 
 class FidelityEvaluator:
@@ -43,9 +47,9 @@ class FidelityEvaluator:
     Args:
         reference: uint8, shape `(m, c, h, w)`.
         extractor: Offline features; EfficientNet-lite0 if None.
-        inception: Also compute FID and IS: True with the weights in torch's cache, or the file with them.
+        inception: Also compute FID and KID: True with the weights of the installed package, or the file with them.
         device: Of the networks.
-        cache: Folder for the statistics of the reference; the user's cache if None.
+        cache: Folder for Inception's features of the reference; the user's cache if None.
 
     Raises:
         ValueError: If the weights of an extractor are missing.
@@ -64,7 +68,8 @@ class FidelityEvaluator:
         self.inception: InceptionFeatures | None = None
         if inception is not False:
             self.inception = InceptionFeatures(None if inception is True else inception).to(device)
-            self._inception_reference = reference_statistics(reference, self.inception, folder=cache)
+            self._inception_features = cached_features(reference, self.inception, folder=cache)
+            self._inception_statistics = FeatureStatistics.from_features(self._inception_features)
         self.count = len(reference)
         self._features = self.features(reference)
         self._statistics = FeatureStatistics.from_features(self._features)
@@ -81,13 +86,11 @@ class FidelityEvaluator:
         """Measure uint8 images, shape `(n, c, h, w)`, n > 5."""
         features = self.features(images)
         overlap = prdc(features, self._features)
-        fid = score = None
+        fid = kid = deviation = None
         if self.inception is not None:
-            parts = [self.inception.features_and_logits(chunk) for chunk in torch.split(images, 64)]
-            statistics = FeatureStatistics.from_features(torch.cat([part[0] for part in parts]))
-            fid = frechet_distance(statistics, self._inception_reference)
-            logits = torch.cat([part[1] for part in parts]).cpu()
-            score = inception_score(logits, splits=min(10, len(logits)))[0]
+            seen = self.inception(images).cpu()
+            fid = frechet_distance(FeatureStatistics.from_features(seen), self._inception_statistics)
+            kid, deviation = subset_kernel_distance(seen, self._inception_features)
         return Quality(
             frechet_distance=frechet_distance(FeatureStatistics.from_features(features), self._statistics),
             precision=overlap.precision,
@@ -95,14 +98,15 @@ class FidelityEvaluator:
             density=overlap.density,
             coverage=overlap.coverage,
             fid=fid,
-            inception_score=score,
+            kid=kid,
+            kid_deviation=deviation,
         )
 
     def protocol(self, samples: int, split: str) -> str:
         """Return the line that belongs beside every figure: extractor, counts, reference split, and a warning if due."""
         line = f"{self.extractor.name}; {samples:,} samples against {self.count:,} images of the {split} split"
         if self.inception is not None:
-            line += f"; FID and IS: {self.inception.name}"
+            line += f"; FID and KID: {self.inception.name}"
         few = min(samples, self.count)
         if few < self.extractor.num_features:
             line += (
