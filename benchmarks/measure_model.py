@@ -3,7 +3,7 @@
     python benchmarks/measure_model.py runs/cifar10-small --data CIFAR10_FOLDER --samples 2000 --grid grid.png
 
 FD is the Fréchet distance of EfficientNet-lite0 features to the same number of test images; the floor is that of training
-images to them.
+images to them. With --inception there are FID and KID beside it, at about eight images a second on one CPU core.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ def denoising_error(model: DenoisingEBM, pixels: torch.Tensor, sigma: float, see
     return (total / pixels.numel()) ** 0.5
 
 
+def figures(evaluator: FidelityEvaluator, images: torch.Tensor) -> dict[str, Any]:
+    """Return the distances of uint8 images."""
+    if evaluator.inception is None:
+        return {"FD": evaluator.frechet_distance(images)}
+    quality = evaluator(images)
+    return {"FD": quality.frechet_distance, "FID": quality.fid, "KID": quality.kid}
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,6 +53,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="parts of names of samplers")
+    parser.add_argument("--inception", action="store_true", help="also FID and KID (extra fid)")
     parser.add_argument(
         "--grid", type=Path, help="PNG with 32 samples of the model's own sampler, semantic images above them"
     )
@@ -54,7 +63,7 @@ def main() -> None:
     sizes = {"image_size": network.image_size, "channels": network.channels, "limit": args.samples}
     test = load_images(args.data, split="test", **sizes).pixels
     train = load_images(args.data, split="train", **sizes).pixels
-    evaluator = FidelityEvaluator(test, device=model.device)
+    evaluator = FidelityEvaluator(test, inception=args.inception, device=model.device)
     print(f"{args.model}: {model.metadata}")
     print(f"{describe(model.device)}; seed {args.seed}\n{evaluator.protocol(args.samples, 'test')}\n")
 
@@ -65,16 +74,16 @@ def main() -> None:
         f"{METHODS[method].title} from noise, T = 60": model.configure_sampler(method, steps=60),
         f"{METHODS['heun'].title} from noise, T = 20": model.configure_sampler("heun", steps=20),
     }
-    records: dict[str, dict[str, Any]] = {"training images (floor)": {"FD": evaluator.frechet_distance(train)}}
+    records: dict[str, dict[str, Any]] = {"training images (floor)": figures(evaluator, train)}
     for name, sampler in cases.items():
         if args.only and not any(part in name for part in args.only):
             continue
         drawn, seconds = draw(model, args.samples, sampler, seed=args.seed)
-        distance = evaluator.frechet_distance(to_uint8(drawn.images.cpu()))
-        records[name] = {"FD": distance, "NFE": drawn.nfe, "s per 64": seconds * 64 / args.samples}
-        print(f"{name}: FD {distance:.1f}", flush=True)
+        distances = figures(evaluator, to_uint8(drawn.images.cpu()))
+        records[name] = {**distances, "NFE": drawn.nfe, "s per 64": seconds * 64 / args.samples}
+        print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in distances.items())}", flush=True)
         if name == own and drawn.semantic is not None:
-            records["its semantic images h(z)"] = {"FD": evaluator.frechet_distance(to_uint8(drawn.semantic.cpu()))}
+            records["its semantic images h(z)"] = figures(evaluator, to_uint8(drawn.semantic.cpu()))
             if args.grid:
                 save_grid(torch.cat([drawn.semantic[:32], drawn.images[:32]]), args.grid, columns=16)
     print()
