@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def read_samples(path: Path) -> Tensor:
     if path.suffix not in (".npz", ".safetensors"):
         return load_images(path, default_split="all" if path.is_dir() else "train").pixels
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            images = torch.from_numpy(arrays["arr_0" if "arr_0" in arrays else arrays.files[0]])
+        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
+            images = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
     else:
         tensors = [tensor for tensor in load_file(path).values() if tensor.ndim == 4]
         if len(tensors) != 1:

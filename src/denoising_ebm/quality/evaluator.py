@@ -107,10 +107,12 @@ class FidelityEvaluator:
         line = f"{self.extractor.name}; {samples:,} samples against {self.count:,} images of the {split} split"
         if self.inception is not None:
             line += f"; FID and KID: {self.inception.name}"
-        few = min(samples, self.count)
-        if few < self.extractor.num_features:
+        few, features = min(samples, self.count), self.extractor.num_features
+        if self.inception is not None:
+            features = max(features, self.inception.num_features)
+        if few < features:
             line += (
-                f". WARNING: {few:,} images are fewer than the {self.extractor.num_features:,} features, so the distances "
+                f". WARNING: {few:,} images are fewer than the {features:,} features, so the Fréchet distances "
                 "are far too large and compare at equal counts only"
             )
         return line

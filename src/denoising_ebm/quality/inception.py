@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Mapping
+import itertools
+import zipfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,13 +43,17 @@ def find_weights(path: str | Path | None = None) -> Path:
     return path
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a TorchScript file by name; its code is not run, but read it only after `find_weights`."""
-    with warnings.catch_warnings():
-        # Deprecated in favour of another format, in which there is no such file.
-        warnings.simplefilter("ignore")
-        script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-    return {name.removeprefix("net.layers."): value for name, value in script.state_dict().items()}
+def read_tensors(path: Path) -> Iterator[Tensor]:
+    """Yield the tensors in a TorchScript file one by one, flat, in its order, as float32.
+
+    It is an archive in which they lie as plain numbers, so that neither its code is run nor anything unpickled.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for i in itertools.count():
+            name = f"out_jit_module/data/{i}"
+            if name not in archive.NameToInfo:
+                return
+            yield torch.from_numpy(np.frombuffer(archive.read(name), dtype="<f4").astype(np.float32))
 
 
 def resize_as_tensorflow1(images: Tensor, size: int) -> Tensor:
@@ -84,71 +90,68 @@ class _Branches(nn.ModuleList):
         return torch.cat([branch(x) for branch in self], dim=1)
 
 
-def build_network(weights: Mapping[str, Tensor]) -> nn.Sequential:
+def build_network(tensors: Iterator[Tensor]) -> nn.Sequential:
     """Return the network of `default_1.pt`: Inception-v3 (Szegedy et al., 2016) as the FID of TensorFlow has it.
 
     That is without scale in its batch normalisations, without borders in its average pools, and with a maximum pool in its
     last block. The batch normalisations are multiplied into the convolutions.
 
     Args:
-        weights: As `read_weights` returns them.
+        tensors: Weight, shift, mean and variance of one convolution after the other, as `read_tensors` yields them.
 
     Returns:
         Maps float32 `(n, 3, 299, 299)`, (pixel - 128) / 128, to `(n, 2048)`.
     """
+    long, high = (1, 7), (7, 1)
 
-    def conv(name: str, stride: int = 1, *, borders: bool = True) -> nn.Module:
-        weight, beta, mean, var = (weights[f"{name}.{part}"].double() for part in ("weight", "beta", "mean", "var"))
+    # The modules are made in the order of the file.
+    def conv(kernel: int | tuple[int, int], stride: int = 1, *, borders: bool = True) -> nn.Module:
+        weight, beta, mean, var = (next(tensors).double() for _ in range(4))
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        weight = weight.view(len(beta), -1, height, width)
         scale = (var + 1e-3).rsqrt()
-        outputs, inputs, height, width = weight.shape
         padding = (height // 2, width // 2) if borders else (0, 0)
         # Without memory, so that no random weights are drawn.
-        layer = _Convolution(inputs, outputs, (height, width), stride, padding, device="meta")
+        layer = _Convolution(weight.shape[1], len(beta), (height, width), stride, padding, device="meta")
         layer.weight = nn.Parameter((weight * scale.view(-1, 1, 1, 1)).float())
         layer.bias = nn.Parameter((beta - mean * scale).float())
         return layer
 
-    def tower(prefix: str, length: int, *first: nn.Module) -> nn.Sequential:
-        return nn.Sequential(*first, *(conv(f"{prefix}conv" + f"_{i}" * (i > 0)) for i in range(length)))
+    def tower(*kernels: int | tuple[int, int]) -> nn.Sequential:
+        return nn.Sequential(*(conv(kernel) for kernel in kernels))
 
-    def reducing(prefix: str, length: int) -> nn.Sequential:
-        layers = tower(prefix, length - 1)
-        return layers.append(conv(f"{prefix}conv" + f"_{length - 1}" * (length > 1), 2, borders=False))
+    def reducing(*kernels: int | tuple[int, int]) -> nn.Sequential:
+        return tower(*kernels[:-1]).append(conv(kernels[-1], 2, borders=False))
 
     def average() -> nn.Module:
         return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
 
-    def block(name: str, *lengths: int) -> nn.Module:
-        towers = (tower(f"{name}.tower{suffix}.", n) for suffix, n in zip(("", "_1"), lengths, strict=True))
-        return _Branches([conv(f"{name}.conv"), *towers, tower(f"{name}.tower_2.", 1, average())])
+    def pooled(pool: nn.Module) -> nn.Module:
+        return nn.Sequential(pool, conv(1))
 
-    def wide(name: str, pool: nn.Module) -> nn.Module:
-        def split(prefix: str) -> nn.Module:
-            return _Branches([conv(f"{prefix}_mixed_conv"), conv(f"{prefix}_mixed_conv_1")])
+    def wide(pool: nn.Module) -> nn.Module:
+        def split() -> nn.Module:
+            return _Branches([conv((1, 3)), conv((3, 1))])
 
-        return _Branches(
-            [
-                conv(f"{name}.conv"),
-                tower(f"{name}.tower_", 1).append(split(f"{name}.tower")),
-                tower(f"{name}.tower_1_", 2).append(split(f"{name}.tower_1")),
-                tower(f"{name}.tower_2_", 1, pool),
-            ]
-        )
+        return _Branches([conv(1), tower(1).append(split()), tower(1, 3).append(split()), pooled(pool)])
 
     return nn.Sequential(
-        conv("conv", 2, borders=False),
-        conv("conv_1", borders=False),
-        conv("conv_2"),
+        conv(3, 2, borders=False),
+        conv(3, borders=False),
+        conv(3),
         nn.MaxPool2d(3, 2),
-        conv("conv_3"),
-        conv("conv_4", borders=False),
+        conv(1),
+        conv(3, borders=False),
         nn.MaxPool2d(3, 2),
-        *(block(name, 2, 3) for name in ("mixed", "mixed_1", "mixed_2")),
-        _Branches([reducing("mixed_3.", 1), reducing("mixed_3.tower.", 3), nn.MaxPool2d(3, 2)]),
-        *(block(f"mixed_{i}", 3, 5) for i in range(4, 8)),
-        _Branches([reducing("mixed_8.tower.", 2), reducing("mixed_8.tower_1.", 4), nn.MaxPool2d(3, 2)]),
-        wide("mixed_9", average()),
-        wide("mixed_10", nn.MaxPool2d(3, stride=1, padding=1)),
+        *(_Branches([conv(1), tower(1, 5), tower(1, 3, 3), pooled(average())]) for _ in range(3)),
+        _Branches([reducing(3), reducing(1, 3, 3), nn.MaxPool2d(3, 2)]),
+        *(
+            _Branches([conv(1), tower(1, long, high), tower(1, high, long, high, long), pooled(average())])
+            for _ in range(4)
+        ),
+        _Branches([reducing(1, 3), reducing(1, long, high, 3), nn.MaxPool2d(3, 2)]),
+        wide(average()),
+        wide(nn.MaxPool2d(3, stride=1, padding=1)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
@@ -177,7 +180,7 @@ class InceptionFeatures(nn.Module):
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
         # On a CPU a fifth faster than channels first.
-        self.network = build_network(read_weights(find_weights(weights))).to(memory_format=torch.channels_last)
+        self.network = build_network(read_tensors(find_weights(weights))).to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
