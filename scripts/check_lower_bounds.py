@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("eval", "fid", "tensorboard", "pytorch-ood")
 #: What tests compare with, from the extra `dev`.
-ORACLES = ("diffusers",)
+ORACLES = ("diffusers", "torch-fidelity")
 #: Of the tools only what runs the tests, in their newest versions.
 TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 
