@@ -18,3 +18,6 @@ Estimate = Literal["mean", "sample"]
 Scale = Literal["tiny", "small", "full"]
 #: What the marked pixels of a mask are.
 MaskMarks = Literal["missing", "known"]
+#: How log-likelihoods are found: by the density network in one pass, by the denoiser and the integral over noise levels, or
+#: by the same as a bound for images of 8 bits.
+Likelihood = Literal["energy", "immse", "bound"]

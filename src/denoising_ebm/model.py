@@ -8,17 +8,21 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from denoising_ebm import energies
 from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, SamplerName, SamplingConfig
+from denoising_ebm.datasets.images import to_float
 from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, draw_noise
 from denoising_ebm.hub import find_model_folder, read_model_folder, write_model_folder
-from denoising_ebm.literals import Precision
+from denoising_ebm.likelihood.discrete import bound_bits, energy_bits, integral_bits
+from denoising_ebm.likelihood.gaussian import GaussianFit
+from denoising_ebm.likelihood.immse import Estimate, Quadrature, expected_negative_log_density, negative_log_density
+from denoising_ebm.literals import Likelihood, Precision
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.density import DensityNetwork
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
@@ -206,8 +210,8 @@ class DenoisingEBM(nn.Module):
     def _density_network(self) -> DensityNetwork:
         if self.density is None:
             raise ValueError(
-                "this model has no density network: train one on it with an energy stage "
-                "(--energy.density true), or use the denoiser (drift: denoiser; log_prob with method immse)"
+                "this model has no density network: train one on it with an energy stage (`debm train --initial MODEL` "
+                "with --energy.density true), or use the denoiser (drift: denoiser; likelihoods by method immse)"
             )
         return self.density
 
@@ -266,6 +270,167 @@ class DenoisingEBM(nn.Module):
             prior=self.config.sampling.semantic.prior if prior is None else prior,
             jacobian_norm=float(self.jacobian_norm),
         )
+
+    # -- likelihood -------------------------------------------------------------------------------------------------
+
+    def log_prob(
+        self,
+        x: Tensor,
+        sigma: float | None = None,
+        *,
+        method: Literal["energy", "immse"] = "energy",
+        quadrature: Quadrature | None = None,
+        anchor: GaussianFit | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> Tensor:
+        """Return log q_sigma(x) in nats, shape (batch,); q_sigma is the density of data with noise of `sigma`.
+
+        Args:
+            x: Images with such noise, shape (batch, channels, height, width).
+            sigma: Noise level, within those of training; `noise.sigma_min` if None.
+            method: `energy`: one pass of the density network, differentiable in x. `immse`: the integral over noise levels
+                of the denoiser, which every model has, some 64 passes an image; `immse` gives its standard error too.
+            quadrature: Of the integral, as for `immse`.
+            anchor: As for `immse`.
+            seed: Of the integral's draws.
+            batch_size: Images per forward pass of the integral.
+
+        Raises:
+            ValueError: If x is no noisy image of the model's size, or sigma is out of range; for `energy`, if the model has
+                no density network or its levels are not normalised.
+        """
+        if method == "immse":
+            how: dict[str, Any] = {"quadrature": quadrature, "anchor": anchor, "seed": seed, "batch_size": batch_size}
+            return -self.immse(x, sigma, **how).value
+        if method != "energy":
+            raise ValueError(f"unknown method {method!r}: use energy or immse")
+        level = self._checked(x, sigma)
+        self._check_normalised()
+        return -self.density_energy(x, level)
+
+    @torch.no_grad()
+    def immse(
+        self,
+        x: Tensor,
+        sigma: float | None = None,
+        *,
+        clean: bool = False,
+        quadrature: Quadrature | None = None,
+        anchor: GaussianFit | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: Callable[[int], object] | None = None,
+    ) -> Estimate:
+        """Return -log q_sigma(x) in nats by the denoiser, with its standard error, each of shape (batch,).
+
+        Args:
+            x: Images with noise of `sigma`, or clean ones.
+            sigma: Noise level, within those of training; `noise.sigma_min` if None.
+            clean: Return the mean over n of -log q_sigma(x + sigma n) instead.
+            quadrature: How many levels and draws; by default 32 and 2, with the model's `sigma_data`.
+            anchor: Mean and covariance of clean images (`GaussianFit.of`), of which q at the largest level is taken for a
+                Gaussian; N(0, sigma_data^2 I) if None.
+            seed: Of levels and noise; an image's draws depend on it and on the image alone.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If x is no image of the model's size with that noise, or sigma is out of range.
+        """
+        level = self._checked(x, sigma, clean=clean)
+        estimate = expected_negative_log_density if clean else negative_log_density
+        settings = quadrature or Quadrature(sigma_data=self.config.network.sigma_data)
+        found = []
+        for part in torch.split(x, batch_size) if len(x) else ():
+            noise = ImageNoise.by_content(seed, part, "likelihood")
+            high = self.config.noise.sigma_max
+            found.append(estimate(self.denoise, part, level, high, quadrature=settings, anchor=anchor, generator=noise))
+            if progress is not None:
+                progress(len(part))
+        return Estimate.joined(found, x.device)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        pixels: Tensor,
+        *,
+        method: Likelihood = "energy",
+        draws: int = 1,
+        quadrature: Quadrature | None = None,
+        anchor: GaussianFit | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: Callable[[int], object] | None = None,
+    ) -> Estimate:
+        """Return bits per dimension of images of 8 bits, with standard errors, each of shape (batch,).
+
+        `energy` and `immse` give the density at the smallest level, the mean over n of -log2 q(x + sigma_min n), with a grey
+        level for the unit: noise of sigma_min takes the place of uniform dequantisation, and it bounds nothing. `bound` is
+        an upper bound of -log2 P(x) of the image itself, for the diffusion that the denoiser defines, from a Gaussian at
+        the largest level, with a decoder at the smallest. See docs/likelihood.md.
+
+        Args:
+            pixels: uint8, shape (batch, channels, height, width).
+            method: See above; `energy` costs one pass for each draw, the others what `immse` costs.
+            draws: Draws of n for `energy`; for a single one there is no standard error.
+            quadrature: As for `immse`.
+            anchor: As for `immse`.
+            seed: Of all draws; an image's depend on it and on the image alone.
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If the images are not of the model's size or not uint8; for `energy`, if the model has no density
+                network or its levels are not normalised.
+        """
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"bits per dimension are of images of 8 bits, uint8, got {pixels.dtype}")
+        if draws < 1:
+            raise ValueError(f"draws must be >= 1, got {draws}")
+        if method not in ("energy", "immse", "bound"):
+            raise ValueError(f"unknown method {method!r}: use energy, immse or bound")
+        if method == "energy":
+            self._check_normalised()
+        low, high = self.config.noise.sigma_min, self.config.noise.sigma_max
+        settings = quadrature or Quadrature(sigma_data=self.config.network.sigma_data)
+        found = []
+        for part in torch.split(pixels, batch_size) if len(pixels) else ():
+            x, noise = to_float(part).to(self.device), ImageNoise.by_content(seed, part, "likelihood")
+            self._checked(x, None, clean=True)
+            if method == "energy":
+                found.append(energy_bits(self.density_energy, x, low, draws=draws, generator=noise))
+            else:
+                bits = integral_bits if method == "immse" else bound_bits
+                found.append(bits(self.denoise, x, low, high, quadrature=settings, anchor=anchor, generator=noise))
+            if progress is not None:
+                progress(len(part))
+        return Estimate.joined(found, self.device)
+
+    def _check_normalised(self) -> None:
+        if not self._density_network().is_normalised:
+            raise ValueError(
+                "the density network of this model is not normalised, as the end of an energy stage of `debm train` does; "
+                "method immse needs none"
+            )
+
+    def _checked(self, x: Tensor, sigma: float | None, *, clean: bool = False) -> float:
+        """Return the noise level, after refusing what is no image of the model with that noise."""
+        low, high = self.config.noise.sigma_min, self.config.noise.sigma_max
+        level = low if sigma is None else float(sigma)
+        if not low <= level <= high:
+            raise ValueError(f"sigma must be within the model's noise levels, {low:g} to {high:g}, got {level:g}")
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise ValueError(f"images must have shape (batch, {str(self.image_shape)[1:]}, got {tuple(x.shape)}")
+        largest = float(x.detach().abs().max()) if len(x) else 0.0
+        # Six standard deviations: one value in 10^9 is beyond by chance.
+        limit = 1 + (0 if clean else 6 * level)
+        if not largest <= limit + 1e-6:
+            raise ValueError(
+                f"images must be within [-1, 1]{'' if clean else f' but for noise of sigma {level:g}'}, "
+                f"got a value of size {largest:g}"
+            )
+        return level
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 

@@ -12,13 +12,13 @@ score matching (Guth et al., 2025) trains for this derivative at each single ima
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from denoising_ebm.energies import EnergyFunction
+from denoising_ebm.likelihood.gaussian import GaussianFit
 from denoising_ebm.noise import expand_sigma
 
 
@@ -89,15 +89,4 @@ def gaussian_energy(x: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:
         images: Shape (n, ...).
         sigma: Noise level, a number or shape (batch,), > 0.
     """
-    flat, variance = images.double().flatten(1), expand_sigma(sigma, x).double()[:, None] ** 2
-    mean = flat.mean(0)
-    # The directions that the images span; across them there is the noise alone.
-    _, singular, directions = torch.linalg.svd((flat - mean) / max(1, len(flat) - 1) ** 0.5, full_matrices=False)
-    centred = x.double().flatten(1) - mean
-    inside = (centred @ directions.T).square()
-    total = singular.square() + variance
-    outside = centred.square().sum(1) - inside.sum(1)
-    rest = centred.shape[1] - len(singular)
-    quadratic = (inside / total).sum(1) + outside / variance[:, 0]
-    log_det = total.log().sum(1) + rest * variance[:, 0].log()
-    return 0.5 * (quadratic + log_det + centred.shape[1] * math.log(2 * math.pi))
+    return GaussianFit.of(images).energy(x, sigma)

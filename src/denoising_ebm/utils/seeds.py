@@ -7,6 +7,7 @@ draws in any batch, in any process.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -18,8 +19,8 @@ _INCREMENT = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 #: What the random numbers of an image are for: uses of one seed have unrelated draws.
-Purpose = Literal["sample", "degrade", "restore"]
-_PURPOSES: dict[Purpose, int] = {"sample": 1, "degrade": 2, "restore": 3}
+Purpose = Literal["sample", "degrade", "restore", "likelihood"]
+_PURPOSES: dict[Purpose, int] = {"sample": 1, "degrade": 2, "restore": 3, "likelihood": 4}
 #: Keeps the hashes of images from those of training, whose keys are (seed, step, ...).
 _IMAGES = 0x1A6E5
 
@@ -58,6 +59,14 @@ class ImageNoise:
         indices, cpu = list(images), torch.device("cpu")
         keys = [(seed, _IMAGES, _PURPOSES[purpose], index, chain) for chain in range(repeats) for index in indices]
         return cls([hashed_generator(cpu, *each) for each in keys])
+
+    @classmethod
+    def by_content(cls, seed: int, images: Tensor, purpose: Purpose) -> ImageNoise:
+        """Return the source of images by their values: each one's draws depend on the seed and the image alone."""
+        digests = [
+            hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.cpu().contiguous()
+        ]
+        return cls.of(seed, (int.from_bytes(digest, "big") for digest in digests), purpose)
 
     def __len__(self) -> int:
         return len(self._generators)
