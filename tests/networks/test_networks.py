@@ -11,14 +11,8 @@ from torch.func import functional_call
 
 from denoising_ebm.config import NetworkConfig
 from denoising_ebm.networks.decoder import SemanticDecoder
-from denoising_ebm.networks.layers import (
-    NoiseEmbedding,
-    ResidualBlock,
-    SelfAttention,
-    downsample,
-    group_norm,
-    upsample,
-)
+from denoising_ebm.networks.derivatives import downsample, upsample
+from denoising_ebm.networks.layers import NoiseEmbedding, ResidualBlock, SelfAttention, group_norm
 from denoising_ebm.networks.precondition import DenoisingAutoencoder, coefficients
 from denoising_ebm.networks.whitening import Whitening
 from support import TINY_NETWORK, randomise

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoising_ebm.config import NetworkConfig
-from denoising_ebm.networks.layers import ResidualBlock, group_norm, upsample
+from denoising_ebm.networks.derivatives import silu, upsample
+from denoising_ebm.networks.layers import Conv2d, ResidualBlock, group_norm
 
 
 class SemanticDecoder(nn.Module):
@@ -32,7 +33,7 @@ class SemanticDecoder(nn.Module):
                 )
             )
         self.norm = group_norm(widths[0])
-        self.head = nn.Conv2d(widths[0], config.channels * self.patch**2, 3, padding=1)
+        self.head = Conv2d(widths[0], config.channels * self.patch**2, 3)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode `z` to images in data units, in float32 (or float64)."""
@@ -40,4 +41,4 @@ class SemanticDecoder(nn.Module):
         h = h.reshape(len(z), -1, self.size, self.size).contiguous(memory_format=torch.channels_last)
         for i, level in enumerate(self.levels):
             h = level(upsample(h) if i else h)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch).to(z.dtype)
+        return F.pixel_shuffle(self.head(silu(self.norm(h))), self.patch).to(z.dtype)

@@ -6,13 +6,35 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from denoising_ebm.networks import derivatives
+from denoising_ebm.networks.derivatives import silu
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that heeds `second_derivatives`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x`, shape (batch, channels, height, width)."""
+        return derivatives.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(channels: int) -> GroupNorm:
     """Group normalisation, of 16 channels a group where they divide so, else of the next larger number that does."""
     groups = next(groups for groups in range(max(1, channels // 16), 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution with a square kernel of odd size, to an image of the same size, that heeds `second_derivatives`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x`, shape (batch, in_channels, height, width)."""
+        half = self.kernel_size[0] // 2
+        return derivatives.conv2d(x, self.weight, self.bias, (half, half))
 
 
 def zero_init(module: nn.Conv2d) -> nn.Conv2d:
@@ -48,20 +70,20 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int = 0) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3)
         self.modulation = nn.Linear(embedding_dim, 2 * out_channels) if embedding_dim else None
         self.norm2 = group_norm(out_channels)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv2 = zero_init(Conv2d(out_channels, out_channels, 3))
+        self.shortcut = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Apply the block to `x`, shape (batch, in_channels, height, width)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         h = self.norm2(h)
         if self.modulation is not None and embedding is not None:
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        output: Tensor = self.shortcut(x) + self.conv2(F.silu(h))
+        output: Tensor = self.shortcut(x) + self.conv2(silu(h))
         return output
 
 
@@ -72,8 +94,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply attention to `x`, shape (batch, channels, height, width)."""
@@ -85,13 +107,3 @@ class SelfAttention(nn.Module):
         attended = (value @ weights.transpose(2, 3)).reshape(batch, channels, height, width)
         output: Tensor = x + self.out(attended)
         return output
-
-
-def downsample(x: Tensor) -> Tensor:
-    """Halve height and width by averaging."""
-    return F.avg_pool2d(x, 2)
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Double height and width by repetition."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")

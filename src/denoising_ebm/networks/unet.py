@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from denoising_ebm.config import NetworkConfig
+from denoising_ebm.networks.derivatives import concatenate, downsample, silu, upsample
 from denoising_ebm.networks.layers import (
+    Conv2d,
     NoiseEmbedding,
     ResidualBlock,
     SelfAttention,
-    downsample,
     group_norm,
-    upsample,
     zero_init,
 )
 from denoising_ebm.networks.whitening import Whitening
@@ -48,7 +47,7 @@ class Encoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.stem = nn.Conv2d(config.channels, widths[0], 3, padding=1)
+        self.stem = Conv2d(config.channels, widths[0], 3)
         self.levels = nn.ModuleList(
             Level(widths[max(i - 1, 0)], width, config, config.image_size // 2**i) for i, width in enumerate(widths)
         )
@@ -63,7 +62,7 @@ class Encoder(nn.Module):
         for i, level in enumerate(self.levels):
             h = level(downsample(h) if i else h, embedding)
             features.append(h)
-        return self.to_code(F.silu(self.norm(h)).flatten(1)), features
+        return self.to_code(silu(self.norm(h)).flatten(1)), features
 
 
 class SkipDecoder(nn.Module):
@@ -75,12 +74,12 @@ class SkipDecoder(nn.Module):
         self.size = config.image_size // 2 ** (len(widths) - 1)
         self.from_code = nn.Linear(config.latent_dim, widths[-1] * self.size**2)
         # Narrowed before they are enlarged: the same map, on a quarter of the pixels.
-        self.narrow = nn.ModuleList(nn.Conv2d(widths[i + 1], width, 1) for i, width in enumerate(widths[:-1]))
+        self.narrow = nn.ModuleList(Conv2d(widths[i + 1], width, 1) for i, width in enumerate(widths[:-1]))
         self.levels = nn.ModuleList(
             Level(2 * width, width, config, config.image_size // 2**i) for i, width in enumerate(widths)
         )
         self.norm = group_norm(widths[0])
-        self.head = zero_init(nn.Conv2d(widths[0], config.channels, 3, padding=1))
+        self.head = zero_init(Conv2d(widths[0], config.channels, 3))
 
     def forward(
         self, z: Tensor, features: list[Tensor], embedding: Tensor, inner: list[Tensor] | None = None
@@ -90,11 +89,11 @@ class SkipDecoder(nn.Module):
         h = self.from_code(z).reshape(len(z), deepest.shape[1], self.size, self.size)
         h = h.contiguous(memory_format=torch.channels_last)
         for i in reversed(range(len(self.levels))):
-            h = self.levels[i](torch.cat([h, features[i]], dim=1), embedding)
+            h = self.levels[i](concatenate(h, features[i]), embedding)
             if inner is not None:
                 inner.append(h)
             h = upsample(self.narrow[i - 1](h)) if i else h
-        output: Tensor = self.head(F.silu(self.norm(h)))
+        output: Tensor = self.head(silu(self.norm(h)))
         return output
 
 

@@ -5,6 +5,7 @@ Training goes through stages, each with one objective; all have the same interfa
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from denoising_ebm.config import Config, ObjectiveName, PixelMethod
 from denoising_ebm.energies import Reconstruct, SemanticEnergy, draw_noise, semantic_energy, texture_energy
 from denoising_ebm.model import DenoisingEBM
+from denoising_ebm.networks.derivatives import second_derivatives
 from denoising_ebm.noise import append_dims, draw_sigmas, loss_weights
 from denoising_ebm.samplers import ReplayBuffer, annealed_langevin, consistent_annealed_sampling, default_step_size
 
@@ -85,7 +87,7 @@ class Reconstruction:
         x = batch.noisy
         if self.name == "score":
             x.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), second_derivatives() if self.name == "score" else nullcontext():
             reconstruction, code = model.dae(x, batch.sigma)
             residual = (x - reconstruction) / append_dims(batch.sigma, x)
             denoised = reconstruction
@@ -163,7 +165,7 @@ class DensityFit:
                 target = model.dae(x, batch.sigma)[0]
             # Casts of weights that were made without gradients must not serve passes that are learned from.
             torch.clear_autocast_cache()
-        with torch.enable_grad():
+        with torch.enable_grad(), second_derivatives():
             energy = model.density(x, batch.sigma)
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
             denoised = x - append_dims(batch.sigma, x) ** 2 * gradient
