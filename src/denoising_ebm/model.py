@@ -407,6 +407,11 @@ class DenoisingEBM(nn.Module):
                 progress(len(part))
         return Estimate.joined(found, self.device)
 
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether `log_prob` and `bits_per_dim` work by method `energy`."""
+        return self.density is not None and self.density.is_normalised
+
     def _check_normalised(self) -> None:
         if not self._density_network().is_normalised:
             raise ValueError(

@@ -41,7 +41,7 @@ def test_score_writes_energies_and_percentiles(debm: Any, folder: Path, run: Pat
         "sigma",
         "resize",
     ]
-    assert list(rows[0]) == [*expected, "reason", "seen", "notes", "map_max"] and len(rows) == 302
+    assert list(rows[0]) == [*expected, "reason", "seen", "notes", "map_max", "bits_per_dim"] and len(rows) == 302
     # In the order of the source: the damaged files come last here by their names.
     assert [(row["name"], row["energy"], row["status"]) for row in rows[300:]] == [
         ("cut.png", "", "unreadable"),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from denoising_ebm.utils.text import counted
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from denoising_ebm.config import SamplingConfig
     from denoising_ebm.model import DenoisingEBM
 
@@ -33,7 +35,9 @@ def info(model: str, *, json: bool = False) -> None:
     folder = find_model_folder(model).resolve()
     rows = zip(REFERENCE_SIGMAS, net.reference, strict=True)
     reference = [sigma for sigma, energies in rows if bool(energies.isfinite().all())]
-    modules = {"total": net, "phi": net.dae, "gamma": net.decoder}
+    modules: dict[str, nn.Module] = {"total": net, "phi": net.dae, "gamma": net.decoder}
+    if net.density is not None:
+        modules["density"] = net.density
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     has_detector = (folder / DETECTOR_FILES[0]).is_file()
     if not json:
@@ -44,6 +48,7 @@ def info(model: str, *, json: bool = False) -> None:
         "parameters": parameters,
         "percentiles at sigma": reference,
         "detector": has_detector,
+        "normalised density": net.has_log_prob,
         "NFE": net.sampler_nfe(net.config.sampling),
         "metadata": net.metadata,
         "preprocessing": None if net.preprocessing is None else to_dict(net.preprocessing),
@@ -65,15 +70,25 @@ def _described(
         "parameters": f"{parameters['total']:,}",
         "  phi (autoencoder)": f"{parameters['phi']:,}",
         "  gamma (decoder)": f"{parameters['gamma']:,}",
+        **({"  density network": f"{parameters['density']:,}"} if "density" in parameters else {}),
         "noise levels": f"{noise.sigma_min:g} to {noise.sigma_max:g}, drawn {noise.draw}",
         "energy": f"{'with' if energy.inner_noise else 'without'} inner noise, denoiser: {energy.denoiser}",
         "percentiles at sigma": ", ".join(f"{sigma:g}" for sigma in reference) or "none",
         "detector": "yes" if has_detector else "none; `debm fit-detector` makes one",
+        "log-likelihood": _likelihood(model),
         "training stages": ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in config.stages),
         **_sampler(config.sampling),
         "NFE per image": model.sampler_nfe(config.sampling),
         **model.metadata,
     }
+
+
+def _likelihood(model: DenoisingEBM) -> str:
+    if model.density is None:
+        return "by the denoiser alone (method immse); no density network"
+    if not model.has_log_prob:
+        return "by the denoiser alone (method immse); the density network is not normalised"
+    return "by the density network, which is normalised, and by the denoiser (method immse)"
 
 
 def _sampler(sampling: SamplingConfig) -> dict[str, str]:

@@ -62,8 +62,10 @@ def score(
     p-value is at most 0.1: the corruption that the image resembles most, a hint at the reason), energy, percentile,
     sigma, resize, reason (why it is unreadable: damaged, or of another size or channel count), seen (share of the
     image's area that was judged: less than 1 if it was cropped), notes (what was decided as it was read, such as which
-    of its frames was taken), and map_max (largest z-score of its map, with --maps and a detector). There is a row for
-    each file, in the order of the source, or for each file of --split in a folder with splits.
+    of its frames was taken), map_max (largest z-score of its map, with --maps and a detector), and bits_per_dim (for
+    models with a normalised density network, as `debm info` says: the negative log-likelihood at the smallest noise
+    level, in bits per value of the image; smooth images have few, whatever they show). There is a row for each file, in
+    the order of the source, or for each file of --split in a folder with splits.
 
     In CSV, text that a spreadsheet would take for a formula (it begins with = + - @, tab or a line end) has an
     apostrophe in front; .parquet and .jsonl keep it as it is. In all three a byte of a file name that is not UTF-8 is

@@ -92,16 +92,41 @@ def bound_bits(
     """
     quadrature = quadrature or Quadrature()
     how: dict[str, Any] = {"quadrature": quadrature, "anchor": anchor, "generator": generator}
-    density = expected_negative_log_density(denoise, images, sigma, sigma_max, **how)
+    density = integral_bits(denoise, images, sigma, sigma_max, **how)
+    return bound_of(density, denoise, images, sigma, draws=quadrature.draws, generator=generator, num_steps=num_steps)
+
+
+@torch.no_grad()
+def bound_of(
+    density: Estimate,
+    denoise: Reconstruct,
+    images: Tensor,
+    sigma: float,
+    *,
+    draws: int = 2,
+    generator: RandomSource | None = None,
+    num_steps: int = NUM_STEPS,
+) -> Estimate:
+    """Return `bound_bits` of images for which `integral_bits` is known.
+
+    Args:
+        density: What `integral_bits` returned.
+        denoise: As for `bound_bits`.
+        images: As there.
+        sigma: As there.
+        draws: Draws of z.
+        generator: Of these.
+        num_steps: As for `bound_bits`.
+    """
     level, costs = expand_sigma(sigma, images), []
-    for _ in range(quadrature.draws):
+    for _ in range(draws):
         noisy = images + sigma * draw_noise(tuple(images.shape), generator, images)
         costs.append(decoding_cost(images, denoise(noisy, level), sigma, num_steps=num_steps))
-    cost, dim = _mean(costs), images[0].numel()
-    entropy = 0.5 * dim * math.log(2 * math.pi * math.e * sigma**2)  # of z given x
-    error = (density.standard_error.square() + cost.standard_error.square()).sqrt()
-    bit = dim * math.log(2)
-    return Estimate((density.value - entropy + cost.value) / bit, error / bit)
+    cost, bit = _mean(costs), images[0].numel() * math.log(2)
+    # Without the entropy of z given x, in the unit of `density`.
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * sigma**2) + math.log2(NUM_STEPS / 2)
+    error = (density.standard_error.square() + (cost.standard_error / bit).square()).sqrt()
+    return Estimate(density.value - entropy + cost.value / bit, error)
 
 
 def _mean(values: list[Tensor]) -> Estimate:

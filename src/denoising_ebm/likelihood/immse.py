@@ -157,7 +157,7 @@ def _integrate(
     last = max(math.sqrt(sigma_max**2 - own**2), jitter)
     # Levels are drawn with the density 1 / (tau + own) (tau + knee): level in log tau between the two, as the spread of the
     # integrand about is, falling with tau below the first, where the score no longer changes, and with 1 / tau above.
-    knee = own + quadrature.sigma_data
+    knee = own + 2 * quadrature.sigma_data
     low, high = (math.log((tau + own) / (tau + knee)) for tau in (jitter, last))
     shape = (len(y), quadrature.num_levels)
     means = torch.zeros(len(y), dtype=torch.float64, device=y.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from denoising_ebm.datasets.decode import Stored
 from denoising_ebm.datasets.images import to_float
+from denoising_ebm.literals import Likelihood
 from denoising_ebm.ood.conformal import fpr_interval
 from denoising_ebm.ood.detector import Detector
 from denoising_ebm.ood.metrics import SetResult, roc_curve
@@ -177,10 +178,25 @@ def false_alarm_table(detector: Detector, scores: Tensor, stored: Sequence[Store
     return Table(["promised at most", "observed", "95 % range"], rows, caption)
 
 
+def bits_table(bits: Mapping[str, Tensor], method: Likelihood) -> Table:
+    """Return the mean bits per dimension of each set, shape (n,) each, as found by a method of `bits_per_dim`."""
+    rows: list[list[Cell]] = []
+    for name, values in bits.items():
+        error = f"{float(values.std()) / len(values) ** 0.5:.4f}" if len(values) > 1 else None
+        rows.append([name, len(values), f"{float(values.mean()):.4f}", error])
+    how = "the density network" if method == "energy" else "the denoiser, integrated over noise levels"
+    caption = (
+        f"Negative log-likelihood at the smallest noise level, by {how}, with the standard error of the mean over images. "
+        "It is no bound for the images without noise."
+    )
+    return Table(("set", "images", "bits per dimension", "standard error"), rows, caption)
+
+
 def evaluation_sections(
     results: Mapping[str, Sequence[SetResult]],
     scores: Mapping[str, Mapping[str, Tensor]],
     false_alarms: Table | None,
+    likelihoods: Table | None = None,
     storage: str | None = None,
 ) -> list[Section]:
     """Return the page of `debm evaluate`.
@@ -189,6 +205,7 @@ def evaluation_sections(
         results: Name of each score to its results.
         scores: Name of each score to the scores of every set, the normal one first.
         false_alarms: As from `false_alarm_table`, or None.
+        likelihoods: As from `bits_table`, or None.
         storage: In what ways the sets were stored, if in several.
     """
     normal, *names = next(iter(scores.values()))
@@ -200,6 +217,12 @@ def evaluation_sections(
             "are random, so the share differs from the promise as the range says, which holds 95 % of such counts."
         )
         sections.append(Section("False alarms", text, false_alarms))
+    if likelihoods is not None:
+        text = (
+            "Bits per dimension are high for images with much detail and low for smooth ones, whatever they show: as a "
+            "score for OOD images they mislead (Nalisnick et al., 2019)."
+        )
+        sections.append(Section("Likelihood", text, likelihoods))
     for score, sets in scores.items():
         curves = {name: roc_curve(sets[normal], sets[name]) for name in names}
         figure = png_bytes(roc_curves(curves, title=f"ROC curves, {score}"))

@@ -72,15 +72,20 @@ class Scorer:
     @property
     def passes(self) -> int:
         """How often `rows` reports an image to its `progress`."""
-        return 1 if self.detector is None else 2
+        return (1 if self.detector is None else 2) + self.model.has_log_prob
 
     def rows(self, images: ImageSet, progress: Progress | None = None) -> tuple[list[Score], Tensor]:
         """Return a row for every image, readable or not, and the p-values of the readable ones; none without a detector."""
         how: dict[str, Any] = {"resize": self.resize, "progress": progress, **self._noise}
         if self.detector is None:
-            return energy_rows(self.model, images, self.sigma, **how), torch.empty(0, dtype=torch.float64)
-        rows, p = self.detector.judge(images, sigma=self.sigma, **how)
-        if self.fpr is not None:
+            rows, p = energy_rows(self.model, images, self.sigma, **how), torch.empty(0, dtype=torch.float64)
+        else:
+            rows, p = self.detector.judge(images, sigma=self.sigma, **how)
+        if self.model.has_log_prob:
+            given: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "progress": progress}
+            bits = self.model.bits_per_dim(images.pixels, **given).value
+            rows = with_columns(rows, {"bits_per_dim": [round(value, 4) for value in bits.tolist()]})
+        if self.detector is not None and self.fpr is not None:
             rows = with_columns(rows, {"flagged": flagged(p, self.fpr, self.detector.num_calibration).tolist()})
         return rows, p
 

@@ -44,6 +44,8 @@ class Score:
         seen: Share of the image's area that was judged, in (0, 1]: less than 1 if it was cropped.
         notes: Decisions that changed its meaning as it was read.
         map_max: Largest z-score in its anomaly map, where maps are made with a detector.
+        bits_per_dim: -log2 of the density at the smallest noise level, per value and with a grey level for the unit, where
+            the model has a density network that is normalised.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Score:
     seen: float | None = None
     notes: str | None = None
     map_max: float | None = None
+    bits_per_dim: float | None = None
 
 
 COLUMNS = tuple(column.name for column in fields(Score))
