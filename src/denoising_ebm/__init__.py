@@ -16,6 +16,7 @@ __all__ = [
     "SamplingConfig",
     "SemanticChain",
     "SemanticEnergy",
+    "SumEnergy",
     "TextureEnergy",
     "__version__",
     "load_images",
@@ -27,7 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from denoising_ebm.config import Config, PixelSampler, SamplingConfig, SemanticChain
     from denoising_ebm.datasets.images import ImageSet, load_images, to_float, to_uint8
-    from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy
+    from denoising_ebm.energies import Energy, SemanticEnergy, SumEnergy, TextureEnergy
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.ood.detector import Detector
     from denoising_ebm.presets import PRESETS, preset
@@ -44,6 +45,7 @@ else:
         "SemanticChain": "config",
         "Detector": "ood.detector",
         "SemanticEnergy": "energies",
+        "SumEnergy": "energies",
         "TextureEnergy": "energies",
         "load_images": "datasets.images",
         "preset": "presets",

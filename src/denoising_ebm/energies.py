@@ -7,7 +7,8 @@ Everything is computed and summed in float32 (or float64), whatever the network'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -140,10 +141,65 @@ class Energy:
         """Return the length in which samplers measure steps at `sigma`: sigma itself in data space."""
         return sigma
 
+    def __add__(self, other: Energy | EnergyFunction) -> SumEnergy:
+        """Return the sum of two energies: the density of one times that of the other; see `SumEnergy`."""
+        return SumEnergy([(1.0, self), (1.0, other)])
+
+    def __mul__(self, weight: float) -> SumEnergy:
+        """Return this energy times a number: the density to that power."""
+        return SumEnergy([(weight, self)])
+
+    __rmul__ = __mul__
+
 
 def as_energy(energy: EnergyFunction | Energy) -> Energy:
     """Wrap a plain function as an `Energy`."""
     return energy if isinstance(energy, Energy) else Energy(energy)
+
+
+class SumEnergy(Energy):
+    r"""A weighted sum of energies, sum_i w_i U_i(x, sigma): the product of their densities to the powers w_i.
+
+    What it is at a noise level is the product of the smoothed densities, which is not the product smoothed, but for terms
+    that do not depend on sigma at its smallest level. So its denoiser is that of no clean image, and samplers that go down
+    in noise by it end elsewhere than at the product. Langevin steps at each level correct that, and only the last levels
+    matter to what they sample; Metropolis tests need energies, as here (Du et al., 2023).
+
+    The operators of `Energy` make sums too: `a + 0.5 * b`.
+
+    Args:
+        terms: (weight, energy), one or more; a plain function `(x, sigma) -> (batch,)` will do for an energy. Steps are
+            measured in the noise scale of the first: a term that is stiffer, with second derivatives above 1 / sigma^2,
+            needs smaller steps.
+
+    Raises:
+        ValueError: If there is no term, or a weight is not finite.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Energy | EnergyFunction]]) -> None:
+        if not terms:
+            raise ValueError("a sum of energies needs at least one term")
+        self.terms: list[tuple[float, Energy]] = [(float(weight), as_energy(energy)) for weight, energy in terms]
+        for weight, _ in self.terms:
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of an energy must be finite, got {weight}")
+        super().__init__(lambda x, sigma: torch.stack([w * term(x, sigma) for w, term in self.terms]).sum(0))
+
+    def gradient(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the sums of the terms' energies and of their gradients, each by its own drift."""
+        parts = [(weight, term.gradient(x, sigma)) for weight, term in self.terms]
+        values = torch.stack([weight * value for weight, (value, _) in parts])
+        return values.sum(0), torch.stack([weight * gradient for weight, (_, gradient) in parts]).sum(0)
+
+    def resample_noise(self, x: Tensor, generator: RandomSource | None) -> Energy:
+        """Return the sum of the terms with fresh inner noise, held fixed; the same object if none has any."""
+        fresh = [(weight, term.resample_noise(x, generator)) for weight, term in self.terms]
+        same = all(new is old for (_, new), (_, old) in zip(fresh, self.terms, strict=True))
+        return self if same else SumEnergy(fresh)
+
+    def noise_scale(self, sigma: Tensor) -> Tensor:
+        """Return the noise scale of the first term."""
+        return self.terms[0][1].noise_scale(sigma)
 
 
 class TextureEnergy(Energy):
