@@ -31,6 +31,7 @@ from denoising_ebm import DenoisingEBM, load_images, to_float
 from denoising_ebm.likelihood.discrete import bound_of
 from denoising_ebm.likelihood.gaussian import GaussianFit
 from denoising_ebm.likelihood.immse import Estimate, Quadrature
+from denoising_ebm.noise import geometric_sigmas
 from denoising_ebm.utils.device import describe
 from denoising_ebm.utils.io import write_text_atomically
 from denoising_ebm.utils.progress import progress_bar
@@ -96,7 +97,7 @@ def curve(model: DenoisingEBM, pixels: Tensor, args: argparse.Namespace, anchor:
     x = to_float(pixels).to(model.device)
     bit = x[0].numel() * math.log(2)
     low, high = model.config.noise.sigma_min, model.config.noise.sigma_max
-    levels = torch.linspace(math.log(low), math.log(high), 10).exp().clamp(low, high).tolist()
+    levels = geometric_sigmas(high, low, 10).flip(0).tolist()
     records = {}
     with progress_bar("curve", len(levels)) as progress, torch.no_grad():
         for sigma in levels:

@@ -423,7 +423,8 @@ class DenoisingEBM(nn.Module):
         """Return the noise level, after refusing what is no image of the model with that noise."""
         low, high = self.config.noise.sigma_min, self.config.noise.sigma_max
         level = low if sigma is None else float(sigma)
-        if not low <= level <= high:
+        # A level out of a float32 tensor is off by one part in 10^7.
+        if not low * (1 - 1e-6) <= level <= high * (1 + 1e-6):
             raise ValueError(f"sigma must be within the model's noise levels, {low:g} to {high:g}, got {level:g}")
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(f"images must have shape (batch, {str(self.image_shape)[1:]}, got {tuple(x.shape)}")
@@ -435,7 +436,7 @@ class DenoisingEBM(nn.Module):
                 f"images must be within [-1, 1]{'' if clean else f' but for noise of sigma {level:g}'}, "
                 f"got a value of size {largest:g}"
             )
-        return level
+        return min(max(level, low), high)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ def test_log_prob_by_the_integral(tiny_model: DenoisingEBM) -> None:
     found = tiny_model.immse(x, 0.2, quadrature=quadrature)
     assert found.standard_error.isfinite().all()
     torch.testing.assert_close(tiny_model.log_prob(x, 0.2, method="immse", quadrature=quadrature), -found.value)
+    for level in (0.05 * (1 - 1e-7), 1 + 1e-7):  # as out of a float32 tensor
+        assert tiny_model.log_prob(noisy(0.05), level, method="immse", quadrature=quadrature).isfinite().all()
     # An image's figure depends on the seed and the image alone.
     alone = tiny_model.immse(x[1:2], 0.2, quadrature=quadrature, batch_size=1)
     torch.testing.assert_close(alone.value, found.value[1:2], rtol=1e-5, atol=1e-3)
