@@ -112,3 +112,17 @@ def test_normalising_a_density_network(generator: torch.Generator) -> None:
     exact = gaussian_log_z(0.3, network.levels)
     # The covariance of 1,000 images is known at sigma_max to one part in some hundred.
     assert float((found.log_z - exact).abs().max()) / 256 < 0.01 * math.log(2)
+
+
+def test_all_images_take_part_equally_often() -> None:
+    """By an energy that tells images apart, not their noise."""
+    images = 10 * torch.arange(16, dtype=torch.float64)[:, None]
+    levels = geometric_sigmas(0.2, 0.1, 9)
+    energy = lambda x, sigma: (x / 10).round().square().sum(1) * sigma.log()  # noqa: E731
+    for seed in range(3):
+        found = normalise_levels(energy, images, levels, images_per_level=4, seed=seed)
+        step = math.log(2) / 8
+        means = found.log_z.diff() / step
+        # The first level, which stands for the Gaussian, and three steps take a round of all; the next four another.
+        assert len({round(float(mean), 6) for mean in means}) > 4
+        torch.testing.assert_close(means[3:7].mean(), images.div(10).square().mean(), rtol=1e-4, atol=0)

@@ -27,7 +27,7 @@ class Normalisation:
     """What `normalise_levels` found."""
 
     log_z: Tensor  #: What is missing at each level: -log q_sigma(x) = U(x, sigma) + log Z(sigma). In nats, shape (levels,).
-    standard_error: Tensor  #: Of it, from the draws of images and noise, in nats, shape (levels,).
+    standard_error: Tensor  #: Of it, as if images were drawn independently at each level, in nats, shape (levels,).
 
 
 @torch.no_grad()
@@ -46,10 +46,11 @@ def normalise_levels(
 
     Args:
         energy: U, `(x, sigma) -> (batch,)`, known up to a number for each level.
-        images: Images in [-1, 1], shape (n, ...); best some that it was not trained on.
+        images: Images in [-1, 1], shape (n, ...); best some that it was not trained on, and many: they are gone through in
+            random order, over and over, and what they have in common beyond chance all levels have in common.
         levels: Falling, shape (levels,). The first should be large beside the spread of the data, since the density there is
             taken for the Gaussian of their mean and covariance.
-        images_per_level: Drawn anew for each level.
+        images_per_level: Taken at each level.
         seed: Of the images drawn and their noise.
         batch_size: Images per forward pass.
 
@@ -59,9 +60,13 @@ def normalise_levels(
     if len(images) == 0:
         raise ValueError("normalising needs at least one image")
     generator = torch.Generator().manual_seed(seed)
+    rounds = -(-images_per_level * len(levels) // len(images))
+    # Neighbouring levels take different images: what sets these apart is nearly the same at both, and averages out.
+    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])
+    places = iter(order[: images_per_level * len(levels)].split(images_per_level))
 
     def noisy(sigma: Tensor) -> Tensor:
-        chosen = images[torch.randint(len(images), (images_per_level,), generator=generator).to(images.device)]
+        chosen = images[next(places).to(images.device)]
         noise = torch.randn(chosen.shape, generator=generator, dtype=images.dtype).to(images.device)
         return chosen + float(sigma) * noise
 
