@@ -30,6 +30,8 @@ from denoising_ebm.utils.text import reason_of
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `Detector.save`, optional.
 DETECTOR_FILES = ("detector.json", "detector.safetensors")
+#: Tensors that are NaN in a model that was not calibrated: energies of reference images, log Z of the density network.
+UNMEASURED = ("reference", "density.log_z")
 
 
 _HUB_TIMEOUT = 5.0  # seconds
@@ -70,7 +72,7 @@ def write_model_folder(
         raise ValueError(f"{folder}: is a file, not a folder")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # Nobody could load what is not finite, and the weights that it would replace may be good.
-    specs = {name: TensorSpec.of(tensor, missing=name == "reference") for name, tensor in tensors.items()}
+    specs = {name: TensorSpec.of(tensor, missing=name in UNMEASURED) for name, tensor in tensors.items()}
     check_tensors(specs, tensors, folder / WEIGHTS_FILE, misfit="")
     # Through memory: safetensors' own writer reports a full disk as no OSError.
     weights = safetensors.torch.save(tensors)

@@ -18,7 +18,7 @@ from denoising_ebm.config import Config, Drift, PixelMethod, PixelSampler, Sampl
 from denoising_ebm.datasets.images import to_float
 from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.energies import Energy, SemanticEnergy, TextureEnergy, draw_noise
-from denoising_ebm.hub import find_model_folder, read_model_folder, write_model_folder
+from denoising_ebm.hub import UNMEASURED, find_model_folder, read_model_folder, write_model_folder
 from denoising_ebm.likelihood.discrete import bound_bits, energy_bits, integral_bits
 from denoising_ebm.likelihood.gaussian import GaussianFit
 from denoising_ebm.likelihood.immse import Estimate, Quadrature, expected_negative_log_density, negative_log_density
@@ -637,6 +637,5 @@ def empty_model(config: Config) -> DenoisingEBM:
 
 def specs_of(model: DenoisingEBM) -> dict[str, TensorSpec]:
     """Return what the tensors of a model like this one must be."""
-    # Energies of reference images are NaN in a model that was never calibrated, and log Z in one not yet normalised.
-    options = {"reference": {"missing": True}, "jacobian_norm": {"positive": True}, "density.log_z": {"missing": True}}
+    options = {name: {"missing": True} for name in UNMEASURED} | {"jacobian_norm": {"positive": True}}
     return module_specs(model, **options)

@@ -85,7 +85,7 @@ class LinearModel(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(z)
 
-    def texture(self, drift: Drift) -> TextureEnergy:
+    def pixel_energy(self, drift: Drift) -> TextureEnergy:
         return TextureEnergy(self.reconstruct, inner_noise=False, drift=drift)
 
 
