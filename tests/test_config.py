@@ -60,6 +60,9 @@ def configs(draw: st.DrawFn) -> Config:
     )
     low, high = draw(sigmas)
     method = draw(st.sampled_from(get_args(config_module.PixelMethod)))
+    by_gradient = draw(st.booleans())
+    density = not by_gradient and draw(st.booleans())
+    drifts = [drift for drift in get_args(config_module.Drift) if density or drift != "density"]
     pixel = PixelSampler(
         method=method,
         sigma_min=low,
@@ -67,7 +70,7 @@ def configs(draw: st.DrawFn) -> Config:
         step_size=draw(st.none() | positive)
         if method in ("annealed-langevin", "consistent-annealed", "mala")
         else None,
-        drift="energy" if method == "mala" else draw(st.sampled_from(get_args(config_module.Drift))),
+        drift="energy" if method == "mala" else draw(st.sampled_from(drifts)),
         schedule=draw(st.sampled_from(get_args(config_module.Schedule))),
         temperature=draw(st.floats(0, 10)),
     )
@@ -85,10 +88,10 @@ def configs(draw: st.DrawFn) -> Config:
         seed=draw(st.integers(0, 2**40)),
         flip=draw(st.booleans()),
     )
-    by_gradient = draw(st.booleans())
-    last = st.sampled_from(["score", "contrastive"] if by_gradient else ["denoising", "contrastive"])
-    stages = draw(st.lists(st.builds(TrainingStage, last, positive), min_size=1, max_size=4))
-    energy = EnergyConfig(False, "gradient") if by_gradient else EnergyConfig(draw(st.booleans()), "output")
+    objectives = ["score", "contrastive"] if by_gradient else ["denoising", "contrastive"]
+    last = st.sampled_from([*objectives, "energy"] if density else objectives)
+    stages = draw(st.lists(st.builds(TrainingStage, last, positive, st.none() | positive), min_size=1, max_size=4))
+    energy = EnergyConfig(False, "gradient") if by_gradient else EnergyConfig(draw(st.booleans()), "output", density)
     return Config(network, noise, energy, sampling, contrastive, training, tuple(stages))
 
 
@@ -237,6 +240,10 @@ REFUSALS: list[tuple[type, dict[str, Any], str]] = [
     (TrainingConfig, {"holdout": -1}, "training.holdout"),
     (Config, {"stages": ()}, "stages"),
     (Config, {"stages": (TrainingStage("score"),)}, "energy.denoiser"),
+    (Config, {"stages": (TrainingStage("energy"),)}, "energy.density"),
+    (Config, {"contrastive": ContrastiveConfig(energy="density")}, "energy.density"),
+    (Config, {"sampling": SamplingConfig(pixel=PixelSampler(drift="density"))}, "energy.density"),
+    (TrainingStage, {"learning_rate": 0.0}, "stages.learning_rate"),
     (Config, {"energy": EnergyConfig(False, "gradient"), "stages": (TrainingStage("denoising"),)}, "energy.denoiser"),
     (Config, {"energy": EnergyConfig(True, "gradient"), "stages": (TrainingStage("score"),)}, "energy.inner_noise"),
     (

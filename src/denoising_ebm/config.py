@@ -30,6 +30,7 @@ ChainKind = Literal["short", "persistent"]
 Schedule = Literal["geometric", "karras"]
 Drift = Literal["energy", "denoiser", "density"]
 DensityTarget = Literal["denoiser", "data"]
+ContrastedEnergy = Literal["texture", "density"]
 PixelMethod = Literal["annealed-langevin", "consistent-annealed", "ancestral", "dpmpp-2m-sde", "heun", "mala"]
 #: The model's own two-stage sampler, or a method from noise.
 SamplerName = Literal["two-stage", PixelMethod]
@@ -306,6 +307,8 @@ class ContrastiveConfig:
     """Algorithm 1, lines 7-18: the chains in both spaces and the contrastive updates.
 
     Attributes:
+        energy: Which energy is contrasted in pixels: that of eq. 7, as in the paper, or that of the density network, which
+            is then the only one that is trained (the L steps are those of its `energy` objective).
         reconstruction_steps: L, denoising steps before each contrastive one.
         semantic_steps: K in training.
         texture_steps: T in training.
@@ -319,6 +322,7 @@ class ContrastiveConfig:
         gap_bound: Energy gap per dimension at which the stage counts as diverged.
     """
 
+    energy: ContrastedEnergy = "texture"
     reconstruction_steps: int = 3
     semantic_steps: int = 20
     texture_steps: int = 90
@@ -472,6 +476,10 @@ class Config:
         _require(
             self.energy.density or "energy" not in objectives,
             "an energy stage needs energy.density: true, the network that it trains",
+        )
+        _require(
+            self.energy.density or self.contrastive.energy != "density",
+            "contrastive.energy: density needs energy.density: true",
         )
         _require(
             self.energy.density or self.sampling.pixel.drift != "density",

@@ -4,6 +4,7 @@ r"""What each objective converges to on the one-parameter model r = b x, in clos
 - contrastive with clean positives: b = 1 - sigma / tau
 - contrastive with noisy positives: b = 1 - sigma / sqrt(tau^2 + sigma^2)
 - score: the same as the line above, without chains
+- energy: the inner product's gradient is b x itself, so b is that of the denoiser, whether fitted to it or to data
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from denoising_ebm.config import (
     SamplingConfig,
     TrainingStage,
 )
-from denoising_ebm.energies import TextureEnergy
+from denoising_ebm.energies import Energy, TextureEnergy
 from denoising_ebm.networks.precondition import DenoisingAutoencoder
-from denoising_ebm.training.objectives import Batch, Contrastive, Reconstruction, make_objective
-from support import TINY_NETWORK, random_pixels, tiny_config
+from denoising_ebm.noise import append_dims
+from denoising_ebm.training.ema import AveragedWeights
+from denoising_ebm.training.objectives import Batch, Contrastive, DensityFit, Reconstruction, make_objective
+from support import TINY_NETWORK, random_pixels, randomise, tiny_config
 
 TAU, SIGMA, SIZE = 1.0, 0.5, 4
 
@@ -75,6 +78,10 @@ class LinearModel(nn.Module):
     def __init__(self, b: float) -> None:
         super().__init__()
         self.dae, self.decoder = LinearDAE(b), Repeat()
+        self.density_b = nn.Parameter(torch.tensor(b))
+
+    def density(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * ((1 - self.density_b) * x.square() / append_dims(sigma, x) ** 2).flatten(1).sum(1)
 
     def reconstruct(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.dae(x, sigma)[0]
@@ -85,7 +92,9 @@ class LinearModel(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(z)
 
-    def pixel_energy(self, drift: Drift) -> TextureEnergy:
+    def pixel_energy(self, drift: Drift) -> Energy:
+        if drift == "density":
+            return Energy(self.density)
         return TextureEnergy(self.reconstruct, inner_noise=False, drift=drift)
 
 
@@ -153,6 +162,62 @@ def test_score_converges_to_maximum_likelihood(start: float, generator: torch.Ge
 def test_contrast_converges_to_maximum_likelihood(positives: str, expected: float, generator: torch.Generator) -> None:
     b = converge(Contrastive(linear_config(positive_samples=positives)), generator, 0.3, 800)
     assert b == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("target", ["denoiser", "data"])
+def test_energy_converges_to_the_density(target: str, generator: torch.Generator) -> None:
+    """U = (1 - b) |x|^2 / 2 sigma^2 is then |x|^2 / 2 (tau^2 + sigma^2), and r is left as it is."""
+    config = linear_config()
+    config = replace(config, energy=EnergyConfig(False, density=True, density_target=target))  # type: ignore[arg-type]
+    objective, model = DensityFit(config), LinearModel(0.2)
+    model.dae.b.data.fill_(DENOISER if target == "denoiser" else 0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    late = []
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 300) + 1e-4
+        x0 = TAU * torch.randn(512, 1, SIZE, SIZE, generator=generator)
+        optimizer.zero_grad()
+        objective(model, batch_of(x0, generator))["loss"].backward()  # type: ignore[arg-type]
+        optimizer.step()
+        late.append(float(model.density_b.detach()))
+    assert sum(late[200:]) / 100 == pytest.approx(DENOISER, rel=0.01)
+    assert float(model.dae.b.detach()) == pytest.approx(DENOISER if target == "denoiser" else 0.1)
+
+
+def test_contrast_of_the_density_leaves_a_perfect_one(generator: torch.Generator) -> None:
+    """At b of the denoiser the energy is that of noisy data: chains stay among them, and the gap is that of chance."""
+    config = replace(
+        linear_config(positive_samples="noisy", texture_steps=50), energy=EnergyConfig(False, density=True)
+    )
+    config = replace(config, contrastive=replace(config.contrastive, energy="density"))
+    objective, model = Contrastive(config), LinearModel(DENOISER)
+    x0 = TAU * torch.randn(2048, 1, SIZE, SIZE, generator=generator)
+    losses = objective(model, batch_of(x0, generator))  # type: ignore[arg-type]
+    losses["loss"].backward()
+    # The energy per dimension of either side is 1/2 on average, with a standard error of 0.7 / sqrt(16 x 2048).
+    assert float(losses["energy_data"]) == pytest.approx(0.5, abs=0.02)
+    assert float(losses["energy_gap"]) == pytest.approx(0.0, abs=0.03)
+    assert "latent_energy_gap" not in losses
+    assert model.density_b.grad is not None
+    assert model.dae.b.grad is None
+
+
+def test_energy_starts_from_the_averaged_denoiser(tiny_model: DenoisingEBM) -> None:
+    config = replace(tiny_model.config, energy=EnergyConfig(False, density=True))
+    model = DenoisingEBM(config)
+    average = AveragedWeights(model, 0.9)
+    randomise(average.module.dae)
+    average.n_averaged.fill_(100)
+    DensityFit(config).begin(model, average)
+    wanted = {name: tensor.clone() for name, tensor in average.module.dae.state_dict().items()}
+    for part in (model.dae, model.density.dae, average.module.density.dae):  # type: ignore[union-attr]
+        assert all(torch.equal(part.state_dict()[name], tensor) for name, tensor in wanted.items())
+    assert int(average.n_averaged) == 0
+    # One that was fitted before goes on from where it is.
+    model.density.log_z.zero_()  # type: ignore[union-attr]
+    randomise(average.module.dae, seed=1)
+    DensityFit(config).begin(model, average)
+    assert torch.equal(model.density.dae.unet.encoder.stem.weight, wanted["unet.encoder.stem.weight"])  # type: ignore[union-attr]
 
 
 def test_the_optima_are_apart() -> None:
@@ -417,5 +482,5 @@ def test_stand_in_matches_the_real_model() -> None:
     """The one-parameter model has what the objectives use of the real one."""
     real = DenoisingAutoencoder(TINY_NETWORK)
     assert callable(real.unet.whitening.update)
-    for name in ("reconstruct", "encode", "decode", "texture", "dae", "decoder"):
+    for name in ("reconstruct", "encode", "decode", "pixel_energy", "dae", "decoder"):
         assert hasattr(LinearModel(0.5), name) and (hasattr(DenoisingEBM, name) or name in ("dae", "decoder"))

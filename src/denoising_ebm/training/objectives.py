@@ -144,8 +144,12 @@ class DensityFit:
         self._from_denoiser = config.energy.density_target == "denoiser"
 
     def begin(self, model: DenoisingEBM, average: AveragedModel) -> None:
-        """Start from the averaged weights of the denoiser, which is the best start and the best target that there is."""
-        if not self._from_denoiser:
+        """Start from the averaged weights of the denoiser, the best start and the best target that there is.
+
+        A density network that was fitted and normalised before goes on from where it is.
+        """
+        assert model.density is not None
+        if not self._from_denoiser or model.density.is_normalised:
             return
         trained = average.module.dae.state_dict()
         for each in (model, average.module):
@@ -207,10 +211,11 @@ def validation_loss(denoise: Reconstruct, images: Tensor, config: Config, *, bat
 class ContrastiveEnergies:
     """What a contrastive step compares: energies per dimension, shape (chains,), and how far each side is spread."""
 
-    latent_data: Tensor  #: U^s of codes of noisy images; gradient reaches gamma alone.
-    latent_chain: Tensor  #: U^s of z^K; gradient reaches gamma alone.
-    data: Tensor  #: U^c of images; gradient reaches phi alone.
-    chain: Tensor  #: U^c of x^T; gradient reaches phi alone.
+    #: U^s of codes of noisy images; gradient reaches gamma alone. None where the density is contrasted.
+    latent_data: Tensor | None
+    latent_chain: Tensor | None  #: U^s of z^K; gradient reaches gamma alone.
+    data: Tensor  #: U^c (or that of the density network) of images; gradient reaches its network alone.
+    chain: Tensor  #: The same of x^T.
     #: Standard deviations of codes, z^K, images and x^T over all chains and dimensions: chains that saturate, collapse or
     #: drift off are seen here first.
     stds: dict[str, Tensor]
@@ -223,6 +228,9 @@ class Contrastive:
     phi with gamma fixed (line 16). Energies are divided by the number of pixels and channels, the scale of the
     denoising loss with `energy` weights. Chains run at the noise level that the batch drew for each image: short
     chains anneal down to it from N(0, I), persistent ones stay at it.
+
+    With `contrastive.energy: density` the energy of the density network is contrasted in pixels, and nothing else is
+    trained.
     """
 
     name: ObjectiveName = "contrastive"
@@ -230,7 +238,10 @@ class Contrastive:
     def __init__(self, config: Config) -> None:
         self._config = config
         trained_by_gradient = config.energy.denoiser == "gradient"
-        self._reconstruction = Reconstruction("score" if trained_by_gradient else "denoising", config)
+        self._by_density = config.contrastive.energy == "density"
+        self._reconstruction: Objective = Reconstruction("score" if trained_by_gradient else "denoising", config)
+        if self._by_density:
+            self._reconstruction = DensityFit(config)
         persistent = config.contrastive.chains == "persistent"
         options = config.contrastive
         self._buffer = ReplayBuffer(options.buffer_size, options.restart_rate) if persistent else None
@@ -246,10 +257,10 @@ class Contrastive:
         options = self._config.contrastive
         figures = dict(contrastive_energies.stds)
         loss = batch.x0.new_zeros(())
-        pairs = {
-            "latent_energy": (contrastive_energies.latent_data, contrastive_energies.latent_chain),
-            "energy": (contrastive_energies.data, contrastive_energies.chain),
-        }
+        pairs = {"energy": (contrastive_energies.data, contrastive_energies.chain)}
+        latent_data, latent_chain = contrastive_energies.latent_data, contrastive_energies.latent_chain
+        if latent_data is not None and latent_chain is not None:
+            pairs = {"latent_energy": (latent_data, latent_chain), **pairs}
         for prefix, (data, chain) in pairs.items():
             loss = loss + options.weight * (data.mean() - chain.mean())
             if options.regularisation:
@@ -277,33 +288,37 @@ class Contrastive:
         def draw() -> Tensor | None:
             return draw_noise(tuple(x0.shape), generator, x0) if self._config.energy.inner_noise else None
 
+        # All this ran without gradients: casts that older versions of torch kept from it in autocast must not serve passes
+        # that are learned from.
+        torch.clear_autocast_cache()
+        positives = noisy if options.positive_samples == "noisy" else x0
+        stds = {"latent_chain_std": z_end.std(), "image_std": positives.std(), "chain_std": x_end.std()}
+        dim = x0[0].numel()
+        if self._by_density:
+            assert model.density is not None
+            # log Z is the same on both sides.
+            data, chain = model.density(positives, sigma) / dim, model.density(x_end, sigma) / dim
+            return ContrastiveEnergies(None, None, data, chain, stds)
         frozen = {name: value.detach() for name, value in model.dae.state_dict(keep_vars=True).items()}
 
         def frozen_reconstruct(x: Tensor, level: Tensor) -> Tensor:
             output: Tensor = functional_call(model.dae, frozen, (x, level))[0]
             return output
 
-        dim = x0[0].numel()
         z_sigma = sigma.clamp(sampling.semantic.sigma_min, sampling.semantic.sigma_max)
         # Codes are known, to h_gamma and to the whitening, up to this level.
         known = sigma.clamp_max(self._config.training.decoder_sigma_max)
         with torch.no_grad():
             z_data = model.encode(x0 + append_dims(known, x0) * batch.noise[:num], known)
-        # All this ran without gradients: casts that older versions of torch kept from it in autocast must not serve passes
-        # that are learned from.
         torch.clear_autocast_cache()
         z_noise = draw()
         latent_data = semantic_energy(model.decode, frozen_reconstruct, z_data, z_sigma, z_noise) / dim
         latent_chain = semantic_energy(model.decode, frozen_reconstruct, z_end, z_sigma, z_noise) / dim
-
-        positives = noisy if options.positive_samples == "noisy" else x0
         # One draw for both sides: the difference of energies then has less variance.
         noise = draw()
         data = texture_energy(model.reconstruct, positives, sigma, noise) / dim
         chain = texture_energy(model.reconstruct, x_end, sigma, noise) / dim
-        stds = {"code_std": z_data.std(), "latent_chain_std": z_end.std()}
-        stds |= {"image_std": positives.std(), "chain_std": x_end.std()}
-        return ContrastiveEnergies(latent_data, latent_chain, data, chain, stds)
+        return ContrastiveEnergies(latent_data, latent_chain, data, chain, {"code_std": z_data.std(), **stds})
 
     @torch.no_grad()
     def _run_chains(
@@ -347,7 +362,7 @@ class Contrastive:
         x = run(
             # Of the energy itself, whatever samplers follow: its first term alone is the gradient of no energy, and these
             # chains must end where the energy that is learned is low.
-            model.pixel_energy("energy"),
+            model.pixel_energy("density" if self._by_density else "energy"),
             x,
             _chain_sigmas(start, sigma, options.texture_steps),
             step_size=pixel.step_size or default_step_size(name, x0[0].numel()),
