@@ -258,6 +258,7 @@ class _Run:
         #: The state that the stretch under way began with.
         self._begun = self._good
         self._calibrated = True
+        self._final: DenoisingEBM | None = None
         self._worse_end = ""
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -560,12 +561,14 @@ class _Run:
 
     def evaluation_model(self, *, final: bool) -> DenoisingEBM:
         """Return the averaged weights as a calibrated model in eval mode; at the end its density network is normalised."""
+        if final and self._final is not None:
+            return self._final
         model = new_model(self.config, self._model_metadata()).to(self.fabric.device)
         model.preprocessing = self.state.preprocessing
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
-        if final and model.density is not None and self._stage_name() == "energy" and len(self.val_images):
+        if final and self._has_fitted_density() and len(self.val_images):
             found = normalise(model, to_float(self.val_images), seed=self.config.training.seed)
             model.metadata["standard error of log Z at the smallest level, nats"] = round(
                 float(found.standard_error[-1]), 1
@@ -576,7 +579,15 @@ class _Run:
             # As in a model that was never calibrated.
             model.jacobian_norm.fill_(1.0)
             model.reference.fill_(float("nan"))
+        if final:
+            self._final = model
         return model
+
+    def _has_fitted_density(self) -> bool:
+        """Say whether a stage so far trained the density network."""
+        begun = self.config.stages[: self.state.clock.stage + 1]
+        contrasted = self.config.contrastive.energy == "density"
+        return any(each.objective == "energy" or (contrasted and each.objective == "contrastive") for each in begun)
 
     def _model_metadata(self) -> dict[str, Any]:
         clock, past = self.state.clock, self.state.past
@@ -607,7 +618,7 @@ class _Run:
                 held_out = to_float(self.val_images).to(model.device)
                 losses = {"validation_loss": validation_loss(model.denoise, held_out, self.config)}
                 model.metadata["held-out denoising loss"] = round(losses["validation_loss"], 5)
-                if self._stage_name() == "energy":
+                if self._has_fitted_density():
                     energy = model.pixel_energy("density")
                     loss = validation_loss(lambda x, sigma: energy.denoise(x, sigma)[1], held_out, self.config)
                     losses["validation_loss_density"] = loss
