@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent / "baselines"))
 from loop import fit
 
 from denoising_ebm import DenoisingEBM, load_images, preset, to_float
-from denoising_ebm.config import Config
+from denoising_ebm.config import Config, without_density
 from denoising_ebm.experiments.cache import ResultCache, settings_of
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.layers import NoiseEmbedding
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/latent"))
     args = parser.parse_args()
-    config = preset(args.preset)
+    config = without_density(preset(args.preset))
     result_cache = ResultCache(args.out, settings_of(vars(args)), version=VERSION)
     training = replace(config.training, max_minutes=args.minutes, max_images=10**9, sample_minutes=0, seed=args.seed)
     config = replace(config, training=training)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from denoising_ebm import load_images, preset, to_float, to_uint8
-from denoising_ebm.config import Config, from_dict, to_dict
+from denoising_ebm.config import Config, from_dict, to_dict, without_density
 from denoising_ebm.experiments.cache import ResultCache, figures_of, settings_hash, settings_of
 from denoising_ebm.experiments.drawing import draw
 from denoising_ebm.model import DenoisingEBM
@@ -88,7 +88,7 @@ def errors(model: DenoisingEBM, pixels: torch.Tensor, seed: int = 0) -> dict[str
 
 def config_of(name: str, args: argparse.Namespace) -> Config:
     """Return the configuration of a variant."""
-    base = preset(args.preset)
+    base = without_density(preset(args.preset))
     budget = {
         "max_minutes": args.minutes,
         "sample_minutes": 0,
@@ -102,7 +102,7 @@ def config_of(name: str, args: argparse.Namespace) -> Config:
 
 def run_row(name: str, args: argparse.Namespace) -> None:
     """Train and measure one variant in this process, and print its figures as JSON."""
-    base, config = preset(args.preset), config_of(name, args)
+    base, config = without_density(preset(args.preset)), config_of(name, args)
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     test = load_images(args.data, split="test", limit=args.test, **sizes).pixels

@@ -28,7 +28,7 @@ from scalar_energies import IGEBM, MDSM
 from torch import Tensor
 
 from denoising_ebm import load_images, preset, to_uint8
-from denoising_ebm.config import SamplingConfig
+from denoising_ebm.config import SamplingConfig, without_density
 from denoising_ebm.datasets.images import content_hash
 from denoising_ebm.experiments.cache import ResultCache, settings_of
 from denoising_ebm.experiments.drawing import finite
@@ -96,7 +96,7 @@ def main() -> None:
     for part in args.only or ():
         if not any(part in title for title in TITLES):
             parser.error(f"--only {part!r}: no row has it in its name; rows are {'; '.join(TITLES)}")
-    config = preset(args.preset)
+    config = without_density(preset(args.preset))
     # Rows at other rates have names of their own.
     options = {name: value for name, value in vars(args).items() if name != "rates"}
     result_cache = ResultCache(args.out, settings_of(options), version=VERSION)

@@ -22,7 +22,7 @@ from loop import fit
 from torch import Tensor, nn
 
 from denoising_ebm import load_images, preset, to_float
-from denoising_ebm.config import Config
+from denoising_ebm.config import Config, without_density
 from denoising_ebm.experiments.cache import ResultCache, figures_of, settings_of
 from denoising_ebm.networks.precondition import coefficients
 from denoising_ebm.noise import append_dims, expand_sigma, loss_weights
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/plain-unet"))
     args = parser.parse_args()
-    config = preset(args.preset)
+    config = without_density(preset(args.preset))
     options = {"max_minutes": args.minutes, "max_images": 10**9, "seed": args.seed, "sample_minutes": 0}
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **options))
     sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}

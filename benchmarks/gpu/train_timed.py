@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from denoising_ebm import DenoisingEBM, load_images, preset
-from denoising_ebm.config import TrainingStage
+from denoising_ebm.config import TrainingStage, without_density
 from denoising_ebm.training.logging import read_metrics
 from denoising_ebm.training.trainer import train
 from denoising_ebm.utils.device import describe
@@ -61,11 +61,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="OUT of an earlier run")
     parser.add_argument("--contrastive", action="store_true", help="train by Algorithm 1 in this run")
+    parser.add_argument("--energy", action="store_true", help="fit the density network to the denoiser of --init")
     parser.add_argument("--seed", type=int, default=0, help="another one for each run")
     args = parser.parse_args()
 
-    config = preset(args.preset)
-    stages = (TrainingStage("contrastive"),) if args.contrastive else config.stages
+    config = preset(args.preset) if args.energy else without_density(preset(args.preset))
+    stages = (TrainingStage("contrastive" if args.contrastive else "energy" if args.energy else "denoising"),)
     training = dataclasses.replace(
         config.training,
         max_minutes=args.minutes,
@@ -73,8 +74,8 @@ def main() -> None:
         sample_minutes=0.0,
         cooldown=0.1,
         seed=args.seed,
-        learning_rate=config.training.learning_rate / (10 if args.contrastive else 1),
-        compile=config.training.compile and not args.contrastive,
+        learning_rate=config.training.learning_rate / (10 if args.contrastive else 2 if args.energy else 1),
+        compile=config.training.compile and not args.contrastive and not args.energy,
     )
     config = dataclasses.replace(config, training=training, stages=stages)
     network = config.network

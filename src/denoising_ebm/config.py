@@ -500,6 +500,21 @@ class Config:
         )
 
 
+def without_density(config: Config) -> Config:
+    """Return the settings of the denoiser alone: no density network, and no stage or chain of its energy."""
+    pixel = config.sampling.pixel
+    return dataclasses.replace(
+        config,
+        energy=dataclasses.replace(config.energy, density=False),
+        contrastive=dataclasses.replace(config.contrastive, energy="texture"),
+        sampling=dataclasses.replace(
+            config.sampling,
+            pixel=dataclasses.replace(pixel, drift="denoiser" if pixel.drift == "density" else pixel.drift),
+        ),
+        stages=tuple(stage for stage in config.stages if stage.objective != "energy") or (TrainingStage("denoising"),),
+    )
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a config dataclass into plain dictionaries, lists and numbers (for YAML and JSON)."""
 

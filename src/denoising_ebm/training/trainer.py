@@ -569,7 +569,10 @@ class _Run:
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
         if final and self._has_fitted_density() and len(self.val_images):
-            found = normalise(model, to_float(self.val_images), seed=self.config.training.seed)
+            # A few per cent of the run's passes at most: a trial of seconds ends in seconds.
+            count = min(64, max(2, self.state.clock.images_seen // 250))
+            seed = self.config.training.seed
+            found = normalise(model, to_float(self.val_images), images_per_level=count, seed=seed)
             model.metadata["standard error of log Z at the smallest level, nats"] = round(
                 float(found.standard_error[-1]), 1
             )
