@@ -41,6 +41,7 @@ def tiny_config(*phases: TrainingStage, **training: object) -> Config:
     """A configuration that trains in milliseconds; fields of `training` replace its own."""
     phases = phases or (TrainingStage("denoising"),)
     by_gradient = any(stage.objective == "score" for stage in phases)
+    density = any(stage.objective == "energy" for stage in phases)
     settings = TrainingConfig(
         batch_size=8,
         learning_rate=1e-3,
@@ -54,7 +55,7 @@ def tiny_config(*phases: TrainingStage, **training: object) -> Config:
     return Config(
         network=replace(TINY_NETWORK, precondition="energy") if by_gradient else TINY_NETWORK,
         noise=NoiseConfig(sigma_min=0.05, sigma_max=1.0, num_sigmas=16, weighting="edm"),
-        energy=EnergyConfig(inner_noise=not by_gradient, denoiser="gradient" if by_gradient else "output"),
+        energy=EnergyConfig(not by_gradient, denoiser="gradient" if by_gradient else "output", density=density),
         sampling=SamplingConfig(semantic=SemanticChain(steps=2), pixel=PixelSampler(steps=2, sigma_min=0.05)),
         contrastive=ContrastiveConfig(reconstruction_steps=1, semantic_steps=2, texture_steps=2, buffer_size=12),
         training=replace(settings, **training),  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def interrupted(folder: Path, rank: int) -> None:
     torch.save(values, folder / f"interrupted-{rank}.pt")
 
 
-RUNS = ("denoising", "score", "contrastive", "persistent")
+RUNS = ("denoising", "score", "energy", "contrastive", "persistent")
 
 
 def run(name: str, folder: Path, rank: int) -> None:
@@ -56,7 +56,7 @@ def run(name: str, folder: Path, rank: int) -> None:
 
     def keep(optimizer: torch.optim.Optimizer, *rest: object) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients.append({str(i): p.grad.clone() for i, p in enumerate(parameters)})
+        gradients.append({str(i): p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})
 
     handle = register_optimizer_step_pre_hook(keep)
     pixels = random_pixels(20)

@@ -26,6 +26,7 @@ from support import random_pixels, tiny_config
 STAGES = {
     "denoising": (TrainingStage("denoising"),),
     "contrastive": (TrainingStage("denoising"), TrainingStage("contrastive")),
+    "energy": (TrainingStage("denoising"), TrainingStage("energy", 1.0, 2e-3)),
     "score": (TrainingStage("score"), TrainingStage("contrastive", 0.5), TrainingStage("score", 0.5)),
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import two_processes
+from denoising_ebm.hub import UNMEASURED
 from denoising_ebm.training.logging import read_metrics
 from runs import assert_equal, read_state
 
@@ -27,7 +28,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["denoising", "score"])
+@pytest.mark.parametrize("name", ["denoising", "score", "energy"])
 def test_two_processes_have_the_gradients_of_one(name: str, two: Path, tmp_path: Path) -> None:
     two_processes.run(name, tmp_path, 0)
     one = torch.load(tmp_path / f"{name}-0.pt")
@@ -43,7 +44,7 @@ def test_two_processes_have_the_gradients_of_one(name: str, two: Path, tmp_path:
         assert float(torch.stack(gaps).norm() / norm) < limit
     # Adam divides by the size of a gradient, so single weights whose gradient is all rounding may move by whole steps: the
     # bound is on all of them together. Without a common gradient they would be about a step of 1e-3 apart.
-    floats = {key: v for key, v in one["weights"].items() if v.is_floating_point() and key != "reference"}
+    floats = {key: v for key, v in one["weights"].items() if v.is_floating_point() and key not in UNMEASURED}
     gap = torch.cat([(both[0]["weights"][key] - value).flatten() for key, value in floats.items()])
     assert float(gap.square().mean().sqrt()) < 1e-4
 

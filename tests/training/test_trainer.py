@@ -273,6 +273,43 @@ def test_run_folder(tmp_path: Path) -> None:
     assert loaded.metadata["training images"] == 58
 
 
+def test_an_energy_stage_trains_the_density_alone(tmp_path: Path) -> None:
+    """A denoiser, then the energy from its averaged weights, with a rate of its own; normalised at the end."""
+    config = tiny_config(TrainingStage("denoising"), TrainingStage("energy", 1.0, 2e-3), max_images=160, log_every=5)
+    config = with_pixel(config, drift="density")
+    config = replace(config, training=replace(config.training, holdout=20))
+    first = replace(config, training=replace(config.training, max_images=80), stages=config.stages[:1])
+    denoiser = train(random_pixels(200), first, tmp_path / "first").model
+    # Nobody has fitted its energy yet: what it draws follows the denoiser.
+    assert denoiser.config.sampling.pixel.drift == "denoiser"
+    assert denoiser.density is not None and not denoiser.density.is_normalised
+
+    model = train(random_pixels(200), config, tmp_path / "both").model
+    records = read_metrics(tmp_path / "both")
+    assert [record["stage"] for record in records] == ["denoising"] * 2 + ["energy"] * 2
+    assert set(records[2]) == ALWAYS | {"loss_denoising", "energy_data"}
+    assert [record["learning_rate"] for record in records] == pytest.approx([1e-3, 1e-3, 2e-3, 2e-3])
+    assert_equal(model.dae.state_dict(), denoiser.dae.state_dict())
+    assert_equal(model.decoder.state_dict(), denoiser.decoder.state_dict())
+    assert model.density is not None and model.density.is_normalised
+    assert model.config.sampling.pixel.drift == "density"
+    # Ten steps bring its gradient nearer to the denoiser, from the weights of which it starts.
+    x, sigma = to_float(random_pixels(20, seed=1)), 0.3
+    x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    after = model.pixel_energy("density").denoise(x, sigma)[1]
+    model.density.dae.load_state_dict(model.dae.state_dict())
+    before = model.pixel_energy("density").denoise(x, sigma)[1]
+    wanted = model.denoise(x, sigma).detach()
+    assert float((after - wanted).square().mean()) < 0.9 * float((before - wanted).square().mean())
+
+
+def test_a_density_is_added_to_a_model_of_before(tmp_path: Path, tiny_model: DenoisingEBM) -> None:
+    config = replace(tiny_config(TrainingStage("energy"), max_images=16), energy=EnergyConfig(True, density=True))
+    model = train(random_pixels(40), config, tmp_path, initial=tiny_model).model
+    assert_equal(model.dae.state_dict(), tiny_model.dae.state_dict())
+    assert model.density is not None and model.density.is_normalised
+
+
 def test_minutes_end_a_run(tmp_path: Path) -> None:
     config = tiny_config(max_images=10**9, max_minutes=0.5 / 60)
     assert train(random_pixels(20), config, tmp_path).finished

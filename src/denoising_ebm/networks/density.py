@@ -60,10 +60,10 @@ class DensityNetwork(nn.Module):
             sigma: Noise level, a number or shape (batch,).
         """
         sigma = expand_sigma(sigma, x)
-        error = x - self.dae(x, sigma)[0]
+        output: Tensor = self.dae(x, sigma)[0]
         # Each factor in units of its own size, so that sums at small levels lose nothing.
         scale = append_dims(sigma, x)
-        return 0.5 * ((x / scale) * (error / scale)).flatten(1).sum(1)
+        return 0.5 * ((x / scale) * ((x - output) / scale)).flatten(1).sum(1)
 
     def gaussian_log_z(self, sigma: Tensor) -> Tensor:
         """Return log Z of N(0, sigma_data^2 + sigma^2), shape of `sigma`."""

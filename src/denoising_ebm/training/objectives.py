@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -151,11 +151,11 @@ class DensityFit:
         assert model.density is not None
         if not self._from_denoiser or model.density.is_normalised:
             return
-        trained = average.module.dae.state_dict()
-        for each in (model, average.module):
-            assert each.density is not None
-            each.dae.load_state_dict(trained)
-            each.density.dae.load_state_dict(trained)
+        averaged: Any = average.module
+        model.dae.load_state_dict(averaged.dae.state_dict())
+        model.decoder.load_state_dict(averaged.decoder.state_dict())
+        for density in (model.density, averaged.density):
+            density.dae.load_state_dict(averaged.dae.state_dict())
         # The averages of before say nothing of the weights to come.
         average.n_averaged.zero_()
 

@@ -8,14 +8,14 @@ import os
 import threading
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from denoising_ebm.config import Config, to_dict
@@ -563,7 +563,12 @@ class _Run:
         """Return the averaged weights as a calibrated model in eval mode; at the end its density network is normalised."""
         if final and self._final is not None:
             return self._final
-        model = new_model(self.config, self._model_metadata()).to(self.fabric.device)
+        config = self.config
+        if config.sampling.pixel.drift == "density" and not self._has_fitted_density():
+            # Until then its energy is that of random weights.
+            pixel = replace(config.sampling.pixel, drift="denoiser")
+            config = replace(config, sampling=replace(config.sampling, pixel=pixel))
+        model = new_model(config, self._model_metadata()).to(self.fabric.device)
         model.preprocessing = self.state.preprocessing
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
