@@ -22,6 +22,7 @@ from denoising_ebm.hub import UNMEASURED, find_model_folder, read_model_folder, 
 from denoising_ebm.likelihood.discrete import bound_bits, energy_bits, integral_bits
 from denoising_ebm.likelihood.gaussian import GaussianFit
 from denoising_ebm.likelihood.immse import Estimate, Quadrature, expected_negative_log_density, negative_log_density
+from denoising_ebm.likelihood.noise_level import NoiseLevel, estimate_noise
 from denoising_ebm.literals import Likelihood, Precision
 from denoising_ebm.networks.decoder import SemanticDecoder
 from denoising_ebm.networks.density import DensityNetwork
@@ -411,6 +412,41 @@ class DenoisingEBM(nn.Module):
     def has_log_prob(self) -> bool:
         """Whether `log_prob` and `bits_per_dim` work by method `energy`."""
         return self.density is not None and self.density.is_normalised
+
+    @torch.no_grad()
+    def noise_level(
+        self, x: Tensor, *, batch_size: int = 64, progress: Callable[[int], object] | None = None
+    ) -> NoiseLevel:
+        """Return the standard deviation of white noise in images, with its standard error, each of shape (batch,).
+
+        It is the level of the smallest energy of the density network within the model's noise levels, `noise.sigma_min` for
+        images without noise. Cost: 22 passes of it, in float32 whatever the model's precision.
+
+        Args:
+            x: Noisy images of the model's kind in data units ([-1, 1] and noise, not clipped), shape
+                (batch, channels, height, width).
+            batch_size: Images per forward pass.
+            progress: Called with the number of images after each batch.
+
+        Raises:
+            ValueError: If x has another shape than the model's images; if the model has no density network or its levels
+                are not normalised.
+        """
+        self._check_normalised()
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise ValueError(f"images must have shape (batch, {str(self.image_shape)[1:]}, got {tuple(x.shape)}")
+        noise, precision = self.config.noise, self.precision
+        found = []
+        # Energies of neighbouring levels differ by less than bf16 resolves.
+        self.set_precision("fp32")
+        try:
+            for part in torch.split(x.to(self.device), batch_size) if len(x) else ():
+                found.append(estimate_noise(self.density_energy, part, noise.sigma_min, noise.sigma_max))
+                if progress is not None:
+                    progress(len(part))
+        finally:
+            self.set_precision(precision)
+        return NoiseLevel.joined(found, self.device)
 
     def _check_normalised(self) -> None:
         if not self._density_network().is_normalised:

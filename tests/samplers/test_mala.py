@@ -67,3 +67,29 @@ def test_mala_holds_the_inner_noise_within_a_step(generator: torch.Generator) ->
     mala(Shifted(), start(generator, 5), torch.ones(7), step_size=0.1, generator=generator)
     assert Shifted.draws == 7
     assert [held.asked for held in held_ones] == [2] * 7
+
+
+def test_mala_takes_one_gradient_a_step_at_one_level(generator: torch.Generator) -> None:
+    """And its chains are those of an energy that is asked anew at every step, as one with inner noise is."""
+
+    class Counted(Energy):
+        asked = 0
+
+        def gradient(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+            self.asked += 1
+            return super().gradient(x, sigma)
+
+    class Anew(Counted):
+        def resample_noise(self, x: Tensor, generator: torch.Generator | None) -> Energy:
+            return Energy(DATA.energy)
+
+    levels = torch.tensor([SIGMA] * 6 + [SIGMA / 2] * 2, dtype=torch.float64)
+    counted, x = Counted(DATA.energy), start(generator, 50)
+    ends, rates = [], []
+    for energy in (counted, Anew(DATA.energy)):
+        source = torch.Generator().manual_seed(3)
+        rates.append([0.0])
+        seen = lambda state: rates[-1].append(state.acceptance or 0.0)  # noqa: E731
+        ends.append(mala(energy, x, levels, step_size=1.0, generator=source, callback=seen))
+    assert torch.equal(*ends) and rates[0] == rates[1] and 0.2 < sum(rates[0]) / 8 < 0.9
+    assert counted.asked == len(levels) + 2
