@@ -44,7 +44,15 @@ def noisy(clean: Tensor, sigma: float, seed: int) -> Tensor:
 
 
 def run_chain(
-    energy: Energy, x: Tensor, sigma: float, *, adjusted: bool, eta: float, steps: int, seed: int, look: Callable[..., None]
+    energy: Energy,
+    x: Tensor,
+    sigma: float,
+    *,
+    adjusted: bool,
+    eta: float,
+    steps: int,
+    seed: int,
+    look: Callable[..., None],
 ) -> tuple[Tensor, float | None]:
     """Return the last states and the share of accepted proposals, None without a test."""
     rates: list[float] = []
@@ -137,8 +145,8 @@ def main() -> None:
     channels, size, _ = model.image_shape
 
     def images(split: str, num: int) -> Tensor:
-        options = {"split": split, "limit": num, "image_size": size, "channels": channels}
-        return to_float(load_images(args.data, **options, progress=False).pixels)
+        found = load_images(args.data, split=split, limit=num, image_size=size, channels=channels, progress=False)
+        return to_float(found.pixels)
 
     args.images = images
     print(f"{args.model}; {describe(model.device)}; {args.num} test images; seed {args.seed}")
