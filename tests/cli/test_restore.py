@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from PIL import Image
 
 from denoising_ebm import load_images, to_float, to_uint8
 from denoising_ebm.cli.options import ImageOptions
+from denoising_ebm.config import EnergyConfig
+from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.restoration.metrics import psnr
 from denoising_ebm.restoration.operators import blurred, noisy
+from denoising_ebm.training.calibration import normalise
 from denoising_ebm.utils.lock import locked
 from denoising_ebm.utils.seeds import ImageNoise
+from support import random_pixels, randomise, tiny_config
 
 
 def test_missing_scikit_image_is_told_before_any_work(
@@ -85,7 +90,7 @@ def test_rounding_of_files_is_not_enlarged(debm: Any, tmp_path: Path) -> None:
         (["--task", "deblur", "--blur", "1", "--sigma", "2000/255"], "within the model's noise levels"),
         (
             ["--task", "denoise", "--sigma", "25/100"],
-            "--sigma 25/100: expected a number >= 0 such as 0.2, or gray levels",
+            "--sigma 25/100: expected a number >= 0 such as 0.2, gray levels",
         ),
         (["--task", "denoise", "--sigma", "nan"], "--sigma nan: expected a number >= 0"),
         (["--task", "denoise", "--sigma", "0.1", "--mask-marks", "known"], "--mask-marks needs --mask"),
@@ -93,6 +98,11 @@ def test_rounding_of_files_is_not_enlarged(debm: Any, tmp_path: Path) -> None:
         (["--task", "inpaint", "--mask", "nowhere.png"], "nowhere.png: no such file or directory"),
         (["--task", "denoise", "--sigma", "0.1", "--batch-size", "0"], "--batch-size must be >= 1"),
         (["--task", "denoise", "--sigma", "0.1", "--out", ""], "nothing to write"),
+        (
+            ["--task", "deblur", "--blur", "1", "--sigma", "auto"],
+            "--sigma auto is for --task denoise, got --task deblur",
+        ),
+        (["--task", "denoise", "--sigma", "auto", "--degrade"], "with --degrade give the noise to add"),
     ],
 )
 def test_command_refuses(
@@ -288,3 +298,32 @@ def test_finished_batches_are_kept(debm: Any, tmp_path: Path, monkeypatch: pytes
     assert debm("restore", "fashion-mnist", "fashion-mnist", *options).status == 130
     clean = load_images("fashion-mnist", split="test", limit=3).pixels
     assert calls == [3, 2] and torch.equal(load_images(tmp_path / "out").pixels, clean)
+
+
+def test_noise_is_found_in_each_image(debm: Any, tmp_path: Path) -> None:
+    """Each is denoised at its own level; energies of an untrained network have their smallest value somewhere, too."""
+    model = DenoisingEBM(replace(tiny_config(), energy=EnergyConfig(inner_noise=False, density=True)))
+    randomise(model)
+    model.save_pretrained(tmp_path / "raw")
+    common = ["--task", "denoise", "--sigma", "auto", "--precision", "fp32"]
+    pixels = random_pixels(6)
+    (tmp_path / "noisy").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "noisy" / f"{i}.png")
+    result = debm("restore", tmp_path / "raw", tmp_path / "noisy", *common, "--out", tmp_path / "none")
+    assert "not normalised" in result.error and not (tmp_path / "none").exists()
+
+    normalise(model, to_float(random_pixels(20)), images_per_level=4)
+    model.save_pretrained(tmp_path / "model")
+    result = debm(
+        "restore", tmp_path / "model", tmp_path / "noisy", *common, "--batch-size", 4, "--out", tmp_path / "o"
+    )
+    assert result.status == 0, result.err
+    sigma = model.eval().noise_level(to_float(pixels)).sigma
+    assert f"noise found: {float(sigma.quantile(0.5)):.3g} in the median image" in result.err
+    restored = load_images(tmp_path / "o", image_size=16, channels=1).pixels
+    with torch.no_grad():
+        expected = to_uint8(model.denoise(to_float(pixels), sigma.float()))
+    # Levels are rounded to 5 %.
+    assert (restored.int() - expected.int()).abs().max() <= 12
+    assert float((restored.float() - expected.float()).square().mean().sqrt()) < 3

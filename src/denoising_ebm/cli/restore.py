@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from denoising_ebm.datasets.images import ImageSet
+    from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.restoration.mask_files import MaskFiles
 
 #: Images of the grid.
@@ -55,6 +56,7 @@ def restore(
 
     Examples:
         debm restore cifar10-small noisy/ --task denoise --sigma 25/255 --out restored/
+        debm restore cifar10-small noisy/ --task denoise --sigma auto --out restored/
         debm restore cifar10-small scratched/ --task inpaint --mask mask.png
         debm restore cifar10-small scratched/ --task inpaint --mask masks/
         debm restore cifar10-small soft/ --task deblur --blur 1.5 --sigma 0.02
@@ -67,7 +69,8 @@ def restore(
         task: What to undo: noise (needs --sigma), missing pixels (--mask) or blur (--blur).
         out: Folder for a PNG of each image; '' for none.
         grid: PNG with the first 16 images: degraded, restored and, with --degrade, clean.
-        sigma: Standard deviation of the noise: for images in [-1, 1], as 0.2, or in gray levels of 255, as 25/255.
+        sigma: Standard deviation of the noise: for images in [-1, 1], as 0.2, or in gray levels of 255, as 25/255. Or auto,
+            for --task denoise by a model with a density network: found in each image, as the level of the smallest energy.
         mask: Picture whose white pixels are missing and are filled in, or what is drawn on transparent ground; or folder of
             one for each image, by its name. Of the size of the images as stored, and then cropped and resized with them, or
             of the model's.
@@ -100,10 +103,15 @@ def restore(
         raise ValueError("--mask-marks needs --mask")
     if unclipped and not degrade:
         raise ValueError("--unclipped needs --degrade: images that are read are clipped already")
-    noise_level = _noise_level(sigma)
+    auto = sigma == "auto"
+    if auto and task != "denoise":
+        raise ValueError(f"--sigma auto is for --task denoise, got --task {task}")
+    if auto and degrade:
+        raise ValueError("--sigma auto finds the noise that images have: with --degrade give the noise to add")
+    noise_level = 0.0 if auto else _noise_level(sigma)
     check_apart("--out", out, images)
     check_output_folder(out)
-    if sigma is not None:
+    if sigma is not None and not auto:
         note(f"noise of {noise_level:.3g} for images in [-1, 1]: {127.5 * noise_level:.3g} gray levels of 255")
     import torch
 
@@ -127,6 +135,9 @@ def restore(
     if blur is not None:
         # Files round to 256 levels: without noise of that size, undoing a blur would enlarge the rounding beyond measure.
         for_all = blurred(blur, net.image_shape[-1], max(noise_level, 2 / 255 / 12**0.5))
+    elif auto:
+        # Refuses a model without a normalised density network before anything is written.
+        net.noise_level(torch.empty(0, *net.image_shape))
     elif masks is None:
         for_all = noisy(noise_level)
     stream = options.stream(images, net.image_shape, chunk=batch_size)
@@ -135,6 +146,7 @@ def restore(
     figures: dict[str, list[Tensor]] = {name: [] for name in ("degraded", "restored")}
     picture_of = PictureNames()
     shown: dict[int, tuple[Tensor, ...]] = {}
+    levels: list[Tensor] = []
     seen = done = 0
     passes = (stream.count or 0) * steps * (1 if estimate == "sample" else samples)
     alone = nullcontext() if out is None else locked(out, "debm restore")
@@ -142,9 +154,13 @@ def restore(
         for chunk in stream:
             files = [picture_of(name) for name in chunk.names]
             first = not seen and len(chunk) > 0
-            if first and task == "denoise" and not degrade:
+            if first and task == "denoise" and not degrade and not auto:
                 _compare_noise(noise_level, chunk)
-            if masks is None:
+            if auto:
+                found = net.noise_level(to_float(chunk.pixels), batch_size=batch_size).sigma.cpu()
+                levels.append(found)
+                groups = [(places, noisy(level)) for level, places in _by_level(found, net).items()]
+            elif masks is None:
                 groups = [(list(range(len(chunk))), for_all)] * (len(chunk) > 0)
             else:
                 groups = [(places, masked(~hole, noise_level)) for places, hole in masks.groups(chunk)]
@@ -172,6 +188,8 @@ def restore(
         _note_masks(mask, masks)
     if not done:
         raise ValueError(f"{images}: no image was restored")
+    if levels:
+        _note_levels(torch.cat(levels))
     if out is not None:
         note(f"{done} images: {out}")
     if degrade:
@@ -195,7 +213,9 @@ def _noise_level(text: str | None) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (slash and whole.strip() != "255"):
-        raise ValueError(f"--sigma {text}: expected a number >= 0 such as 0.2, or gray levels of 255 such as 25/255")
+        raise ValueError(
+            f"--sigma {text}: expected a number >= 0 such as 0.2, gray levels of 255 such as 25/255, or auto"
+        )
     if slash:
         return value / 127.5
     if value > 2:
@@ -204,6 +224,24 @@ def _noise_level(text: str | None) -> float:
             f"{value:g}/255, which is {value / 127.5:.3g} here ({value:g}/127.5)"
         )
     return value
+
+
+def _by_level(sigma: Tensor, model: DenoisingEBM) -> dict[float, list[int]]:
+    """Return the places of images by their noise, rounded to 5 % so that images of one level go through together."""
+    low, high = model.config.noise.sigma_min, model.config.noise.sigma_max
+    groups: dict[float, list[int]] = {}
+    for place, steps in enumerate((sigma.log() / 0.05).round().tolist()):
+        groups.setdefault(min(max(math.exp(0.05 * steps), low), high), []).append(place)
+    return groups
+
+
+def _note_levels(sigma: Tensor) -> None:
+    """Tell the user which noise was found."""
+    low, middle, high = sigma.quantile(sigma.new_tensor([0.1, 0.5, 0.9])).tolist()
+    note(
+        f"noise found: {middle:.3g} in the median image ({127.5 * middle:.3g} gray levels of 255), {low:.3g} to {high:.3g} "
+        "in eight of ten"
+    )
 
 
 def _compare_noise(noise_level: float, images: ImageSet) -> None:
