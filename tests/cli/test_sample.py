@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from denoising_ebm import DenoisingEBM
+from denoising_ebm.samplers import ChainState
 
 
 def grid_cells(path: Path, columns: int, count: int) -> np.ndarray[Any, Any]:
@@ -79,6 +80,29 @@ def test_trajectory_of_a_small_batch(debm: Any, run: Path, tmp_path: Path) -> No
     images = DenoisingEBM.from_pretrained(run).sample(4, seed=0).images
     end = (images[0, 0].clamp(-1, 1).numpy() + 1) * 127.5
     assert np.abs(sheet[1:33, -33:-1] - end).max() <= 0.51
+
+
+def test_mala_says_how_many_proposals_it_accepted(
+    debm: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, though auto is bf16 on many machines."""
+    monkeypatch.setattr("denoising_ebm.model.choose_precision", lambda name, _: "bf16" if name == "auto" else name)
+    monkeypatch.chdir(tmp_path)
+    rates: list[float] = []
+
+    def callback(state: ChainState) -> None:
+        rates.append(state.acceptance or 0.0)
+
+    DenoisingEBM.from_pretrained(run).sample(6, sampler="mala", steps=9, batch_size=4, callback=callback)
+    mean, first, last = (sum(part) / len(part) for part in (rates, rates[:3], rates[-3:]))
+    said = debm(
+        "sample", run, "--sampler", "mala", "--n", 6, "--steps", 9, "--batch-size", 4, "--npz", "x.npz", "--out", ""
+    )
+    assert (
+        f"debm: {mean:.0%} of the proposals of the first batch were accepted: {first:.0%} in the first third of the steps, "
+        f"{last:.0%} in the last\n"
+    ) in said.err
+    assert "proposals" not in debm("sample", run, "--sampler", "heun", "--n", 1, "--steps", 2, "--npz", "x.npz").err
 
 
 @pytest.mark.parametrize(

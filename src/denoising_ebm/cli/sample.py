@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from denoising_ebm.cli.common import check_at_least, check_output, note
 from denoising_ebm.cli.options import HARDWARE, HardwareOptions
 from denoising_ebm.config import SamplerName
+
+if TYPE_CHECKING:
+    from denoising_ebm.samplers import ChainState
 
 
 def sample(
@@ -51,7 +55,7 @@ def sample(
         trajectory: PNG with states of the first 8 chains, a row each (figure 5 of the paper).
         sampler: two-stage is the model's own. From noise: annealed Langevin dynamics, consistent annealed sampling,
             ancestral sampling, SDE-DPM-Solver++(2M), Heun's method on the probability-flow ODE, or the Metropolis-adjusted
-            Langevin algorithm.
+            Langevin algorithm (mala), which says how many proposals it accepted; by itself that one runs in fp32.
         steps: Noise levels in pixels. By default those of the model, or of the sampler.
         seed: Seed of all images.
         start: Number of the first image, from 0 on.
@@ -73,7 +77,7 @@ def sample(
 
     from denoising_ebm.config import SamplingConfig
     from denoising_ebm.datasets.images import to_uint8
-    from denoising_ebm.samplers import Trajectory, num_chain_steps, two_stage_steps
+    from denoising_ebm.samplers import METHODS, Trajectory, num_chain_steps, two_stage_steps
     from denoising_ebm.utils.io import write_npz
     from denoising_ebm.utils.progress import progress_bar
     from denoising_ebm.viz.grids import save_grid, save_picture, trajectory_grid
@@ -81,10 +85,22 @@ def sample(
     net = hardware.load_model(model)
     chosen = net.configure_sampler(sampler, steps=steps)
     chain_steps = two_stage_steps(chosen) if isinstance(chosen, SamplingConfig) else num_chain_steps(chosen)
+    pixel = chosen.pixel if isinstance(chosen, SamplingConfig) else chosen
+    if METHODS[pixel.method].needs_energy and hardware.precision == "auto":
+        # Its test compares sums over all pixels to within a nat, which bf16 does not resolve at small noise.
+        net.set_precision("fp32")
     chains = None if trajectory is None else Trajectory(net.decode)
+    rates: list[float] = []
+
+    def callback(state: ChainState) -> None:
+        if chains is not None:
+            chains(state)
+        if state.acceptance is not None:
+            rates.append(state.acceptance)
+
     with progress_bar(f"{sampler} sampling", max(n, 0) * chain_steps) as progress:
         how: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size}
-        drawn = net.sample(n, sampler=chosen, **how, callback=chains, progress=progress)
+        drawn = net.sample(n, sampler=chosen, **how, callback=callback, progress=progress)
     if out is not None:
         save_grid(drawn.images, out, columns=columns)
     if npz is not None:
@@ -95,4 +111,12 @@ def sample(
     if trajectory is not None and chains is not None:
         chains.add(drawn.images, "end")
         save_picture(trajectory_grid(chains.states, chains.labels), trajectory)
+    if rates:
+        third = max(1, len(rates) // 3)
+        first, last = (statistics.fmean(part) for part in (rates[:third], rates[-third:]))
+        whose = " of the first batch" if n > batch_size else ""
+        note(
+            f"{statistics.fmean(rates):.0%} of the proposals{whose} were accepted: {first:.0%} in the first third of the "
+            f"steps, {last:.0%} in the last"
+        )
     note(f"{n} images: {', '.join(str(path) for path in (*pictures.values(), npz) if path)}")
