@@ -1,8 +1,8 @@
 """Layers with fast second derivatives, for losses of a gradient: their gradient in the weights differentiates twice.
 
 PyTorch composes the second derivatives of SiLU and of group normalisation of many elementary operations, in float32 and in
-another memory layout, and takes a detour for those of convolutions: a quarter of such a training step on a CPU. Here they are
-written out in a few passes over the data. Values and first derivatives are PyTorch's own; there are no third derivatives.
+another memory layout, and takes a detour for those of convolutions: a quarter of such a training step on a CPU. Here they
+are written out in a few passes. Values and first derivatives are those of PyTorch; there are no third derivatives.
 """
 
 from __future__ import annotations
