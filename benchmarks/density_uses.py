@@ -1,5 +1,6 @@
 """What a density of noisy images gives that a denoiser does not: Metropolis tests, noise levels, levels compared.
 
+    pip install PyWavelets
     python benchmarks/density_uses.py MODEL mala --data CIFAR10 --num 64 --sigma 0.2 --out runs/mala
     python benchmarks/density_uses.py MODEL noise --data CIFAR10 --num 200
     python benchmarks/density_uses.py MODEL levels --data CIFAR10 --num 64
@@ -21,9 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from skimage.restoration import estimate_sigma
 from torch import Tensor
 
-from denoising_ebm import DenoisingEBM, Energy, load_images, to_float
+from denoising_ebm import DenoisingEBM, Energy, load_images, to_float, to_uint8
+from denoising_ebm.noise import geometric_sigmas
+from denoising_ebm.restoration.metrics import psnr
 from denoising_ebm.samplers import ChainState, default_step_size, mala, ula
 from denoising_ebm.utils.device import describe
 from denoising_ebm.viz.grids import save_grid
@@ -122,6 +128,107 @@ def measure_chains(model: DenoisingEBM, args: argparse.Namespace) -> None:
     print_table(Table([*heads, "moved, sigma", "denoised to clean, RMS"], rows, caption))
 
 
+# -- noise levels ---------------------------------------------------------------------------------------------------
+
+
+def skimage_noise(images: Tensor) -> Tensor:
+    """Return scikit-image's estimates by wavelets, in data units, shape (batch,)."""
+    found = [estimate_sigma(image.numpy(), channel_axis=0, average_sigmas=True) for image in images]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def quality(model: DenoisingEBM, y: Tensor, sigma: Tensor, clean: Tensor) -> float:
+    """Return the mean PSNR of images denoised at these levels."""
+    low, high = model.config.noise.sigma_min, model.config.noise.sigma_max
+    parts = zip(y.split(64), sigma.float().clamp(low, high).split(64), strict=True)
+    restored = torch.cat([model.denoise(part, level) for part, level in parts])
+    return float(psnr(to_uint8(restored), to_uint8(clean)).mean())
+
+
+def measure_noise(model: DenoisingEBM, args: argparse.Namespace) -> None:
+    """Print estimates of the noise level, and what denoising by them gives."""
+    clean = args.images("test", args.num)
+    rows: list[list[Cell]] = []
+    for kind in ("as drawn", "8-bit files"):
+        for sigma in args.sigmas:
+            y = noisy(clean, sigma, args.seed)
+            if kind == "8-bit files":
+                y = to_float(to_uint8(y))
+            began = time.perf_counter()
+            found = model.noise_level(y)
+            seconds = time.perf_counter() - began
+            ways = {"smallest energy": found.sigma, "scikit-image": skimage_noise(y)}
+            true = quality(model, y, torch.full((len(y),), sigma), clean)
+            for name, level in ways.items():
+                low, middle, high = level.quantile(level.new_tensor([0.1, 0.5, 0.9])).tolist()
+                error = float(found.standard_error.nanmedian()) if level is found.sigma else None
+                rows.append([kind, sigma, name, middle, low, high, error, quality(model, y, level, clean), true])
+                print(f"{kind}, {sigma}, {name}: {middle:.4f}, {low:.4f} to {high:.4f}", flush=True)
+            print(f"  {seconds:.0f} s", flush=True)
+    heads = [
+        "noise",
+        "true sigma",
+        "by",
+        "median",
+        "10 %",
+        "90 %",
+        "standard error",
+        "PSNR by it, dB",
+        "by the true one",
+    ]
+    print_table(Table(heads, rows))
+
+
+def measure_levels(model: DenoisingEBM, args: argparse.Namespace) -> None:
+    """Print how often the smallest of eight energies is that of the image's own level, with log Z and without."""
+    network = model.density
+    assert network is not None
+    levels = geometric_sigmas(1.0, 0.02, 8)
+    clean = args.images("test", args.num)
+    right = {"with log Z": torch.zeros(8), "without": torch.zeros(8)}
+    raw = []
+    for place, sigma in enumerate(levels):
+        y = noisy(clean, float(sigma), args.seed + place)
+        energies = torch.stack([torch.cat([network(part, float(at)) for part in y.split(64)]) for at in levels], dim=1)
+        raw.append(energies)
+        for name, shift in (("with log Z", network.log_normaliser(levels)), ("without", 0.0)):
+            right[name][place] = ((energies + shift).argmin(1) == place).float().mean()
+        shares = ", ".join(f"{name} {values[place]:.2f}" for name, values in right.items())
+        print(f"sigma {sigma:.3f}: {shares}", flush=True)
+    rows: list[list[Cell]] = [[f"{s:.3f}", *(float(v[i]) for v in right.values())] for i, s in enumerate(levels)]
+    print_table(Table(["true sigma", *right], [*rows, ["all", *(float(v.mean()) for v in right.values())]]))
+    draw_levels(torch.stack(raw).mean(1), network.log_normaliser(levels), levels, args.out / "density-levels.png")
+
+
+def draw_levels(raw: Tensor, log_z: Tensor, levels: Tensor, path: Path) -> None:
+    """Draw mean energies over the level at which they are asked for, a line for each true level, without log Z and with.
+
+    Args:
+        raw: Without log Z, of images of each level (rows) at each level (columns).
+        log_z: Of each level.
+        levels: The levels.
+        path: PNG file.
+    """
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, values, title in zip(
+        figure.subplots(1, 2), (raw, raw + log_z), ("without log Z", "with log Z: -log q"), strict=True
+    ):
+        for place, (sigma, line) in enumerate(zip(levels.tolist(), values, strict=True)):
+            color = colormaps["viridis"](place / len(levels))
+            # Above the smallest, on a scale that shows nats and thousands of them.
+            axes.plot(levels, line - line.min() + 10, color=color, label=f"{sigma:.2g}")
+            axes.plot(sigma, line[place] - line.min() + 10, "o", color=color)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            title=title,
+            xlabel="sigma of the energy",
+            ylabel="above the smallest, + 10 nats",
+        )
+    figure.axes[1].legend(title="sigma of the images", fontsize=7, title_fontsize=7)
+    figure.savefig(path, dpi=90)
+
+
 # -- command line ---------------------------------------------------------------------------------------------------
 
 
@@ -129,10 +236,11 @@ def main() -> None:
     """Print one part's tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("part", choices=["mala"])
+    parser.add_argument("part", choices=["mala", "noise", "levels"])
     parser.add_argument("--data", required=True)
     parser.add_argument("--num", type=int, default=64, help="test images")
     parser.add_argument("--sigma", type=float, default=0.2, help="of mala")
+    parser.add_argument("--sigmas", type=float, nargs="*", default=[0.02, 0.05, 0.1, 0.2, 0.5], help="of noise")
     parser.add_argument("--steps", type=int, default=500, help="of mala")
     parser.add_argument("--only", nargs="*", help="of mala: names of chains")
     parser.add_argument("--seed", type=int, default=0)
@@ -151,7 +259,7 @@ def main() -> None:
     args.images = images
     print(f"{args.model}; {describe(model.device)}; {args.num} test images; seed {args.seed}")
     with torch.no_grad():
-        {"mala": measure_chains}[args.part](model, args)
+        {"mala": measure_chains, "noise": measure_noise, "levels": measure_levels}[args.part](model, args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def output(name: str, *arguments: str) -> str:
 
 
 def test_all_examples_are_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"toy_2d.py", "own_denoiser.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"toy_2d.py", "own_denoiser.py", "compose.py"}
 
 
 @pytest.mark.slow
@@ -40,3 +40,12 @@ def test_own_denoiser() -> None:
         float, re.findall(r"(?<=\s)\d*\.?\d+(?=[,\s])", output("own_denoiser.py"))[-6:]
     )
     assert clothes > 2 * digits and left > 2 * right and abs(samples / data - 1) < 0.3
+
+
+@pytest.mark.slow
+def test_compose(tmp_path: Path) -> None:
+    """The given half stays what it was, and the other becomes one that belongs to it rather than to another image."""
+    said = output("compose.py", "--num", "2", "--steps", "100", "--out", str(tmp_path / "completed.png"))
+    given, right, other = map(float, re.findall(r"\d\.\d+", said))
+    assert given < 0.05 and right < 0.85 * other
+    assert (tmp_path / "completed.png").is_file()
