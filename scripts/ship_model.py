@@ -1,4 +1,4 @@
-"""Put a trained model into the package: bf16 weights, and its measured figures in the model card.
+"""Put a trained model into the package: bf16 weights, log Z of the rounded ones, and measured figures in the model card.
 
 python scripts/ship_model.py runs/demo/run fashion-mnist --figure "Fréchet distance, ... = 123"
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
 
-from denoising_ebm import DenoisingEBM, preset
+from denoising_ebm import DenoisingEBM, load_images, preset, to_float
+from denoising_ebm.training.calibration import normalise
 
 MODELS = Path(__file__).parent.parent / "src" / "denoising_ebm" / "assets" / "models"
 
@@ -21,12 +23,35 @@ def main() -> None:
     parser.add_argument("model", help="run or model folder")
     parser.add_argument("name", help="name under which `debm sample NAME` finds it")
     parser.add_argument("--figure", action="append", default=[], metavar="WHAT=VALUE", help="a line of the model card")
+    parser.add_argument("--metadata", help="JSON of metadata that replace those of the run")
+    parser.add_argument("--drift", choices=["density", "denoiser"], help="what its chains in pixels follow")
+    parser.add_argument(
+        "--normalise", metavar="DATA", help="images by which log Z of the rounded weights is fitted again"
+    )
+    parser.add_argument("--images-per-level", type=int, default=128, help="for --normalise")
     parser.add_argument("--preset", help="take the sampling settings of this preset, where the run began with others")
     args = parser.parse_args()
     model = DenoisingEBM.from_pretrained(args.model)
     if args.preset:
         model.config = dataclasses.replace(model.config, sampling=preset(args.preset).sampling)
+    if args.drift:
+        pixel = dataclasses.replace(model.config.sampling.pixel, drift=args.drift)
+        model.config = dataclasses.replace(
+            model.config, sampling=dataclasses.replace(model.config.sampling, pixel=pixel)
+        )
+    if args.metadata:
+        model.metadata = json.loads(args.metadata)
     model.metadata |= dict(figure.split("=", 1) for figure in args.figure)
+    if args.normalise:
+        for weight in model.parameters():
+            weight.data.copy_(weight.data.bfloat16())
+        network = model.config.network
+        images = load_images(args.normalise, split="train", image_size=network.image_size, channels=network.channels)
+        chosen = to_float(images.pixels[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]])
+        found = normalise(model, chosen, images_per_level=args.images_per_level)
+        model.metadata["standard error of log Z at the smallest level, nats"] = round(
+            float(found.standard_error[-1]), 1
+        )
     model.save_pretrained(MODELS / args.name, dtype=torch.bfloat16)
     size = (MODELS / args.name / "model.safetensors").stat().st_size
     print(f"{MODELS / args.name}: {size / 2**20:.1f} MiB")
