@@ -70,11 +70,14 @@ def main() -> None:
     own, method = sampler_title("two-stage", sampling), sampling.pixel.method
     cases: dict[str, Sampler] = {
         own: sampling,
-        f"{own}, exact gradient": with_drift(sampling, "energy"),
+        f"{own}, denoiser drift": with_drift(sampling, "denoiser"),
+        f"{own}, gradient of eq. 7": with_drift(sampling, "energy"),
         f"{METHODS[method].title} from noise, T = 60": model.configure_sampler(method, steps=60),
         f"{METHODS['heun'].title} from noise, T = 20": model.configure_sampler("heun", steps=20),
     }
     records: dict[str, dict[str, Any]] = {"training images (floor)": figures(evaluator, train)}
+    if sampling.pixel.drift == "denoiser":
+        del cases[f"{own}, denoiser drift"]
     for name, sampler in cases.items():
         if args.only and not any(part in name for part in args.only):
             continue

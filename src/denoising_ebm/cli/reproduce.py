@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,7 +91,7 @@ def reproduce(
         raise ValueError(f"--minutes must be >= 0, got {minutes:g}")
     from denoising_ebm.experiments import run
     from denoising_ebm.experiments.experiment import Experiment, Images
-    from denoising_ebm.experiments.settings import sizes_of
+    from denoising_ebm.experiments.settings import sizes_of, with_drift
     from denoising_ebm.model import DenoisingEBM
     from denoising_ebm.quality.extractors import EfficientNetLite0Features
     from denoising_ebm.quality.inception import find_weights
@@ -107,6 +107,9 @@ def reproduce(
     with locked(out, "debm reproduce"):
         limit = sizes_of(scale).train_images
         trained = DenoisingEBM.from_pretrained(model, device=device).set_precision("auto") if model else None
+        if trained is not None and trained.config.sampling.pixel.drift == "density":
+            # The paper's tables compare samplers, and its own energies.
+            trained.config = replace(trained.config, sampling=with_drift(trained.config.sampling, "denoiser"))
         prepared = None if trained is None else trained.preprocessing
         train, test = _read(data, limit, size, center_crop, convert=convert, known_to=model, prepared=prepared)
         ood_sets: dict[str, Tensor] = {}
