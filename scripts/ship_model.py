@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -18,13 +17,34 @@ from denoising_ebm.training.calibration import normalise
 MODELS = Path(__file__).parent.parent / "src" / "denoising_ebm" / "assets" / "models"
 
 
+def _keep_settings(model: DenoisingEBM, denoiser: DenoisingEBM) -> None:
+    """Give a model the settings and metadata of the denoiser that its energy was fitted to, and chains along that energy."""
+    config, run = denoiser.config, model.config
+    pixel = dataclasses.replace(config.sampling.pixel, drift="density")
+    model.config = dataclasses.replace(
+        config,
+        energy=dataclasses.replace(config.energy, density=True),
+        sampling=dataclasses.replace(config.sampling, pixel=pixel),
+        stages=(*(stage for stage in config.stages if stage.objective != "energy"), run.stages[-1]),
+    )
+    seen = model.metadata["images seen"] - model.metadata["images seen by the initial model"]
+    minutes = model.metadata["minutes"] - denoiser.metadata["minutes"]
+    loss = "held-out denoising loss of the energy's gradient"
+    model.metadata = {
+        **denoiser.metadata,
+        "energy fitted to the denoiser": f"{seen:,} images, {minutes:.0f} minutes of one core",
+        loss: model.metadata[loss],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run or model folder")
     parser.add_argument("name", help="name under which `debm sample NAME` finds it")
     parser.add_argument("--figure", action="append", default=[], metavar="WHAT=VALUE", help="a line of the model card")
-    parser.add_argument("--metadata", help="JSON of metadata that replace those of the run")
-    parser.add_argument("--drift", choices=["density", "denoiser"], help="what its chains in pixels follow")
+    parser.add_argument(
+        "--energy-of", metavar="MODEL", help="the run fitted the energy of this model: keep its settings"
+    )
     parser.add_argument(
         "--normalise", metavar="DATA", help="images by which log Z of the rounded weights is fitted again"
     )
@@ -34,13 +54,8 @@ def main() -> None:
     model = DenoisingEBM.from_pretrained(args.model)
     if args.preset:
         model.config = dataclasses.replace(model.config, sampling=preset(args.preset).sampling)
-    if args.drift:
-        pixel = dataclasses.replace(model.config.sampling.pixel, drift=args.drift)
-        model.config = dataclasses.replace(
-            model.config, sampling=dataclasses.replace(model.config.sampling, pixel=pixel)
-        )
-    if args.metadata:
-        model.metadata = json.loads(args.metadata)
+    if args.energy_of:
+        _keep_settings(model, DenoisingEBM.from_pretrained(args.energy_of))
     model.metadata |= dict(figure.split("=", 1) for figure in args.figure)
     if args.normalise:
         for weight in model.parameters():
