@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
@@ -69,11 +70,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--json", type=Path, help="rows are added to this file as they come")
     args = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         config = without_density(preset(args.preset))
         config = replace(config, training=replace(config.training, seed=seed))
-        sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+        sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
         pixels = load_images(args.data, split="train", **sizes).pixels
         test = load_images(args.data, split="test", limit=args.samples, **sizes).pixels
         evaluator = FidelityEvaluator(test)

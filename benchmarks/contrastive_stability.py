@@ -105,6 +105,7 @@ def measure(
     exact = dataclasses.replace(model.config, sampling=with_drift(base.sampling, "energy"))
     model.config = exact
     contrastive_energies = Contrastive(exact).contrastive_energies(model, batch)
+    assert contrastive_energies.latent_data is not None and contrastive_energies.latent_chain is not None
     return row | {
         "U noisy test": float(contrastive_energies.data.mean()),
         "U chain ends": float(contrastive_energies.chain.mean()),

@@ -22,6 +22,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ FORMS: dict[str, tuple[type[DensityNetwork], DensityTarget, bool]] = {
 
 def fit(
     model: DenoisingEBM, config: Config, form: str, pixels: Tensor, held_out: Tensor, args: argparse.Namespace
-) -> dict:
+) -> dict[str, float]:
     """Train one form for so many minutes of processor time; return its figures."""
     kind, target, warm = FORMS[form]
     config = replace(config, energy=replace(config.energy, density=True, density_target=target))
@@ -124,7 +125,7 @@ def main() -> None:
     model = DenoisingEBM.from_pretrained(args.model).set_precision("bf16").requires_grad_(False)
     training = replace(model.config.training, batch_size=16, micro_batch_size=0, seed=args.seed)
     config = replace(model.config, training=training)
-    sizes = {"image_size": config.network.image_size, "channels": config.network.channels}
+    sizes: dict[str, Any] = {"image_size": config.network.image_size, "channels": config.network.channels}
     pixels = load_images(args.data, split="train", **sizes).pixels
     held_out = to_float(load_images(args.data, split="test", limit=args.held_out, **sizes).pixels)
     rows = {"the denoiser": {"loss": validation_loss(model.denoise, held_out, config)}}

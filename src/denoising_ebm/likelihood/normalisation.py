@@ -63,7 +63,7 @@ def normalise_levels(
     rounds = -(-images_per_level * len(levels) // len(images))
     # Neighbouring levels take different images: what sets these apart is nearly the same at both, and averages out.
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])
-    places = iter(order[: images_per_level * len(levels)].split(images_per_level))
+    places = iter(torch.split(order[: images_per_level * len(levels)], images_per_level))
 
     def noisy(sigma: Tensor) -> Tensor:
         chosen = images[next(places).to(images.device)]
