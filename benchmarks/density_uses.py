@@ -225,7 +225,8 @@ def draw_levels(raw: Tensor, log_z: Tensor, levels: Tensor, path: Path) -> None:
             xlabel="sigma of the energy",
             ylabel="above the smallest, + 10 nats",
         )
-    figure.axes[1].legend(title="sigma of the images", fontsize=7, title_fontsize=7)
+    lines, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside right center", title="sigma of\nthe images", fontsize=8, title_fontsize=8)
     figure.savefig(path, dpi=90)
 
 

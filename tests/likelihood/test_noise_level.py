@@ -67,6 +67,16 @@ def test_levels_beyond_the_grid_are_its_ends(generator: torch.Generator) -> None
     assert 0.05 * (1 - 1e-9) <= min(asked) and max(asked) <= 1 + 1e-9
 
 
+def test_energies_compare_between_levels_only_with_log_z(generator: torch.Generator) -> None:
+    """Which of four levels an image has: without log Z the largest always has the smallest energy."""
+    levels = torch.tensor([0.1, 0.2, 0.4, 0.8], dtype=torch.float64)
+    x = torch.cat([data(float(sigma), 25, generator) for sigma in levels])
+    complete = torch.stack([energy(x, sigma.expand(100)) for sigma in levels], dim=1)
+    log_z = DIM / 2 * (2 * math.pi * (TAU**2 + levels**2)).log()
+    assert torch.equal(complete.argmin(1), torch.arange(4).repeat_interleave(25))
+    assert bool(((complete - log_z).argmin(1) == 3).all())
+
+
 def test_images_do_not_depend_on_each_other(generator: torch.Generator) -> None:
     x = torch.cat([data(sigma, 1, generator) for sigma in (0.05, 0.4, 3.0)])
     alone = torch.cat([estimate_noise(energy, part, 0.01, 10.0).sigma for part in x.split(1)])
