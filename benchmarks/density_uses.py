@@ -162,8 +162,10 @@ def measure_noise(model: DenoisingEBM, args: argparse.Namespace) -> None:
             for name, level in ways.items():
                 low, middle, high = level.quantile(level.new_tensor([0.1, 0.5, 0.9])).tolist()
                 error = float(found.standard_error.nanmedian()) if level is found.sigma else None
-                rows.append([kind, sigma, name, middle, low, high, error, quality(model, y, level, clean), true])
-                print(f"{kind}, {sigma}, {name}: {middle:.4f}, {low:.4f} to {high:.4f}", flush=True)
+                reached = quality(model, y, level, clean)
+                rows.append([kind, sigma, name, middle, low, high, error, reached, true])
+                found_text = f"{middle:.4f}, {low:.4f} to {high:.4f}"
+                print(f"{kind}, {sigma}, {name}: {found_text}; {reached:.2f} dB, true {true:.2f}", flush=True)
             print(f"  {seconds:.0f} s", flush=True)
     heads = [
         "noise",
