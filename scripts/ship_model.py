@@ -18,13 +18,11 @@ MODELS = Path(__file__).parent.parent / "src" / "denoising_ebm" / "assets" / "mo
 
 
 def _keep_settings(model: DenoisingEBM, denoiser: DenoisingEBM) -> None:
-    """Give a model the settings and metadata of the denoiser that its energy was fitted to, and chains along that energy."""
+    """Give a model the settings and metadata of the denoiser that its energy was fitted to."""
     config, run = denoiser.config, model.config
-    pixel = dataclasses.replace(config.sampling.pixel, drift="density")
     model.config = dataclasses.replace(
         config,
         energy=dataclasses.replace(config.energy, density=True),
-        sampling=dataclasses.replace(config.sampling, pixel=pixel),
         stages=(*(stage for stage in config.stages if stage.objective != "energy"), run.stages[-1]),
     )
     seen = model.metadata["images seen"] - model.metadata["images seen by the initial model"]

@@ -42,6 +42,24 @@ def test_settings_decide_the_method(tiny_model: DenoisingEBM) -> None:
         assert float((one - other).abs().max()) > 1e-3
 
 
+def test_the_drift_may_be_chosen(tiny_model: DenoisingEBM) -> None:
+    """A linear density network: its chain's last step is x - sigma^2 grad U, and its gradients count three."""
+    config = replace(tiny_model.config, energy=replace(tiny_model.config.energy, density=True))
+    model = DenoisingEBM(config)
+    model.load_state_dict({**model.state_dict(), **tiny_model.state_dict()})
+    assert model.density is not None
+    drawn = {drift: model.sample(2, steps=3, drift=drift, seed=1) for drift in ("denoiser", "energy", "density")}  # type: ignore[arg-type]
+    assert drawn["density"].nfe == drawn["energy"].nfe + 2 == drawn["denoiser"].nfe + 2 * 3 + 2
+    for one, other in pairwise(drawn.values()):
+        assert float((one.images - other.images).abs().max()) > 1e-3
+    # Untrained, f is the best denoiser of N(0, sigma_data^2), and so is the gradient's.
+    x, s = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), config.network.sigma_data
+    expected = x * s**2 / (s**2 + 0.3**2)
+    torch.testing.assert_close(model.pixel_energy("density").denoise(x, 0.3)[1], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="no density network"):
+        tiny_model.sample(1, drift="density")
+
+
 def test_a_sampler_is_a_name_or_settings(tiny_model: DenoisingEBM) -> None:
     own = tiny_model.config.sampling
     assert tiny_model.configure_sampler() == tiny_model.configure_sampler("two-stage") == own

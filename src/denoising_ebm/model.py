@@ -477,7 +477,7 @@ class DenoisingEBM(nn.Module):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def configure_sampler(
-        self, sampler: Sampler | None = None, *, steps: int | None = None
+        self, sampler: Sampler | None = None, *, steps: int | None = None, drift: Drift | None = None
     ) -> SamplingConfig | PixelSampler:
         """Return the settings that `sample` follows for a sampler, from which `sampler_nfe` knows its cost.
 
@@ -487,9 +487,10 @@ class DenoisingEBM(nn.Module):
                 with the model's settings if they are for this method, else with the method's defaults. Settings: taken as
                 they are; a `PixelSampler` starts from noise.
             steps: Noise levels in pixels, in place of those of the settings.
+            drift: What pixels follow, in place of what the settings say: `density`, `energy` or `denoiser`.
 
         Raises:
-            ValueError: If `steps` < 1 or the sampler is unknown.
+            ValueError: If `steps` < 1, the sampler is unknown, or the method does not go with the drift.
         """
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
@@ -497,11 +498,9 @@ class DenoisingEBM(nn.Module):
             sampler = self.config.sampling
         elif isinstance(sampler, str):
             sampler = self._from_noise(sampler)
-        if steps is None:
-            return sampler
-        if isinstance(sampler, SamplingConfig):
-            return replace(sampler, pixel=replace(sampler.pixel, steps=steps))
-        return replace(sampler, steps=steps)
+        pixel = sampler.pixel if isinstance(sampler, SamplingConfig) else sampler
+        pixel = replace(pixel, steps=pixel.steps if steps is None else steps, drift=drift or pixel.drift)
+        return replace(sampler, pixel=pixel) if isinstance(sampler, SamplingConfig) else pixel
 
     def _from_noise(self, name: PixelMethod) -> PixelSampler:
         """Return the settings of a method that starts from noise of the largest level that the model was trained at."""
@@ -538,6 +537,7 @@ class DenoisingEBM(nn.Module):
         *,
         sampler: Sampler | None = None,
         steps: int | None = None,
+        drift: Drift | None = None,
         seed: int = 0,
         start: int = 0,
         batch_size: int = 64,
@@ -553,6 +553,7 @@ class DenoisingEBM(nn.Module):
             num: Number of images, >= 1.
             sampler: The model's own two-stage sampler (None), a method's name or settings; see `configure_sampler`.
             steps: Noise levels in pixels, in place of those of the sampler.
+            drift: What pixels follow, in place of what the sampler says; see `configure_sampler`.
             seed: Of all images; the same draws on every device.
             start: Index of the first image, >= 0: the images `start` to `start + num - 1` of the seed are drawn.
             batch_size: Images that are drawn at once, >= 1.
@@ -567,7 +568,7 @@ class DenoisingEBM(nn.Module):
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if start < 0:
             raise ValueError(f"start must be >= 0, got {start}")
-        chosen = self.configure_sampler(sampler, steps=steps)
+        chosen = self.configure_sampler(sampler, steps=steps, drift=drift)
         parts = []
         for first in range(start, start + num, batch_size):
             count = min(batch_size, start + num - first)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoising_ebm.cli.common import check_at_least, check_output, note
 from denoising_ebm.cli.options import HARDWARE, HardwareOptions
-from denoising_ebm.config import SamplerName
+from denoising_ebm.config import Drift, SamplerName
 
 if TYPE_CHECKING:
     from denoising_ebm.samplers import ChainState
@@ -25,6 +25,7 @@ def sample(
     trajectory: Path | None = None,
     sampler: SamplerName = "two-stage",
     steps: int | None = None,
+    drift: Drift | None = None,
     seed: int = 0,
     start: int = 0,
     batch_size: int = 64,
@@ -41,6 +42,7 @@ def sample(
     Examples:
         debm sample runs/fashion --out grid.png
         debm sample runs/fashion --n 16 --semantic semantic.png --trajectory chains.png
+        debm sample cifar10-small --drift density --out energy.png
         debm sample runs/fashion --sampler heun --steps 18 --seed 1 --out heun.png
         debm sample runs/fashion --n 10000 --batch-size 500 --npz samples.npz --out ''
         debm sample runs/fashion --n 10000 --start 10000 --npz more.npz --out ''
@@ -57,6 +59,8 @@ def sample(
             ancestral sampling, SDE-DPM-Solver++(2M), Heun's method on the probability-flow ODE, or the Metropolis-adjusted
             Langevin algorithm (mala), which says how many proposals it accepted; by itself that one runs in fp32.
         steps: Noise levels in pixels. By default those of the model, or of the sampler.
+        drift: What pixels follow: density is the gradient of the energy that is the density (models with a density network),
+            denoiser the denoiser's output, energy the gradient of the texture energy of eq. 7. By default the model's.
         seed: Seed of all images.
         start: Number of the first image, from 0 on.
         batch_size: Images that are drawn at once.
@@ -83,7 +87,7 @@ def sample(
     from denoising_ebm.viz.grids import save_grid, save_picture, trajectory_grid
 
     net = hardware.load_model(model)
-    chosen = net.configure_sampler(sampler, steps=steps)
+    chosen = net.configure_sampler(sampler, steps=steps, drift=drift)
     chain_steps = two_stage_steps(chosen) if isinstance(chosen, SamplingConfig) else num_chain_steps(chosen)
     pixel = chosen.pixel if isinstance(chosen, SamplingConfig) else chosen
     if METHODS[pixel.method].needs_energy and hardware.precision == "auto":
