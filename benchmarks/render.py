@@ -113,6 +113,18 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "frechet_distance_denoiser_chain": ("FD, chains by the denoiser", ",.0f"),
     "frechet_distance_energy_gradient_chain": ("FD, by the energy's gradient", ",.0f"),
     "nfe": ("NFE", ",.0f"),
+    "fid": ("FID", ".1f"),
+    "kid": ("KID", ".4f"),
+    "samples": ("samples", ",.0f"),
+    "reference_images": ("test images", ",.0f"),
+    "held_out_loss_denoiser": ("held-out loss, denoiser", ".4f"),
+    "held_out_loss_energy": ("energy's gradient", ".4f"),
+    "core_minutes": ("minutes of a core", ",.0f"),
+    "denoiser_core_minutes": ("the denoiser's", ",.0f"),
+    "bits_energy": ("energy, bits/dim", ".3f"),
+    "bits_integral": ("integral, bits/dim", ".3f"),
+    "bits_difference": ("difference", ".3f"),
+    "bits_bound": ("bound of the 8-bit image", ".3f"),
     "seconds_per_64_images": ("s per 64", ",.1f"),
     "images_seen": ("images seen", ",.0f"),
     "parameters": ("parameters", ",.0f"),
@@ -286,6 +298,22 @@ _ROUNDS = (
     "standard deviation of chain ends",
 )
 TABLES: dict[str, Table] = {
+    "fid": Table(
+        "fid", ("model", "chains_follow", "samples", "reference_images"), ("fid", "kid", "frechet_distance", "nfe")
+    ),
+    "density-fit": Table(
+        "density-fit",
+        ("model",),
+        ("held_out_loss_denoiser", "held_out_loss_energy", "images_seen", "core_minutes", "denoiser_core_minutes"),
+    ),
+    "likelihood": Table(
+        "likelihood",
+        ("model", "test_images"),
+        ("bits_energy", "bits_integral", "bits_difference", "bits_bound"),
+    ),
+    "energy-cost": Table("energy-cost", ("quantity", "batch"), ("ratio",)),
+    "mala": Table("mala", ("sigma", "chain"), ("acceptance", "energy_change_nats", "energy_sd_nats")),
+    "noise-level": Table("noise-level", ("sigma",), ("estimated", "estimated_wavelet", "psnr_auto_db", "psnr_true_db")),
     "rivals-b": _RIVALS(where={"run": "b", "train_minutes": "8"}, bold="ours"),
     "rivals-a": _RIVALS(where={"run": "a", "train_minutes": "8"}, bold="ours"),
     "objectives": Table(
