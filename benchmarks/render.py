@@ -121,6 +121,15 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "held_out_loss_energy": ("energy's gradient", ".4f"),
     "core_minutes": ("minutes of a core", ",.0f"),
     "denoiser_core_minutes": ("the denoiser's", ",.0f"),
+    "energy_change_nats": ("change of energy, nats", "+,.0f"),
+    "energy_sd_nats": ("standard deviation", ",.0f"),
+    "chains_follow": ("chains follow", ""),
+    "estimated": ("smallest energy", ""),
+    "low": ("10 %", ""),
+    "high": ("90 %", ""),
+    "estimated_wavelet": ("wavelets", ""),
+    "wavelet_low": ("10 % ", ""),
+    "wavelet_high": ("90 % ", ""),
     "bits_energy": ("energy, bits/dim", ".3f"),
     "bits_integral": ("integral, bits/dim", ".3f"),
     "bits_difference": ("difference", ".3f"),
@@ -312,8 +321,10 @@ TABLES: dict[str, Table] = {
         ("bits_energy", "bits_integral", "bits_difference", "bits_bound"),
     ),
     "energy-cost": Table("energy-cost", ("quantity", "batch"), ("ratio",)),
-    "mala": Table("mala", ("sigma", "chain"), ("acceptance", "energy_change_nats", "energy_sd_nats")),
-    "noise-level": Table("noise-level", ("sigma",), ("estimated", "estimated_wavelet", "psnr_auto_db", "psnr_true_db")),
+    "mala": Table("mala", ("chain", "steps", "acceptance"), ("energy_change_nats", "energy_sd_nats")),
+    "noise-level": Table(
+        "noise-level", ("sigma",), ("estimated", "low", "high", "estimated_wavelet", "wavelet_low", "wavelet_high")
+    ),
     "rivals-b": _RIVALS(where={"run": "b", "train_minutes": "8"}, bold="ours"),
     "rivals-a": _RIVALS(where={"run": "a", "train_minutes": "8"}, bold="ours"),
     "objectives": Table(
