@@ -296,7 +296,7 @@ class Readers:
 
         # Settings are the user's to change: what counts is that they are settings.
         return judge(
-            lambda: from_dict(Config, _base_settings(None, None, None, self.run / "config.yaml", False) or {}),
+            lambda: from_dict(Config, _base_settings(None, None, None, self.run / "config.yaml", False, None) or {}),
             lambda found: isinstance(found, Config),
             self.run,
         )

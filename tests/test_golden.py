@@ -45,7 +45,7 @@ def images(model: tuple[str, DenoisingEBM]) -> Tensor:
         ("two-stage", {"seed": 0}),
         ("noise", {"seed": 1, "sampler": "dpmpp-2m-sde"}),
         ("heun", {"seed": 2, "sampler": "heun", "steps": 8}),
-        ("mala", {"seed": 3, "sampler": "mala", "steps": 5}),
+        ("mala", {"seed": 3, "sampler": "mala", "steps": 5, "drift": "energy"}),
     ],
 )
 def test_samplers_draw_the_same_images(
