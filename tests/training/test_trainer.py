@@ -310,6 +310,16 @@ def test_a_density_is_added_to_a_model_of_before(tmp_path: Path, tiny_model: Den
     assert model.density is not None and model.density.is_normalised
 
 
+def test_log_z_of_other_weights_is_not_kept(tmp_path: Path) -> None:
+    """A run that goes on from a normalised density changes it: without images to normalise by, it has no log Z."""
+    config = tiny_config(TrainingStage("energy"), max_images=16, holdout=0)
+    initial = DenoisingEBM(config)
+    assert initial.density is not None
+    initial.density.log_z.zero_()
+    model = train(random_pixels(40), config, tmp_path, initial=initial).model
+    assert model.density is not None and bool(model.density.log_z.isnan().all())
+
+
 def test_minutes_end_a_run(tmp_path: Path) -> None:
     config = tiny_config(max_images=10**9, max_minutes=0.5 / 60)
     assert train(random_pixels(20), config, tmp_path).finished

@@ -573,6 +573,9 @@ class _Run:
         model.load_state_dict(self.state.average.module.state_dict())
         model.eval().set_precision(self.hardware["precision"])
         calibrate(model, to_float(self.val_images), seed=self.config.training.seed)
+        if model.density is not None and self._has_fitted_density():
+            # That of the weights that the run began with is not that of these.
+            model.density.log_z.fill_(float("nan"))
         if final and self._has_fitted_density() and len(self.val_images):
             # A few per cent of the run's passes at most: a trial of seconds ends in seconds.
             count = min(64, max(2, self.state.clock.images_seen // 250))
