@@ -77,8 +77,12 @@ class NetworkConfig:
     """Sizes of the networks f_alpha, g_beta (the U-Net) and h_gamma (the semantic decoder).
 
     Attributes:
-        image_size: Height and width in pixels; divisible by 2^(len(widths) - 1).
-        channels: 1 (gray) or 3 (RGB).
+        image_size: Height and width in pixels; divisible by patch 2^(len(widths) - 1).
+        channels: 1 (gray), 3 (RGB), or up to 16 bands of photos.
+        any_size: The U-Net takes images of any size, such as photos when trained on crops of `image_size`: features are
+            normalised at every place by themselves, and the code is a mean over a window of `image_size` around it.
+        patch: Side in pixels of the squares that the U-Net takes as one place (pixel unshuffle), a power of 2: with 2 its
+            largest resolution has a quarter of the places, and costs a quarter.
         widths: Channels of the U-Net per resolution, full size first.
         blocks: Residual blocks per resolution and direction.
         attention: Resolutions in pixels that get self-attention.
@@ -94,6 +98,8 @@ class NetworkConfig:
 
     image_size: int = 32
     channels: int = 3
+    any_size: bool = False
+    patch: int = 1
     widths: tuple[int, ...] = (32, 64, 96, 96)
     blocks: int = 1
     attention: tuple[int, ...] = (8,)
@@ -106,13 +112,19 @@ class NetworkConfig:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(self.channels in (1, 3), f"network.channels must be 1 or 3, got {self.channels}")
+        _require(1 <= self.channels <= 16, f"network.channels must be within 1..16, got {self.channels}")
+        _require(self.patch in (1, 2, 4, 8), f"network.patch must be 1, 2, 4 or 8, got {self.patch}")
+        _require(
+            not (self.any_size and self.attention),
+            f"network.attention must be empty with network.any_size, got {shown(list(self.attention))}",
+        )
         _require(16 <= self.image_size <= 256, f"network.image_size must be within 16..256, got {self.image_size}")
         _require(2 <= len(self.widths) <= 9, f"network.widths needs 2 to 9 resolutions, got {shown(self.widths)}")
-        factor = 2 ** (len(self.widths) - 1)
         _require(
-            self.image_size % factor == 0,
-            f"network.image_size must be divisible by {factor} with {len(self.widths)} widths, got {self.image_size}",
+            self.image_size % self.stride == 0,
+            f"network.image_size must be divisible by {self.stride} with {len(self.widths)} widths"
+            + (f" and patches of {self.patch}" if self.patch > 1 else "")
+            + f", got {self.image_size}",
         )
         _require(
             1 <= len(self.decoder_widths) <= len(self.widths),
@@ -124,7 +136,7 @@ class NetworkConfig:
             _require(
                 all(w > 0 and w % 8 == 0 for w in values), f"network.{name} must be multiples of 8, got {shown(values)}"
             )
-        sizes = [self.image_size // 2**i for i in range(len(self.widths))]
+        sizes = self.resolutions
         _require(
             set(self.attention) <= set(sizes),
             f"network.attention must be among {sizes}, got {shown(list(self.attention))}",
@@ -140,6 +152,16 @@ class NetworkConfig:
         _require_most(self, "network", MAX_SIGMA, "sigma_data")
         _require_most(self, "network", 4096, "widths", "decoder_widths", "latent_dim", "embedding_dim", "heads")
         _require_most(self, "network", 32, "blocks", "decoder_blocks")
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side that the U-Net's smallest resolution takes as one place."""
+        return int(self.patch * 2 ** (len(self.widths) - 1))
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Places a side of images of `image_size` at each resolution of the U-Net, largest first."""
+        return [self.image_size // self.patch // 2**i for i in range(len(self.widths))]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class SemanticDecoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         widths = config.decoder_widths
-        self.patch = 2 ** (len(config.widths) - len(widths))
+        self.patch = config.patch * 2 ** (len(config.widths) - len(widths))
         self.size = config.image_size // self.patch // 2 ** (len(widths) - 1)
         self.from_code = nn.Linear(config.latent_dim, widths[-1] * self.size**2)
         self.levels = nn.ModuleList()

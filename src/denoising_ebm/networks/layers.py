@@ -19,6 +19,26 @@ class GroupNorm(nn.GroupNorm):
         return derivatives.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
+class PlaceNorm(nn.Module):
+    """Root-mean-square normalisation over the channels of every place alone: what is elsewhere changes nothing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x`, shape (batch, channels, height, width)."""
+        full = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = (full.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+        return x * scale.to(x.dtype) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def normalisation(channels: int, *, any_size: bool = False) -> nn.Module:
+    """Return group normalisation or, for networks that take images of any size, that of every place."""
+    return PlaceNorm(channels) if any_size else group_norm(channels)
+
+
 def group_norm(channels: int) -> GroupNorm:
     """Group normalisation, of 16 channels a group where they divide so, else of the next larger number that does."""
     groups = next(groups for groups in range(max(1, channels // 16), 0, -1) if channels % groups == 0)
@@ -67,12 +87,12 @@ class NoiseEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Pre-activation ResNet block (He et al., 2016); a noise embedding, if any, scales and shifts its middle."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int = 0) -> None:
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int = 0, *, any_size: bool = False) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = normalisation(in_channels, any_size=any_size)
         self.conv1 = Conv2d(in_channels, out_channels, 3)
         self.modulation = nn.Linear(embedding_dim, 2 * out_channels) if embedding_dim else None
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = normalisation(out_channels, any_size=any_size)
         self.conv2 = zero_init(Conv2d(out_channels, out_channels, 3))
         self.shortcut = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 

@@ -12,6 +12,7 @@ For Gaussian data of standard deviation sigma_data, F = 0 is already optimal:
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from denoising_ebm.config import NetworkConfig, Precondition
 from denoising_ebm.networks.unet import UNet
@@ -36,13 +37,15 @@ class DenoisingAutoencoder(nn.Module):
         super().__init__()
         self.kind: Precondition = config.precondition
         self.sigma_data = config.sigma_data
+        self.stride = config.stride if config.any_size else 1
         self.unet = UNet(config)
 
     def forward(self, x: Tensor, sigma: Tensor | float, inner: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct.
 
         Args:
-            x: Noisy images in data units, shape (batch, channels, height, width).
+            x: Noisy images in data units, shape (batch, channels, height, width). A network of any size brings sides to
+                multiples of its stride by reflection, and cuts what it added off again; inner features keep it.
             sigma: Their noise level, a number or shape (batch,), in data units.
             inner: A list that the feature maps of the U-Net are added to.
 
@@ -52,12 +55,21 @@ class DenoisingAutoencoder(nn.Module):
         """
         sigma = expand_sigma(sigma, x)
         c_skip, c_out, c_in = (append_dims(c, x) for c in coefficients(self.kind, sigma, self.sigma_data))
-        output, code = self.unet(c_in * x, sigma.log() / 4, inner)
-        return c_skip * x + c_out * output.to(x.dtype), code
+        height, width = x.shape[2:]
+        output, code = self.unet(self._padded(c_in * x), sigma.log() / 4, inner)
+        return c_skip * x + c_out * output[..., :height, :width].to(x.dtype), code
 
     def encode(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return the whitened codes z = f_alpha(x, sigma), shape (batch, latent_dim)."""
         sigma = expand_sigma(sigma, x)
         c_in = append_dims(coefficients(self.kind, sigma, self.sigma_data)[2], x)
-        z: Tensor = self.unet.whitening(self.unet.encode(c_in * x, sigma.log() / 4))
+        z: Tensor = self.unet.whitening(self.unet.encode(self._padded(c_in * x), sigma.log() / 4))
         return z
+
+    def _padded(self, x: Tensor) -> Tensor:
+        below, right = (-side % self.stride for side in x.shape[2:])
+        if not (below or right):
+            return x
+        # Sides shorter than what is missing cannot be reflected so far.
+        mode = "reflect" if below < x.shape[2] and right < x.shape[3] else "replicate"
+        return F.pad(x, (0, right, 0, below), mode=mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from denoising_ebm.config import NetworkConfig
 from denoising_ebm.networks.derivatives import concatenate, downsample, silu, upsample
@@ -12,7 +13,7 @@ from denoising_ebm.networks.layers import (
     NoiseEmbedding,
     ResidualBlock,
     SelfAttention,
-    group_norm,
+    normalisation,
     zero_init,
 )
 from denoising_ebm.networks.whitening import Whitening
@@ -24,7 +25,7 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, channels: int, config: NetworkConfig, size: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(in_channels if i == 0 else channels, channels, config.embedding_dim)
+            ResidualBlock(in_channels if i == 0 else channels, channels, config.embedding_dim, any_size=config.any_size)
             for i in range(config.blocks)
         )
         attend = size in config.attention
@@ -46,23 +47,48 @@ class Encoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        widths = config.widths
-        self.stem = Conv2d(config.channels, widths[0], 3)
+        widths, sizes = config.widths, config.resolutions
+        self.patch = config.patch
+        self.stem = Conv2d(config.channels * config.patch**2, widths[0], 3)
         self.levels = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, config, config.image_size // 2**i) for i, width in enumerate(widths)
+            Level(widths[max(i - 1, 0)], width, config, size)
+            for i, (width, size) in enumerate(zip(widths, sizes, strict=True))
         )
-        bottleneck = config.image_size // 2 ** (len(widths) - 1)
-        self.norm = group_norm(widths[-1])
-        self.to_code = nn.Linear(widths[-1] * bottleneck**2, config.latent_dim)
+        self.window = sizes[-1] if config.any_size else 0  #: Places a side that a code is the mean of; 0 for one code.
+        self.norm = normalisation(widths[-1], any_size=config.any_size)
+        self.to_code = nn.Linear(widths[-1] * (1 if config.any_size else sizes[-1] ** 2), config.latent_dim)
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return raw codes, shape (batch, latent_dim), and one feature map per resolution."""
-        h = self.stem(x)
+        """Return raw codes, shape (batch, latent_dim), and one feature map per resolution.
+
+        A network of any size has a code at every place of the smallest resolution: shape (batch, latent_dim, rows, columns).
+        """
+        h = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         features = []
         for i, level in enumerate(self.levels):
             h = level(downsample(h) if i else h, embedding)
             features.append(h)
-        return self.to_code(silu(self.norm(h)).flatten(1)), features
+        deepest = silu(self.norm(h))
+        if not self.window:
+            return self.to_code(deepest.flatten(1)), features
+        codes = self.to_code(deepest.movedim(1, -1)).movedim(-1, 1)
+        return _window_means(codes, self.window), features
+
+
+def _window_means(codes: Tensor, window: int) -> Tensor:
+    """Return at every place the mean of a window around it; windows at the borders are moved inside.
+
+    Images of the size of training have one window, so that all places have one code.
+
+    Args:
+        codes: Shape (batch, latent_dim, rows, columns).
+        window: Places a side.
+    """
+    rows, columns = codes.shape[2:]
+    size = min(window, rows), min(window, columns)
+    means = F.avg_pool2d(codes.to(torch.promote_types(codes.dtype, torch.float32)), size, stride=1)
+    top, left = (size[0] - 1) // 2, (size[1] - 1) // 2
+    return F.pad(means, (left, size[1] - 1 - left, top, size[0] - 1 - top), mode="replicate")
 
 
 class SkipDecoder(nn.Module):
@@ -70,23 +96,34 @@ class SkipDecoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        widths = config.widths
-        self.size = config.image_size // 2 ** (len(widths) - 1)
-        self.from_code = nn.Linear(config.latent_dim, widths[-1] * self.size**2)
+        widths, sizes = config.widths, config.resolutions
+        self.size = sizes[-1]
+        self.any_size, self.patch = config.any_size, config.patch
+        self.from_code = nn.Linear(config.latent_dim, widths[-1] * (1 if config.any_size else self.size**2))
         # Narrowed before they are enlarged: the same map, on a quarter of the pixels.
         self.narrow = nn.ModuleList(Conv2d(widths[i + 1], width, 1) for i, width in enumerate(widths[:-1]))
         self.levels = nn.ModuleList(
-            Level(2 * width, width, config, config.image_size // 2**i) for i, width in enumerate(widths)
+            Level(2 * width, width, config, size) for width, size in zip(widths, sizes, strict=True)
         )
-        self.norm = group_norm(widths[0])
-        self.head = zero_init(Conv2d(widths[0], config.channels, 3))
+        self.norm = normalisation(widths[0], any_size=config.any_size)
+        self.head = zero_init(Conv2d(widths[0], config.channels * config.patch**2, 3))
 
     def forward(
         self, z: Tensor, features: list[Tensor], embedding: Tensor, inner: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the raw output, shape (batch, channels, image_size, image_size); add what levels give to `inner`."""
+        """Return the raw output, of the size of the image; add what levels give to `inner`.
+
+        Args:
+            z: Whitened codes, shape (batch, latent_dim), or at every place (batch, latent_dim, rows, columns).
+            features: Of the encoder.
+            embedding: Of the noise level.
+            inner: A list that feature maps are added to.
+        """
         deepest = features[-1]
-        h = self.from_code(z).reshape(len(z), deepest.shape[1], self.size, self.size)
+        if self.any_size:
+            h = self.from_code(z.movedim(1, -1)).movedim(-1, 1)
+        else:
+            h = self.from_code(z).reshape(len(z), deepest.shape[1], self.size, self.size)
         h = h.contiguous(memory_format=torch.channels_last)
         for i in reversed(range(len(self.levels))):
             h = self.levels[i](concatenate(h, features[i]), embedding)
@@ -94,7 +131,7 @@ class SkipDecoder(nn.Module):
                 inner.append(h)
             h = upsample(self.narrow[i - 1](h)) if i else h
         output: Tensor = self.head(silu(self.norm(h)))
-        return output
+        return F.pixel_shuffle(output, self.patch) if self.patch > 1 else output
 
 
 class UNet(nn.Module):
@@ -116,9 +153,13 @@ class UNet(nn.Module):
         code, features = self.encoder(x.contiguous(memory_format=torch.channels_last), embedding)
         if inner is not None:
             inner.extend(features)
-        return self.decoder(self.whitening(code), features, embedding, inner), code
+        if code.ndim == 2:
+            return self.decoder(self.whitening(code), features, embedding, inner), code
+        z = self.whitening(code.movedim(1, -1)).movedim(-1, 1)
+        # The code of an image is that of its places on average: for one of the size of training, that of each.
+        return self.decoder(z, features, embedding, inner), code.mean((2, 3))
 
     def encode(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Return the raw code alone, shape (batch, latent_dim)."""
         code: Tensor = self.encoder(x.contiguous(memory_format=torch.channels_last), self.embedding(c_noise))[0]
-        return code
+        return code if code.ndim == 2 else code.mean((2, 3))

@@ -10,7 +10,16 @@ from importlib import resources
 
 from denoising_ebm.config import Config, from_dict, merged, to_dict
 
-PRESETS = ("fashion-mnist", "cifar10-small", "cifar10", "cifar10-paper", "svhn-paper", "celeba64-paper")
+PRESETS = (
+    "fashion-mnist",
+    "cifar10-small",
+    "cifar10",
+    "photo",
+    "photo-gpu",
+    "cifar10-paper",
+    "svhn-paper",
+    "celeba64-paper",
+)
 
 
 @cache
