@@ -30,6 +30,7 @@ from denoising_ebm.utils.text import reason_of
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 #: Written by `Detector.save`, optional.
 DETECTOR_FILES = ("detector.json", "detector.safetensors")
+INSPECTOR_FILES = ("inspector.json", "inspector.safetensors")
 #: Tensors that are NaN in a model that was not calibrated: energies of reference images, log Z of the density network.
 UNMEASURED = ("reference", "density.log_z")
 
