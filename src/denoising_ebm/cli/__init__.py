@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from denoising_ebm import __version__
-from denoising_ebm.cli import demo, evaluate, fit_detector, info, reproduce, restore, sample, score, train, tune
+from denoising_ebm.cli import (
+    demo,
+    evaluate,
+    fit_detector,
+    info,
+    inspect,
+    reproduce,
+    restore,
+    sample,
+    score,
+    train,
+    tune,
+)
 from denoising_ebm.cli.arguments import Command, HelpFormatter, call, command_parser, error_line
 from denoising_ebm.cli.streams import drop_unwritten, flushed_stdout, open_streams
 from denoising_ebm.utils.text import print_line
@@ -21,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "sample": sample.sample,
     "fit-detector": fit_detector.fit_detector,
     "score": score.score,
+    "inspect": inspect.inspect,
     "evaluate": evaluate.evaluate,
     "restore": restore.restore,
     "reproduce": reproduce.reproduce,
@@ -38,6 +51,7 @@ Examples:
   debm sample runs/fashion --out samples.png      draw images
   debm fit-detector runs/fashion my-images/       learn what is normal
   debm score runs/fashion new-images/ --fpr 0.05  a score, a p-value and a flag for each image
+  debm inspect photos/ --train --out runs/photos  photos of any size: flags, masks, repairs, and a page
 
 Help on a command: debm COMMAND --help"""
 

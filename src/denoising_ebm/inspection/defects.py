@@ -82,7 +82,8 @@ def _visible(photo: Photo, changed: Photo, region: Region) -> Region:
     difference = ndimage.gaussian_filter(np.abs(changed - photo).max(0), 0.7)
     # A patch of other texture agrees with the old one at some pixels by chance: these belong to it.
     visible = region & (difference > least)
-    return visible | (region & ndimage.binary_closing(visible, iterations=2))
+    closed: Region = visible | (region & ndimage.binary_closing(visible, iterations=2))
+    return closed
 
 
 # -- where and of which form ------------------------------------------------------------------------------------------
@@ -136,7 +137,8 @@ def _blob(photo: Photo, rng: np.random.Generator, radius: float) -> npt.NDArray[
     if radius > 3:
         distance = distance + rng.uniform(0, 0.5) * smooth_field(photo.shape[1:], radius, rng)
     softness = _log_uniform(rng, 0.05, 0.5)
-    return (1 / (1 + np.exp(((distance - 1) / softness).clip(-30, 30)))).astype(np.float32)
+    weight = 1 / (1 + np.exp(((distance - 1) / softness).clip(-30, 30)))
+    return np.asarray(weight, np.float32)
 
 
 def _stroke(photo: Photo, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -153,7 +155,7 @@ def _stroke(photo: Photo, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     canvas = Image.new("L", (2 * width, 2 * height))
     thickness = max(1, round(2 * _log_uniform(rng, 0.6, 4)))
     ImageDraw.Draw(canvas).line([(2 * x, 2 * y) for x, y in points], fill=255, width=thickness, joint="curve")
-    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+    return (np.asarray(canvas.resize((width, height), Image.Resampling.BOX), np.float32) / 255).astype(np.float32)
 
 
 def _paint(photo: Photo, weight: npt.NDArray[np.float32], other: Photo) -> tuple[Photo, Region]:
@@ -354,7 +356,7 @@ def _exposure(photo: Photo, rng: np.random.Generator) -> Photo:
 
 def _contrast(photo: Photo, rng: np.random.Generator) -> Photo:
     mean = photo.mean()
-    return mean + (photo - mean) * np.float32(math.exp(rng.normal(0, 0.1)))
+    return np.asarray(mean + (photo - mean) * math.exp(rng.normal(0, 0.1)), np.float32)
 
 
 def _side_light(photo: Photo, rng: np.random.Generator) -> Photo:

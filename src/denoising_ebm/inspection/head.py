@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class HeadConfig:
         max_minutes: Minutes to learn for, if fewer; 0 for no limit.
     """
 
-    sigmas: tuple[float, ...] = (0.03, 0.1, 0.3)
+    sigmas: tuple[float, ...] = (0.05, 0.3)
     widths: tuple[int, ...] = (24, 32, 48, 64, 96)
     crop: int = 128
     batch_size: int = 8
@@ -102,8 +103,7 @@ class Head(nn.Module):
         above = (widths[0], *widths[:-1])
         self.down = nn.ModuleList(nn.Sequential(_Block(a, b), _Block(b, b)) for a, b in zip(above, widths, strict=True))
         self.up = nn.ModuleList(
-            nn.Sequential(_Block(below + width, width), _Block(width, width))
-            for width, below in zip(widths[:-1], widths[1:], strict=True)
+            nn.Sequential(_Block(below + width, width), _Block(width, width)) for width, below in pairwise(widths)
         )
         self.out = nn.Conv2d(widths[0], 4, 1)
         self.to(memory_format=torch.channels_last)
@@ -190,7 +190,7 @@ def fit_head(
             logits = head(found)
         step_loss = loss(logits, masks)
         optimizer.zero_grad(set_to_none=True)
-        step_loss.backward()
+        step_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step += 1
         if progress is not None:

@@ -176,20 +176,26 @@ class Inspector:
         self.places = torch.stack([mean, spread])
 
     def calibrate(self, photos: Sequence[Photo], *, progress: Progress | None = None) -> Inspector:
-        """Take normal photos, none of them of fitting, as what p-values compare with.
+        """Take normal photos as what p-values compare with; copies of photos that were fitted to are left out.
 
         Raises:
-            ValueError: If there is none, or one was fitted to.
+            ValueError: If there is none, or most of them were fitted to.
         """
         if len(photos) == 0:
             raise ValueError("there are no calibration photos")
-        maxima, fitted = [], set(self._fitted.tolist())
+        maxima, known = [], {}
+        fitted = set(self._fitted.tolist())
         for i in range(len(photos)):
             photo = photos[i]
-            refuse_known({photo.name: content_hash_of(photo.pixels)}, fitted)
+            number = content_hash_of(photo.pixels)
+            if number in fitted:
+                known[photo.name] = number
+                continue
             maxima.append(float(self.map(photo.x).max()))
             if progress is not None:
                 progress("calibrating", (i + 1) / len(photos))
+        if 2 * len(known) > len(photos):
+            refuse_known(known, fitted)
         self.maxima = torch.tensor(maxima, dtype=torch.float64)
         return self
 
@@ -259,7 +265,9 @@ class Inspector:
             return values.float().cpu()
 
         values = tiled(logits, x)
-        return gaussian_blur(values[None, None], self.config.blur)[0, 0] if self.config.blur else values
+        if self.config.blur:
+            values = gaussian_blur(values[None, None], self.config.blur)[0, 0]
+        return values
 
     def score(self, x: Tensor) -> float:
         """Return the score of a photo: the largest value of its map."""
@@ -287,15 +295,14 @@ class Inspector:
             name=photo.name,
             x=photo.x,
             kind=photo.kind,
+            is_normal=photo.is_normal,
             notes=photo.notes,
             score=score,
             p_value=p,
-            flagged=bool(regions),
             map=values,
             mask=mask,
-            truth=photo.mask,
             regions=regions,
-            repaired=None,
+            truth=photo.mask,
         )
 
     # -- files ------------------------------------------------------------------------------------------------------
@@ -383,10 +390,11 @@ def split_photos(count: int, seed: int) -> tuple[list[int], list[int]]:
 
 def is_aligned(photos: Sequence[Photo], *, most: int = 24) -> bool:
     """Say whether photos show the same at the same place: their small gray copies correlate, and they have one size."""
-    small = []
+    small: list[Tensor] = []
+    shape: torch.Size | None = None
     for i in np.linspace(0, len(photos) - 1, min(most, len(photos))).round().astype(int):
         x = photos[int(i)].x
-        if small and x.shape != shape:
+        if shape is not None and x.shape != shape:
             return False
         shape = x.shape
         gray = torch.nn.functional.adaptive_avg_pool2d(x.mean(0, keepdim=True)[None], 16).flatten()
