@@ -426,34 +426,38 @@ def _read_deep(
     path: Path, channels: int | None, max_pixels: int
 ) -> tuple[npt.NDArray[np.generic], int, tuple[str, ...]] | None:
     """Return a file of 16-bit gray levels, or a TIFF file of as many bands or pages as are asked for; None for others."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = Image.open(path, formats=FORMATS)
-            turned = opened.getexif().get(0x0112, 1) != 1
-    except Exception:  # of any type; the usual reader says why
-        return None
-    with opened:
+    with open(path, "rb") as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                opened = Image.open(file, formats=FORMATS)
+                turned = opened.getexif().get(0x0112, 1) != 1
+        except Exception:  # of any type; the usual reader says why
+            return None
         if turned or opened.width * opened.height > max_pixels:
             return None
         pages = getattr(opened, "n_frames", 1)
-        if opened.format == "TIFF" and channels is not None and pages == channels > 1:
-            bands = []
-            for page in range(pages):
-                opened.seek(page)
-                bands.append(np.asarray(opened))
-            if any(band.ndim != 2 or band.shape != bands[0].shape for band in bands):
-                raise ValueError("its pages are not bands of one size")
-            stacked = np.stack(bands)
-        elif opened.format == "TIFF" and channels == len(opened.getbands()) > 3:
+        is_tiff = opened.format == "TIFF"
+        if is_tiff and channels is not None and pages == channels > 1:
+            stacked = np.stack(_pages(opened, pages))
+        elif is_tiff and channels == len(opened.getbands()) > 3:
             stacked = np.asarray(opened).transpose(2, 0, 1)
         elif is_deep(opened) and opened.mode.startswith("I;16") and pages == 1:
             stacked = np.asarray(opened)[None]
         else:
             return None
-        notes = (f"{len(stacked)} pages as bands",) if pages > 1 else ()
-        if stacked.dtype.byteorder == ">":
-            stacked = stacked.astype(stacked.dtype.newbyteorder("="))
-        if stacked.dtype not in (np.uint8, np.uint16):
-            return None
-        return np.ascontiguousarray(stacked), 8 * stacked.dtype.itemsize, notes
+    stacked = stacked.astype(stacked.dtype.newbyteorder("="))
+    if stacked.dtype not in (np.uint8, np.uint16):
+        return None
+    notes = (f"{len(stacked)} pages as bands",) if pages > 1 else ()
+    return np.ascontiguousarray(stacked), 8 * stacked.dtype.itemsize, notes
+
+
+def _pages(opened: Image.Image, count: int) -> list[npt.NDArray[np.generic]]:
+    bands = []
+    for page in range(count):
+        opened.seek(page)
+        bands.append(np.asarray(opened))
+    if any(band.ndim != 2 or band.shape != bands[0].shape for band in bands):
+        raise ValueError("its pages are not bands of one size")
+    return bands

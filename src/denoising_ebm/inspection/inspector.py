@@ -243,7 +243,8 @@ class Inspector:
                 f"the photo is {values.shape[1]} x {values.shape[0]}, those of this aligned set are "
                 f"{mean.shape[1]} x {mean.shape[0]}"
             )
-        return (values - mean) / spread
+        standardised: Tensor = (values - mean) / spread
+        return standardised
 
     def _logits(self, x: Tensor) -> Tensor:
         channels = self.model.config.network.channels
