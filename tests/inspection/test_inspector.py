@@ -75,7 +75,7 @@ def test_the_row_is_that_of_the_map(inspector: Inspector) -> None:
 def test_few_calibration_photos_promise_little(inspector: Inspector) -> None:
     assert inspector.promise() == "20 normal photos can promise rates from 0.048 on"
     with pytest.raises(
-        ValueError, match="a false-alarm rate of 0.01 needs at least 99 calibration photos, there are 20"
+        ValueError, match=r"a false-alarm rate of 0.01 needs at least 99 calibration photos, there are 20"
     ):
         inspector.inspect(photo(0), 0.01)
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_fitted() -> None:
         Inspector.fit(make_model(any_size=False), photos, calibration=photos)
     with pytest.raises(ValueError, match="fitting an inspector needs at least 10 normal photos, got 3"):
         Inspector.fit(make_model(), photos[:3], calibration=photos)
-    with pytest.raises(ValueError, match="blur must be within 0..100, got -1"):
+    with pytest.raises(ValueError, match=r"blur must be within 0..100, got -1"):
         InspectorConfig(blur=-1)
 
 
