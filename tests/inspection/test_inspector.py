@@ -184,12 +184,36 @@ def test_large_photos_are_read_in_tiles(inspector: Inspector, monkeypatch: pytes
     assert all(max(part.shape[2:]) <= 112 for part in seen)
 
 
-@pytest.mark.parametrize(("count", "kept"), [(300, 75), (40, 19), (30, 15), (20, 10)])
+@pytest.mark.parametrize(("count", "kept"), [(120, 30), (40, 19), (30, 15), (20, 10)])
 def test_a_quarter_is_kept_and_of_few_photos_half(count: int, kept: int) -> None:
-    fitted, held = split_photos(count, seed=0)
-    assert len(held) == kept
-    assert sorted(fitted + held) == list(range(count))
-    assert split_photos(count, seed=1)[1] != held
+    photos = [photo(seed, (8, 8)) for seed in range(count)]
+    split = split_photos(photos, "none")
+    assert len(split.kept) == kept
+    assert sorted(split.fitted + split.kept) == list(range(count))
+    assert split.groups is None
+    assert split_photos(photos, "none", seed=1).kept != split.kept
+
+
+def test_photos_of_a_group_stay_together() -> None:
+    photos = [photo(seed, (8, 8), f"sheet{seed // 4:02}_{seed % 4}.png") for seed in range(80)]
+    split = split_photos(photos, "prefix")
+    sheets = {i // 4 for i in split.kept}
+    assert len(split.kept) == 4 * len(sheets) == 40
+    assert sheets.isdisjoint(i // 4 for i in split.fitted)
+    assert split.groups is not None
+    assert len(set(split.groups.tolist())) == 10
+    with pytest.raises(ValueError, match="all 4 normal photos are of one group"):
+        split_photos(photos[:4], "prefix")
+
+
+def test_groups_of_calibration_photos_have_one_say_each(inspector: Inspector) -> None:
+    held_out = [photo(seed) for seed in range(100, 120)]
+    grouped = Inspector(inspector.model, inspector.head, inspector.config)
+    grouped.calibrate(held_out, torch.arange(20) // 5)
+    assert grouped.promise() == "4 normal groups of photos can promise rates from 0.2 on"
+    with pytest.raises(ValueError, match="needs at least 9 calibration groups of photos, there are 4"):
+        grouped.inspect(photo(0), 0.1)
+    assert grouped.inspect(spotted(7, 10, 40), 0.2).p_value == pytest.approx(0.2)
 
 
 def test_what_cannot_be_fitted() -> None:

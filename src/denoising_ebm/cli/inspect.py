@@ -38,6 +38,7 @@ def inspect(
     maps: Literal["npy", "tiff", "none"] = "npy",
     aligned: Literal["auto", "yes", "no"] = "auto",
     no_turns: bool = False,
+    groups: str = "auto",
     range: str | None = None,
     split: str | None = None,
     limit: int | None = None,
@@ -78,6 +79,9 @@ def inspect(
         aligned: Whether photos show the same thing at the same place, which is judged by what is normal there. By default
             that is found out.
         no_turns: Photos have a top: do not turn or mirror them in training.
+        groups: Normal photos that belong together (crops of a sheet, shots of a part) and are no independent evidence: auto
+            finds near copies; folder; prefix (names that differ in the number at their end); a regular expression with one
+            group in parentheses; none. What is promised counts groups.
         range: Levels that become black and white in files of more than 8 bits: HIGH or LOW,HIGH.
         split: Part of PHOTOS to inspect. By default test, or all that is not trained on.
         limit: Inspect the first N photos only.
@@ -106,7 +110,7 @@ def inspect(
             learned = open_photos(normal or photos, default_split="train", normal_only=True, value_range=value_range)
             _note_all(normal or photos, learned.remarks())
             inspector = _train(
-                learned, out / RUN_FOLDER, normal or photos, minutes, aligned, not no_turns, seed, hardware
+                learned, out / RUN_FOLDER, normal or photos, minutes, aligned, not no_turns, groups, seed, hardware
             )
             source = out / RUN_FOLDER
         else:
@@ -135,6 +139,7 @@ def _train(
     minutes: float,
     aligned: str,
     turns: bool,
+    groups: str,
     seed: int,
     hardware: HardwareOptions,
 ) -> Inspector:
@@ -150,6 +155,7 @@ def _train(
             photos,
             folder,
             config=config,
+            groups=groups,
             minutes=minutes,
             seed=seed,
             data_name=name,

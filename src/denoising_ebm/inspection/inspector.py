@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import from_dict
-from denoising_ebm.datasets.photos import Photo
+from denoising_ebm.datasets.images import ImageSet, to_uint8
+from denoising_ebm.datasets.photos import Photo, PhotoSet
 from denoising_ebm.hub import INSPECTOR_FILES, find_model_folder
 from denoising_ebm.inspection.bank import PhotoBank
 from denoising_ebm.inspection.defects import DEFECTS, Defect
@@ -30,6 +31,7 @@ from denoising_ebm.inspection.results import InspectedPhoto
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.blur import gaussian_blur
 from denoising_ebm.ood.conformal import check_rate, p_values
+from denoising_ebm.ood.groups import Groups, find_groups
 from denoising_ebm.schema import TensorSpec, check_tensors, checked_metadata, load_tensors, module_specs, plain_metadata
 from denoising_ebm.utils.hashes import check_file_hash, check_own_hash, sealed
 from denoising_ebm.utils.io import read_json, write_together
@@ -86,6 +88,7 @@ class Inspector:
         self.model, self.head, self.config, self.places = model, head.eval(), config, places
         self.metadata: dict[str, Any] = {}
         self.maxima = torch.empty(0, dtype=torch.float64)  #: Largest values of the maps of calibration photos.
+        self.groups: Tensor | None = None  #: Group of each of these photos; None where each stands for itself.
         self._fitted = torch.empty(0, dtype=torch.int64)
         self._precision = model.precision
 
@@ -98,6 +101,7 @@ class Inspector:
         photos: Sequence[Photo],
         *,
         calibration: Sequence[Photo],
+        groups: Tensor | None = None,
         config: InspectorConfig | None = None,
         bank: PhotoBank | None = None,
         defects: Mapping[str, Defect] | None = None,
@@ -110,6 +114,7 @@ class Inspector:
             model: A model of images of any size, trained on crops of `photos`.
             photos: Normal photos.
             calibration: Normal photos that neither the model nor the head has seen.
+            groups: Number of the group of each of these, as from `split_photos`; None where each stands for itself.
             config: What to compute.
             bank: Windows of `photos`, if they were read before.
             defects: Kinds of made defects; `defects.DEFECTS` if None.
@@ -141,7 +146,7 @@ class Inspector:
         inspector._fitted = torch.tensor([content_hash_of(photo.pixels) for photo in photos])
         if found:
             inspector._fit_places(photos, report)
-        inspector.calibrate(calibration, progress=progress)
+        inspector.calibrate(calibration, groups, progress=progress)
         inspector.metadata = {
             "photos fitted to": len(photos),
             "kinds of made defects": list(DEFECTS if defects is None else defects),
@@ -175,15 +180,22 @@ class Inspector:
         spread = (variance + 0.25 * variance.mean() + 1e-6).sqrt()
         self.places = torch.stack([mean, spread])
 
-    def calibrate(self, photos: Sequence[Photo], *, progress: Progress | None = None) -> Inspector:
+    def calibrate(
+        self, photos: Sequence[Photo], groups: Tensor | None = None, *, progress: Progress | None = None
+    ) -> Inspector:
         """Take normal photos as what p-values compare with; copies of photos that were fitted to are left out.
+
+        Args:
+            photos: The photos.
+            groups: Number of the group of each; None where each stands for itself.
+            progress: Called with what is being done and the share of it that is done.
 
         Raises:
             ValueError: If there is none, or most of them were fitted to.
         """
         if len(photos) == 0:
             raise ValueError("there are no calibration photos")
-        maxima, known = [], {}
+        maxima, known, taken = [], {}, []
         fitted = set(self._fitted.tolist())
         for i in range(len(photos)):
             photo = photos[i]
@@ -192,23 +204,30 @@ class Inspector:
                 known[photo.name] = number
                 continue
             maxima.append(float(self.map(photo.x).max()))
+            taken.append(i)
             if progress is not None:
                 progress("calibrating", (i + 1) / len(photos))
         if 2 * len(known) > len(photos):
             refuse_known(known, fitted)
         self.maxima = torch.tensor(maxima, dtype=torch.float64)
+        self.groups = None if groups is None else groups[taken]
         return self
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
     @property
     def num_calibration(self) -> int:
-        """Number of calibration photos, which decides what can be promised."""
-        return len(self.maxima)
+        """Number of calibration photos, or groups of them, which decides what can be promised."""
+        return len(self.maxima) if self.groups is None else len(set(self.groups.tolist()))
+
+    @property
+    def calibration_unit(self) -> str:
+        """What `num_calibration` counts: `photos` or `groups of photos`."""
+        return "photos" if self.groups is None else "groups of photos"
 
     def promise(self) -> str:
         """Return in words which rates can be promised."""
-        return promise(self.num_calibration)
+        return promise(self.num_calibration, f"normal {self.calibration_unit}")
 
     def check_rate(self, rate: float) -> None:
         """Refuse a rate that the calibration photos cannot promise.
@@ -216,11 +235,11 @@ class Inspector:
         Raises:
             ValueError: If so.
         """
-        check_rate(rate, self.num_calibration, "photos")
+        check_rate(rate, self.num_calibration, self.calibration_unit)
 
     def threshold(self, rate: float) -> float:
         """Return the value of maps from which pixels are marked at a rate."""
-        return threshold(self.maxima, rate)
+        return threshold(self.maxima, rate, groups=self.groups)
 
     @torch.no_grad()
     def map(self, x: Tensor) -> Tensor:
@@ -289,9 +308,9 @@ class Inspector:
             values = self.map(photo.x)
         except ValueError as error:
             raise ValueError(f"{photo.name}: {error}") from None
-        mask, regions = find_regions(values, self.maxima, rate, min_area=min_area)
+        mask, regions = find_regions(values, self.maxima, rate, min_area=min_area, groups=self.groups)
         score = float(values.max())
-        p = float(p_values(self.maxima, torch.tensor([score], dtype=torch.float64))[0])
+        p = float(p_values(self.maxima, torch.tensor([score], dtype=torch.float64), groups=self.groups)[0])
         return InspectedPhoto(
             name=photo.name,
             x=photo.x,
@@ -315,6 +334,8 @@ class Inspector:
         tensors |= {"maxima": self.maxima, "hashes": self._fitted}
         if self.places is not None:
             tensors["places"] = self.places
+        if self.groups is not None:
+            tensors["groups"] = self.groups
         content = safetensors.torch.save(tensors)
         values = {
             "format": FORMAT,
@@ -364,11 +385,14 @@ class Inspector:
         specs |= {"maxima": TensorSpec((None,)), "hashes": TensorSpec((None,), whole=True)}
         if config.aligned:
             specs["places"] = TensorSpec((2, None, None))
+        if "groups" in tensors:
+            specs["groups"] = TensorSpec(tuple(tensors["maxima"].shape) if "maxima" in tensors else (None,), whole=True)
         check_tensors(specs, tensors, tensors_path, misfit=f"does not fit {CONFIG_FILE}")
         head.load_state_dict({name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")})
         model.set_precision(values["precision"])
         inspector = cls(model, head.to(model.device), config, tensors.get("places"))
         inspector.maxima, inspector._fitted = tensors["maxima"].double(), tensors["hashes"]
+        inspector.groups = tensors.get("groups")
         inspector.metadata = checked_metadata(values.get("metadata", {}), f"{path}: metadata")
         return inspector
 
@@ -379,14 +403,64 @@ class Inspector:
         return cls.load(folder, DenoisingEBM.from_pretrained(folder, device=device))
 
 
-def split_photos(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return which of `count` normal photos to fit to, and which to keep for calibration, by a draw.
+@dataclass(frozen=True)
+class Split:
+    """Which photos to fit to, and which to keep for calibration: no group is in both.
 
-    A quarter is kept, of few photos half, since 19 are needed to promise a rate of .05.
+    Attributes:
+        fitted: Places of the former.
+        kept: Places of the latter.
+        groups: Number of the group of each of the latter, int64; None where each photo stands for itself.
+        by: What groups were found by, in plain words.
     """
-    kept = max(round(CALIBRATION_SHARE * count), min(19, count // 2))
-    order = np.random.default_rng([seed, 1]).permutation(count).tolist()
-    return sorted(order[kept:]), sorted(order[:kept])
+
+    fitted: list[int]
+    kept: list[int]
+    groups: Tensor | None
+    by: str
+
+
+def split_photos(photos: Sequence[Photo], rule: str = "auto", *, seed: int = 0) -> Split:
+    """Split normal photos by whole groups, since crops of a sheet or shots of a part are no independent evidence.
+
+    A quarter of the groups is kept, of few groups half, since 19 are needed to promise a rate of .05.
+
+    Args:
+        photos: Normal photos.
+        rule: What is one group: `auto` (near copies), `none`, `folder`, `prefix` or a pattern, see `ood.groups.find_groups`.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If the rule does not fit the names, or all photos are of one group.
+    """
+    found = Groups(torch.arange(len(photos)))
+    if rule != "none":
+        found = find_groups(_thumbnails(photos, pixels=rule == "auto"), rule)
+    numbers = sorted(set(found.labels.tolist()))
+    if len(numbers) < 2:
+        raise ValueError(
+            f"all {len(photos):,} normal photos are of one group (by {found.by}): none is left for the promise"
+        )
+    num_kept = max(round(CALIBRATION_SHARE * len(numbers)), min(19, len(numbers) // 2))
+    order = np.random.default_rng([seed, 1]).permutation(len(numbers))
+    chosen = {numbers[int(i)] for i in order[:num_kept]}
+    kept = [i for i, label in enumerate(found.labels.tolist()) if label in chosen]
+    fitted = [i for i, label in enumerate(found.labels.tolist()) if label not in chosen]
+    alone = len(numbers) == len(photos)
+    return Split(fitted, kept, None if alone else found.labels[kept], found.by)
+
+
+def _thumbnails(photos: Sequence[Photo], *, pixels: bool) -> ImageSet:
+    """Return small gray copies of photos with their names; blank ones where only names matter."""
+    small = torch.zeros(len(photos), 1, 32, 32, dtype=torch.uint8)
+    names = list(photos.names) if isinstance(photos, PhotoSet) else []
+    for i in range(len(photos)) if pixels or not names else ():
+        photo = photos[i]
+        gray = photo.x.mean(0, keepdim=True)[None]
+        small[i] = to_uint8(torch.nn.functional.adaptive_avg_pool2d(gray, 32)[0])
+        if len(names) <= i:
+            names.append(photo.name)
+    return ImageSet(small, tuple(names))
 
 
 def is_aligned(photos: Sequence[Photo], *, most: int = 24) -> bool:

@@ -30,7 +30,7 @@ def repair(
     x: Tensor,
     mask: Tensor,
     *,
-    steps: int = 30,
+    steps: int = 16,
     grow: int = 3,
     max_regions: int = 16,
     seed: int = 0,

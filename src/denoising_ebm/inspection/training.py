@@ -49,6 +49,7 @@ def train_inspector(
     config: InspectorConfig | None = None,
     model_config: Config | None = None,
     defects: Mapping[str, Defect] | None = None,
+    groups: str = "auto",
     minutes: float = 10.0,
     seed: int = 0,
     data_name: str = "",
@@ -68,6 +69,7 @@ def train_inspector(
         config: What the inspector computes.
         model_config: Settings of the model, as from `photo_config`; else the preset `photo` for its share of `minutes`.
         defects: Kinds of made defects; `defects.DEFECTS` if None.
+        groups: What is one group of photos, as for `split_photos`.
         minutes: To train for, model and head together.
         seed: Of the split and of all draws.
         data_name: Where the photos come from, for the model card.
@@ -90,11 +92,11 @@ def train_inspector(
             f"an inspector needs at least {2 * MIN_PHOTOS} normal photos, half of them for the promise, got {len(photos)}"
         )
     config = config or InspectorConfig()
-    fitted, kept = split_photos(len(photos), seed)
+    split = split_photos(photos, groups, seed=seed)
     model_config = model_config or photo_config(photos.channels, minutes=MODEL_SHARE * minutes, seed=seed)
     network, run = model_config.network, Path(folder)
     rng = np.random.default_rng([seed, 0])
-    bank = PhotoBank.of(photos.take(fitted), rng, least_side=max(config.head.crop, network.image_size))
+    bank = PhotoBank.of(photos.take(split.fitted), rng, least_side=max(config.head.crop, network.image_size))
     count = min(NUM_CROPS, MAX_CROP_BYTES // (network.channels * network.image_size**2))
     result = train(
         bank.crops(count, network.image_size, rng, turns=config.head.turns),
@@ -113,13 +115,15 @@ def train_inspector(
         config = replace(config, head=replace(head, max_minutes=(1 - MODEL_SHARE) * minutes))
     inspector = Inspector.fit(
         result.model.set_precision(precision),
-        photos.take(fitted),
-        calibration=photos.take(kept),
+        photos.take(split.fitted),
+        calibration=photos.take(split.kept),
+        groups=split.groups,
         config=config,
         bank=bank,
         defects=defects,
         seed=seed,
         progress=progress,
     )
+    inspector.metadata["groups"] = split.by
     inspector.save(run / MODEL_FOLDER)
     return inspector
