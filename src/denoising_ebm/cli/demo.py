@@ -19,7 +19,8 @@ def demo(
 ) -> int:
     """Train, sample and score on the bundled images.
 
-    Trains on Fashion-MNIST, draws samples, detects OOD images, and writes report.html into the folder --out.
+    Trains on Fashion-MNIST, draws samples and detects OOD images; trains on photos of paper, finds impurities and repairs
+    them; and writes report.html into the folder --out.
 
     An unfinished demo in that folder is continued. A finished one is not trained again; only its report is rebuilt.
 
@@ -30,7 +31,7 @@ def demo(
 
     Args:
         out: Folder for the run and the report.
-        minutes: Minutes of training, by default 7. The rest takes about three more on two cores.
+        minutes: Minutes of training on Fashion-MNIST, by default 7. The rest takes about six more on two cores.
         seed: Seed of weights, training and samples.
         fast: 20 seconds of training and few images, to see that it runs.
         threads: Threads on the CPU, by default as many as are free: measured before training and after it.
@@ -63,5 +64,6 @@ def demo(
         note(f"stopped; the same command continues in {out}")
         return 130
     print_table(result.table)
-    print(f"\nreport: {result.report}\nmodel:  {out / 'run'} (try: debm sample {out / 'run'})")
+    print(f"\nreport: {result.report}\nphotos: {out / 'photos' / 'index.html'}")
+    print(f"model:  {out / 'run'} (try: debm sample {out / 'run'})")
     return 0

@@ -17,8 +17,7 @@ from denoising_ebm.utils.text import counted
 if TYPE_CHECKING:
     from denoising_ebm.datasets.photos import PhotoSet
     from denoising_ebm.inspection.inspector import Inspector, Progress
-    from denoising_ebm.inspection.metrics import Record, Row
-    from denoising_ebm.inspection.results import InspectedPhoto
+    from denoising_ebm.inspection.metrics import Row
 
 #: Where `--train` puts the model, in the folder of the results.
 RUN_FOLDER = "run"
@@ -180,44 +179,25 @@ def _inspect(
     maps: Literal["npy", "tiff", "none"],
     seed: int,
 ) -> None:
-    from denoising_ebm.inspection.metrics import evaluate_maps
     from denoising_ebm.inspection.page import About, InspectionFolder
+    from denoising_ebm.inspection.run import inspect_into
     from denoising_ebm.utils.progress import progress_bar
 
     about = About(
-        model,
-        source,
-        rate,
-        inspector.num_calibration,
-        inspector.threshold(rate),
-        shlex.join(["debm", *sys.argv[1:]]),
+        model=model,
+        source=source,
+        rate=rate,
+        num_calibration=inspector.num_calibration,
+        unit=inspector.calibration_unit,
+        threshold=inspector.threshold(rate),
+        command=shlex.join(["debm", *sys.argv[1:]]),
     )
     with InspectionFolder(out, about, maps=maps) as folder, progress_bar("inspecting", len(photos)) as progress:
-
-        def records() -> Iterator[Record]:
-            for i, name in enumerate(photos.names):
-                try:
-                    inspected = inspector.inspect(photos[i], rate, min_area=min_area)
-                except ValueError as error:
-                    # One that cannot be read or does not fit takes nothing from the others.
-                    reason = str(error).removeprefix(f"{source}/{name}: ").removeprefix(f"{name}: ")
-                    folder.add_unreadable(name, reason)
-                    progress(1)
-                    continue
-                if repair and inspected.flagged:
-                    inspected = _repaired(inspector, inspected, seed)
-                folder.add(inspected)
-                progress(1)
-                yield _record(inspected)
-
-        kinds = set(photos.is_normal)
-        if kinds >= {True, False}:
-            rows = evaluate_maps(records(), seed=seed)
-            folder.add_metrics(rows)
-            _print_rows(rows)
-        else:
-            for _ in records():
-                pass
+        rows = inspect_into(
+            folder, inspector, photos, rate, min_area=min_area, repairs=repair, seed=seed, progress=progress
+        )
+    if rows:
+        _print_rows(rows)
     _note_all(source, photos.remarks())
     left_out = f", {folder.num_unreadable:,} not judged (photos.csv says why)" if folder.num_unreadable else ""
     note(
@@ -226,28 +206,6 @@ def _inspect(
     )
     if not folder.count:
         raise ValueError(f"{source}: none of {counted(folder.num_unreadable, 'photo')} could be judged")
-
-
-def _repaired(inspector: Inspector, inspected: InspectedPhoto, seed: int) -> InspectedPhoto:
-    from dataclasses import replace
-
-    from denoising_ebm.inspection.repair import repair
-
-    return replace(inspected, repaired=repair(inspector.model, inspected.x, inspected.mask, seed=seed))
-
-
-def _record(inspected: InspectedPhoto) -> Record:
-    from denoising_ebm.inspection.metrics import Record
-
-    return Record(
-        kind=inspected.kind or "unknown",
-        is_normal=bool(inspected.is_normal),
-        score=inspected.score,
-        anomaly_map=inspected.map,
-        mask=inspected.truth,
-        marked=inspected.mask,
-        name=inspected.name,
-    )
 
 
 def _print_rows(rows: list[Row]) -> None:

@@ -29,6 +29,9 @@ from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep
 from denoising_ebm.datasets.listing import File, list_folder
 from denoising_ebm.utils.text import counted, reason_of
 
+BUNDLED_PHOTOS = ("paper",)
+"""Names of the sets of photos inside the package."""
+_ASSETS = Path(__file__).parents[1] / "assets" / "photos"
 #: Bands of a photo at most.
 MAX_CHANNELS = 16
 #: Share of the range of 16 bits below which the largest level of a set is remarked on.
@@ -266,7 +269,7 @@ def open_photos(
     """Find the photos of a folder, or take one file; none is read yet.
 
     Args:
-        source: A folder, or a photo. Masks are attached to their photos and never taken for photos.
+        source: A folder, a photo, or a name in `BUNDLED_PHOTOS`. Masks are attached to their photos, never taken for some.
         split: The part to take, `train` or `test` by whatever name; of a folder without parts, and with `all`, all of it.
         default_split: The part that is taken if none is asked for and there is such a one.
         normal_only: Take those alone that folders call normal, where folders say so.
@@ -283,7 +286,11 @@ def open_photos(
         raise ValueError(f"channels must be within 1..{MAX_CHANNELS}, got {channels}")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        if str(source) not in BUNDLED_PHOTOS:
+            raise FileNotFoundError(
+                f"{source}: no such file or folder, nor a bundled set ({', '.join(BUNDLED_PHOTOS)})"
+            )
+        path = _ASSETS / str(source)
     notes: tuple[str, ...]
     if path.is_file():
         files, masks, notes = [File((path.name,))], [], ()

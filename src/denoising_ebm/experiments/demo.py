@@ -18,6 +18,7 @@ from denoising_ebm.datasets.images import load_images, to_float
 from denoising_ebm.datasets.preprocessing import Preprocessing
 from denoising_ebm.experiments.cache import Log
 from denoising_ebm.experiments.demo_page import NORMAL, Evidence, auroc_table, page_metadata, page_sections, summary
+from denoising_ebm.experiments.demo_photos import inspect_paper, photo_section
 from denoising_ebm.model import DenoisingEBM
 from denoising_ebm.ood.corruptions import SYNTHETIC_OOD
 from denoising_ebm.ood.detector import Detector
@@ -35,6 +36,8 @@ from denoising_ebm.viz.report import Table, write_report
 
 MARKER = "demo.json"
 REPORT = "report.html"
+#: Folder of the photographs.
+PHOTOS = "photos"
 #: Noise levels at which single energies are compared; those within the model's range are used.
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: Side of the foreign square in pixels.
@@ -49,10 +52,11 @@ class DemoSizes:
     fit: int  #: Training images that the detector is fitted on.
     scored: int  #: Images of each set that are scored; as many others calibrate the detector.
     samples: int  #: Images drawn.
+    photo_minutes: float  #: Minutes of training on photographs.
 
 
-FULL = DemoSizes(train=None, fit=1000, scored=1000, samples=64)
-FAST = DemoSizes(train=1000, fit=200, scored=100, samples=16)
+FULL = DemoSizes(train=None, fit=1000, scored=1000, samples=64, photo_minutes=2.5)
+FAST = DemoSizes(train=1000, fit=200, scored=100, samples=16, photo_minutes=0.2)
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,12 @@ def run_demo(
     with computing():
         evidence = gather(model, images, sizes, seed, read_metrics(run, log), log, bar)
         evidence.detector.save(run / "model")
+        photos = inspect_paper(folder / PHOTOS, minutes=sizes.photo_minutes, seed=seed, device=device, log=log, bar=bar)
         report = folder / REPORT
         write_report(
             report,
             title="Denoising-EBM on Fashion-MNIST",
-            sections=page_sections(evidence),
+            sections=[*page_sections(evidence), photo_section(photos)],
             metadata=page_metadata(evidence, folder, settings, place),
             summary=summary(evidence),
         )
@@ -228,7 +233,8 @@ def _prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Make the folder one of a demo with these settings."""
     marker = folder / MARKER
     if overwrite and marker.is_file():
-        shutil.rmtree(folder / "run", ignore_errors=True)
+        for part in ("run", PHOTOS):
+            shutil.rmtree(folder / part, ignore_errors=True)
         (folder / REPORT).unlink(missing_ok=True)
         marker.unlink()
     elif check_marker(

@@ -41,9 +41,10 @@ class About:
         model: Folder of the model.
         source: Folder of the photos.
         rate: Share of normal photos in which anything may be marked.
-        num_calibration: Normal photos that the promise is made from.
+        num_calibration: Normal photos, or groups of them, that the promise is made from.
         threshold: Value of maps from which pixels are marked.
         command: That made the page.
+        unit: What `num_calibration` counts, `photos` or groups of them.
     """
 
     model: str
@@ -52,6 +53,7 @@ class About:
     num_calibration: int
     threshold: float
     command: str = ""
+    unit: str = "photos"
 
 
 @dataclass
@@ -118,7 +120,7 @@ class InspectionFolder:
         if self.maps != "none":
             self._save_map(picture, photo.map)
         heat = overlay(image, photo.map, self.about.threshold)
-        found["overlay"] = self._save("overlays", picture, outlined(heat, mask, photo, self.about))
+        found["overlay"] = self._save("overlays", picture, outlined(heat, mask, photo))
         if photo.flagged:
             found["photo"] = self._save("photos", picture, image)
         if photo.repaired is not None:
@@ -247,7 +249,7 @@ def overlay(image: Image.Image, values: Tensor, threshold: float) -> Image.Image
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
-def outlined(heat: Image.Image, mask: npt.NDArray[np.bool_], photo: InspectedPhoto, about: About) -> Image.Image:
+def outlined(heat: Image.Image, mask: npt.NDArray[np.bool_], photo: InspectedPhoto) -> Image.Image:
     """Return the overlay with the outline of the mask in white, that of the truth in cyan, and boxes of regions."""
     pixels = np.array(heat)
     if photo.truth is not None:
