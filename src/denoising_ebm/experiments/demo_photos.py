@@ -15,7 +15,7 @@ from denoising_ebm.experiments.prose import prose
 from denoising_ebm.hub import INSPECTOR_FILES
 from denoising_ebm.inspection.inspector import Inspector
 from denoising_ebm.inspection.metrics import Row
-from denoising_ebm.inspection.page import About, InspectionFolder, as_picture, outlined, overlay
+from denoising_ebm.inspection.page import About, InspectionFolder, as_picture, marked
 from denoising_ebm.inspection.repair import repair
 from denoising_ebm.inspection.run import inspect_into
 from denoising_ebm.inspection.training import train_inspector
@@ -87,9 +87,8 @@ def inspect_paper(
     cells: list[list[Tensor]] = [[], [], []]
     for i in places:
         found = inspector.inspect(photos[i], RATE)
-        image, _ = as_picture(found.x)
-        marked = outlined(overlay(image, found.map, about.threshold), found.mask.numpy(), found)
-        pixels = torch.frombuffer(bytearray(marked.tobytes()), dtype=torch.uint8).reshape(*found.map.shape, 3)
+        heat = marked(as_picture(found.x)[0], found, about.threshold)
+        pixels = torch.frombuffer(bytearray(heat.tobytes()), dtype=torch.uint8).reshape(*found.map.shape, 3)
         cells[0].append(found.x)
         cells[1].append(pixels.permute(2, 0, 1).float() / 127.5 - 1)
         cells[2].append(repair(inspector.model, found.x, found.mask, seed=seed))

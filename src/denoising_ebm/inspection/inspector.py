@@ -304,8 +304,9 @@ class Inspector:
         Raises:
             ValueError: If the rate cannot be promised, or the photo does not fit the model; it names the photo.
         """
+        x = photo.x
         try:
-            values = self.map(photo.x)
+            values = self.map(x)
         except ValueError as error:
             raise ValueError(f"{photo.name}: {error}") from None
         mask, regions = find_regions(values, self.maxima, rate, min_area=min_area, groups=self.groups)
@@ -313,7 +314,7 @@ class Inspector:
         p = float(p_values(self.maxima, torch.tensor([score], dtype=torch.float64), groups=self.groups)[0])
         return InspectedPhoto(
             name=photo.name,
-            x=photo.x,
+            x=x,
             kind=photo.kind,
             is_normal=photo.is_normal,
             notes=photo.notes,

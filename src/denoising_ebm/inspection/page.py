@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from denoising_ebm.viz.picture_names import PictureNames
 from denoising_ebm.viz.report import Table
 
 MapFormat = Literal["npy", "tiff", "none"]
-#: Longer side of thumbnails, in pixels.
-THUMBNAIL = 160
+#: Longer side of thumbnails and, at most, of overlays, in pixels.
+THUMBNAIL, LARGEST = 160, 2048
+_STRIP = 256
 PHOTO_COLUMNS = "name kind score p_value flagged regions area_share width height map_max status notes".split()
 REGION_COLUMNS = "name region p_value peak y x area top left bottom right".split()
 
@@ -119,8 +121,7 @@ class InspectionFolder:
         self._save("masks", picture, Image.fromarray(mask.astype(np.uint8) * 255))
         if self.maps != "none":
             self._save_map(picture, photo.map)
-        heat = overlay(image, photo.map, self.about.threshold)
-        found["overlay"] = self._save("overlays", picture, outlined(heat, mask, photo))
+        found["overlay"] = self._save("overlays", picture, marked(image, photo, self.about.threshold))
         if photo.flagged:
             found["photo"] = self._save("photos", picture, image)
         if photo.repaired is not None:
@@ -223,13 +224,27 @@ def _save_array(array: npt.NDArray[np.float32], path: Path) -> None:
 
 def as_picture(x: Tensor) -> tuple[Image.Image, str]:
     """Return a photo as an RGB picture, and what is to be said of it: of many bands the first three are shown."""
-    pixels = to_uint8(x.cpu()).numpy()
-    note = ""
-    if len(pixels) not in (1, 3):
-        note = f"the page shows {'bands 1 to 3' if len(pixels) > 3 else 'band 1'} of {len(pixels)}"
-        pixels = pixels[:3] if len(pixels) > 3 else pixels[:1]
-    array = np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
-    return Image.fromarray(np.ascontiguousarray(array)), note
+    note, bands = "", len(x)
+    if bands not in (1, 3):
+        note = f"the page shows {'bands 1 to 3' if bands > 3 else 'band 1'} of {bands}"
+        x = x[:3] if bands > 3 else x[:1]
+    array = np.empty((*x.shape[1:], 3), np.uint8)
+    # Strip by strip: all at once would take several times the memory of the photo.
+    for top in range(0, len(array), _STRIP):
+        array[top : top + _STRIP] = to_uint8(x[:, top : top + _STRIP].cpu()).permute(1, 2, 0).numpy()
+    return Image.fromarray(array), note
+
+
+def shrunk(image: Image.Image, values: Tensor) -> tuple[Image.Image, Tensor, float]:
+    """Return a picture and its map, made smaller where they have more than `LARGEST` pixels a side, and the factor.
+
+    Of the map the largest value in each place is kept: a speck stays a speck.
+    """
+    factor = math.ceil(max(image.size) / LARGEST)
+    if factor == 1:
+        return image, values, 1.0
+    pooled = torch.nn.functional.max_pool2d(values[None, None], factor, ceil_mode=True)[0, 0]
+    return image.resize((pooled.shape[1], pooled.shape[0]), Image.Resampling.BOX), pooled, 1 / factor
 
 
 def overlay(image: Image.Image, values: Tensor, threshold: float) -> Image.Image:
@@ -249,25 +264,30 @@ def overlay(image: Image.Image, values: Tensor, threshold: float) -> Image.Image
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
-def outlined(heat: Image.Image, mask: npt.NDArray[np.bool_], photo: InspectedPhoto) -> Image.Image:
-    """Return the overlay with the outline of the mask in white, that of the truth in cyan, and boxes of regions."""
-    pixels = np.array(heat)
-    if photo.truth is not None:
-        truth = photo.truth.cpu().numpy()
-        pixels[ndimage.binary_dilation(truth) & ~truth] = (0, 200, 255)
-    pixels[ndimage.binary_dilation(mask) & ~mask] = 255
+def marked(image: Image.Image, photo: InspectedPhoto, threshold: float) -> Image.Image:
+    """Return the overlay with the outline of the mask in white, that of the truth in blue, and boxes of regions."""
+    small, values, scale = shrunk(image, photo.map)
+    pixels = np.array(overlay(small, values, threshold))
+    truth = None if photo.truth is None else photo.truth.float()
+    for region, colour in ((truth, (0, 200, 255)), (photo.mask.float(), (255, 255, 255))):
+        if region is not None:
+            inside = shrunk(image, region)[1].numpy() > 0
+            pixels[ndimage.binary_dilation(inside) & ~inside] = colour
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    for region in photo.regions[:8]:
-        top, left, bottom, right = region.box
+    for found in photo.regions[:8]:
+        top, left, bottom, right = (round(scale * side) for side in found.box)
         draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline=(255, 255, 255))
     return picture
 
 
 def difference(x: Tensor, repaired: Tensor) -> Image.Image:
     """Return how far a photo is from its repair, on gray: lighter where the photo is lighter, by twice as much."""
-    pixels = ((x - repaired).mean(0) * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.cpu().numpy())
+    pixels = np.empty(x.shape[1:], np.uint8)
+    for top in range(0, len(pixels), _STRIP):
+        change = (x[:, top : top + _STRIP] - repaired[:, top : top + _STRIP]).mean(0)
+        pixels[top : top + _STRIP] = (change * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return Image.fromarray(pixels)
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

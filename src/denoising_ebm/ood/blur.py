@@ -13,7 +13,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Blur `x`, shape (batch, channels, height, width), by a Gaussian of `sigma` pixels; edges are mirrored."""
     if sigma == 0:
         return x
-    radius = min(max(1, math.ceil(3 * sigma)), x.shape[-1] - 1)
+    radius = min(max(1, math.ceil(3 * sigma)), x.shape[-1] - 1, x.shape[-2] - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=x.device) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(x.dtype)[None, None]
     flat = x.flatten(0, 1)[:, None]
