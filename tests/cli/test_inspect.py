@@ -133,6 +133,18 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert error in debm("inspect", photos, "--out", tmp_path / "out", *given).error
 
 
+def test_evaluate_and_info_know_photographs(debm: Any, photos: Path, run: Path, tmp_path: Path) -> None:
+    done = debm("evaluate", run, "--in", photos, "--rate", 0.1, "--resamples", 20)
+    assert done.status == 0, done.err
+    assert "image auroc               | 1.000" in done.out
+    assert debm("evaluate", run, "--in", photos, "--ood", "blur").error.endswith("leave --ood out")
+    assert "--ood is required for fashion-mnist" in debm("evaluate", "fashion-mnist", "--in", "fashion-mnist").error
+    assert "good/ beside others" in debm("evaluate", run, "--in", photos / "test/spot").error
+    shown = debm("info", run).out
+    assert "networks take any size" in shown
+    assert "inspector" in shown
+
+
 def test_results_do_not_go_among_the_photos(debm: Any, photos: Path, run: Path) -> None:
     assert "lies in the folder of the images" in debm("inspect", photos, "--model", run, "--out", photos / "out").error
 

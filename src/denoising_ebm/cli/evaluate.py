@@ -15,6 +15,7 @@ from denoising_ebm.cli.common import (
     load_detector,
     note,
 )
+from denoising_ebm.cli.inspect import has_inspector, measure_photos
 from denoising_ebm.cli.ood_sets import load_ood_sets
 from denoising_ebm.cli.options import HARDWARE, TEST_IMAGES, HardwareOptions, ImageOptions
 
@@ -29,11 +30,12 @@ def evaluate(
     model: str,
     *,
     in_: str,
-    ood: list[str],
+    ood: list[str] | None = None,
     out: Path | None = None,
     detector: Path | None = None,
     sigma: float = 0.05,
     likelihood: Literal["auto", "immse", "none"] = "auto",
+    rate: float = 0.05,
     resamples: int = 200,
     seed: int = 0,
     batch_size: int = 256,
@@ -59,21 +61,27 @@ def evaluate(
     Writes into the folder --out: index.html (tables, ROC curves, histograms), results.csv, and scores.parquet with the
     scores of every image.
 
+    A model of photographs with an inspector (`debm inspect --train`) is measured on photos of any size in MVTec AD's or
+    VisA's layout or good/ beside other folders, which --in names alone: image and pixel AUROC, AUPRO, AUPIMO, and F1 at
+    the rate --rate, for each kind of defect. --out is then the folder of `debm inspect`.
+
     Examples:
         debm evaluate runs/cifar --in CIFAR10 --ood svhn=SVHN --ood interpolation --out runs/ood
         debm evaluate runs/cifar --in CIFAR10 --limit 2000 --ood celeba=CELEBA@train --resize bilinear
         debm evaluate fashion-mnist --in fashion-mnist --ood digits=digits --ood all
+        debm evaluate runs/bottle/run --in bottle/ --rate 0.05
 
     Args:
         model: Run folder, model folder, name of a bundled model, or Hub id owner/name.
         in_: Normal images: folder of images or of Parquet files, one such file, bundled dataset (fashion-mnist, digits),
             or hf://owner/name on the Hugging Face Hub.
-        ood: An OOD set, see above; may be repeated.
+        ood: An OOD set, see above; may be repeated. Needed but for photographs.
         out: Folder for the page and the tables.
         detector: Folder of the detector. By default the model's, if it has one.
         sigma: Noise level of the energy.
         likelihood: Bits per dimension: by the density network where there is one (auto), by the denoiser and an integral
             over noise levels, slowly (immse), or not at all.
+        rate: Of photographs: share of normal ones in which anything may be marked.
         resamples: Bootstrap samples for the intervals.
         seed: Seed of synthetic sets and of the bootstrap.
         batch_size: Images that are scored at once.
@@ -85,6 +93,15 @@ def evaluate(
     check_at_least(2, resamples=resamples)
     check_at_least(0, seed=seed)
     check_output_folder(out)
+    if has_inspector(model):
+        if ood:
+            raise ValueError(
+                f"{model}: has an inspector of photographs, whose folders say what is defective: leave --ood out"
+            )
+        measure_photos(model, in_, out, rate, seed, resamples, hardware)
+        return
+    if not ood:
+        raise ValueError(f"--ood is required for {model}, which has no inspector of photographs")
     import torch
 
     from denoising_ebm.ood import metrics

@@ -28,7 +28,7 @@ def info(model: str, *, json: bool = False) -> None:
         json: Print JSON, with every setting.
     """
     from denoising_ebm.config import to_dict
-    from denoising_ebm.hub import DETECTOR_FILES, find_model_folder
+    from denoising_ebm.hub import DETECTOR_FILES, INSPECTOR_FILES, find_model_folder
     from denoising_ebm.model import REFERENCE_SIGMAS, DenoisingEBM
 
     net = DenoisingEBM.from_pretrained(model)
@@ -40,14 +40,16 @@ def info(model: str, *, json: bool = False) -> None:
         modules["density"] = net.density
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     has_detector = (folder / DETECTOR_FILES[0]).is_file()
+    has_inspector = (folder / INSPECTOR_FILES[0]).is_file()
     if not json:
-        _print_table(_described(net, str(folder), parameters, reference, has_detector))
+        _print_table(_described(net, str(folder), parameters, reference, has_detector, has_inspector))
         return
     values = {
         "folder": str(folder),
         "parameters": parameters,
         "percentiles at sigma": reference,
         "detector": has_detector,
+        "inspector": has_inspector,
         "normalised density": net.has_log_prob,
         "NFE": net.sampler_nfe(net.config.sampling),
         "metadata": net.metadata,
@@ -58,13 +60,19 @@ def info(model: str, *, json: bool = False) -> None:
 
 
 def _described(
-    model: DenoisingEBM, folder: str, parameters: dict[str, int], reference: list[float], has_detector: bool
+    model: DenoisingEBM,
+    folder: str,
+    parameters: dict[str, int],
+    reference: list[float],
+    has_detector: bool,
+    has_inspector: bool,
 ) -> dict[str, Any]:
     config = model.config
     network, noise, energy = config.network, config.noise, config.energy
     return {
         "folder": folder,
-        "images": f"{network.image_size} x {network.image_size}, {counted(network.channels, 'channel')}",
+        "images": f"{network.image_size} x {network.image_size}, {counted(network.channels, 'channel')}"
+        + (", networks take any size" if network.any_size else ""),
         "images prepared": "not said" if model.preprocessing is None else model.preprocessing.described(),
         "latent dimension": network.latent_dim,
         "parameters": f"{parameters['total']:,}",
@@ -74,7 +82,8 @@ def _described(
         "noise levels": f"{noise.sigma_min:g} to {noise.sigma_max:g}, drawn {noise.draw}",
         "energy": f"{'with' if energy.inner_noise else 'without'} inner noise, denoiser: {energy.denoiser}",
         "percentiles at sigma": ", ".join(f"{sigma:g}" for sigma in reference) or "none",
-        "detector": "yes" if has_detector else "none; `debm fit-detector` makes one",
+        **({} if network.any_size else {"detector": "yes" if has_detector else "none; `debm fit-detector` makes one"}),
+        **({"inspector": "yes" if has_inspector else "none"} if network.any_size else {}),
         "log-likelihood": _likelihood(model),
         "training stages": ", ".join(f"{stage.objective} (fraction {stage.fraction:g})" for stage in config.stages),
         **_sampler(config.sampling),

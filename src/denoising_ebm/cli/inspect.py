@@ -208,6 +208,49 @@ def _inspect(
         raise ValueError(f"{source}: none of {counted(folder.num_unreadable, 'photo')} could be judged")
 
 
+def has_inspector(model: str) -> bool:
+    """Whether the folder of a model holds an inspector of photographs."""
+    from denoising_ebm.hub import INSPECTOR_FILES, find_model_folder
+
+    return (find_model_folder(model) / INSPECTOR_FILES[0]).is_file()
+
+
+def measure_photos(
+    model: str, source: str, out: Path | None, rate: float, seed: int, resamples: int, hardware: HardwareOptions
+) -> None:
+    """Print the figures of a model's inspector on photos whose kinds folders say, and write results if `out` is given.
+
+    Raises:
+        ValueError: If folders do not say which photos are normal and which are not.
+    """
+    from denoising_ebm.datasets.photos import open_photos
+    from denoising_ebm.inspection.inspector import Inspector
+    from denoising_ebm.inspection.metrics import evaluate_maps
+    from denoising_ebm.inspection.run import inspect_photos, record_of
+    from denoising_ebm.utils.progress import progress_bar
+
+    inspector = Inspector.from_pretrained(model, device=hardware.device)
+    inspector.check_rate(rate)
+    photos = open_photos(source, default_split="test", channels=inspector.model.config.network.channels)
+    if not set(photos.is_normal) >= {True, False}:
+        raise ValueError(
+            f"{source}: folders do not say which photos are normal and which are not (good/ beside others)"
+        )
+    if out is not None:
+        _inspect(inspector, photos, out, model, source, rate, 1, False, "npy", seed)
+        return
+    lost: list[str] = []
+    with progress_bar("measuring", len(photos)) as progress:
+        found = inspect_photos(
+            inspector, photos, rate, unreadable=lambda name, why: lost.append(name), progress=progress
+        )
+        rows = evaluate_maps(map(record_of, found), seed=seed, resamples=resamples)
+    _print_rows(rows)
+    if lost:
+        note(f"{source}: {counted(len(lost), 'photo')} could not be judged, first {lost[0]}")
+    _note_all(source, photos.remarks())
+
+
 def _print_rows(rows: list[Row]) -> None:
     from denoising_ebm.inspection.page import metrics_table
     from denoising_ebm.viz.report import print_table

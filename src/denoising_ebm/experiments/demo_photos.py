@@ -82,7 +82,7 @@ def inspect_paper(
     photos = open_photos("paper", default_split="test", channels=normal.channels)
     about = About(str(folder / "run"), "paper", RATE, inspector.num_calibration, inspector.threshold(RATE), "debm demo")
     with bar("inspecting", len(photos)) as advance, InspectionFolder(folder, about, maps="none") as written:
-        rows = inspect_into(written, inspector, photos, RATE, seed=seed, progress=advance)
+        rows = inspect_into(written, inspector, photos, RATE, repairs=True, seed=seed, progress=advance)
     places = [i for i, is_normal in enumerate(photos.is_normal) if not is_normal][:4]
     cells: list[list[Tensor]] = [[], [], []]
     for i in places:
