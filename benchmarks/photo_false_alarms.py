@@ -62,8 +62,8 @@ def main() -> None:
             low, high = fpr_interval(rate, len(half), int((~first).sum()))
             shares.append(share)
             inside[rate] += low - 1e-9 <= share <= high + 1e-9
-    rows = [
-        [rate, np.mean(shares), min(shares), max(shares), f"{inside[rate]} of {len(shares)}"]
+    rows: list[list[str | int | float | None]] = [
+        [rate, float(np.mean(shares)), min(shares), max(shares), f"{inside[rate]} of {len(shares)}"]
         for rate, shares in found.items()
         if shares
     ]
