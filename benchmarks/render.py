@@ -114,6 +114,21 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "frechet_distance_energy_gradient_chain": ("FD, by the energy's gradient", ",.0f"),
     "nfe": ("NFE", ",.0f"),
     "fid": ("FID", ".1f"),
+    "image_auroc": ("image AUROC", ".3f"),
+    "pixel_auroc": ("pixel AUROC", ".3f"),
+    "aupro": ("AUPRO", ".3f"),
+    "fit_minutes": ("minutes to fit", ".1f"),
+    "ms_a_photo": ("ms a photo", ",.0f"),
+    "megabytes": ("MB", ".1f"),
+    "head_reads": ("the head reads", ""),
+    "image_auroc_seen": ("image AUROC, kinds seen", ".3f"),
+    "image_auroc_held": ("kinds held out", ".3f"),
+    "pixel_auroc_held": ("pixel AUROC, held out", ".3f"),
+    "rate": ("rate promised", ""),
+    "mean_share": ("mean share with a mark", ".4f"),
+    "least_share": ("least", ".4f"),
+    "most_share": ("most", ".4f"),
+    "within": ("splits within the interval", ""),
     "kid": ("KID", ".4f"),
     "samples": ("samples", ",.0f"),
     "reference_images": ("test images", ",.0f"),
@@ -307,6 +322,17 @@ _ROUNDS = (
     "standard deviation of chain ends",
 )
 TABLES: dict[str, Table] = {
+    "photographs": Table(
+        "photographs",
+        ("photos", "method", "normal", "defective"),
+        ("image_auroc", "pixel_auroc", "aupro", "fit_minutes", "ms_a_photo", "megabytes"),
+    ),
+    "photo-evidence": Table(
+        "photo-evidence", ("head_reads", "steps"), ("image_auroc_seen", "image_auroc_held", "pixel_auroc_held")
+    ),
+    "photo-false-alarms": Table(
+        "photo-false-alarms", ("photos", "rate"), ("mean_share", "least_share", "most_share", "within")
+    ),
     "fid": Table(
         "fid", ("model", "chains_follow", "samples", "reference_images"), ("fid", "kid", "frechet_distance", "nfe")
     ),

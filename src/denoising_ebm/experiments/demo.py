@@ -52,7 +52,7 @@ class DemoSizes:
     fit: int  #: Training images that the detector is fitted on.
     scored: int  #: Images of each set that are scored; as many others calibrate the detector.
     samples: int  #: Images drawn.
-    photo_minutes: float  #: Minutes of training on photographs.
+    photo_minutes: float = 0.2  #: Minutes of training on photographs.
 
 
 FULL = DemoSizes(train=None, fit=1000, scored=1000, samples=64, photo_minutes=2.5)
