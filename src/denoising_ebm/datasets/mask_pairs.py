@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ from PIL import Image
 from denoising_ebm.datasets import layouts
 from denoising_ebm.datasets.decode import FORMATS, own_limits, reason_unreadable
 from denoising_ebm.datasets.entries import read_bytes
+from denoising_ebm.datasets.headers import UnreadableImageError
 from denoising_ebm.datasets.listing import File
+from denoising_ebm.datasets.pixels import read_array
 
 _FEW_LEVELS = 16
 """Up to which the levels of a mask are labels; more come of smooth edges or of a lossy format."""
@@ -58,16 +60,16 @@ def pair(images: Sequence[File], masks: Sequence[File], mask_folders: Collection
         without_part[_without_parts(folders), stem].append(image)
         beside[image.parts[:-1]].append(image)
     found: dict[str, list[str]] = defaultdict(list)
-    orphans = []
+    orphans: list[str] = []
     for mask in masks:
         folders = _folders(mask.parts[:-1], mask_folders)
-        image = _image_of(mask, folders, with_part, without_part)
-        if image is None and len(beside.get(mask.parts[:-1], ())) == 1:
-            image = beside[mask.parts[:-1]][0]  # a folder for each picture: `image.png` and `mask.png`
-        if image is None:
+        owner = _image_of(mask, folders, with_part, without_part)
+        if owner is None and len(beside.get(mask.parts[:-1], ())) == 1:
+            owner = beside[mask.parts[:-1]][0]  # a folder for each picture: `image.png` and `mask.png`
+        if owner is None:
             orphans.append(mask.name)
         else:
-            found[image.name].append(mask.name)
+            found[owner.name].append(mask.name)
     return Pairs({name: tuple(names) for name, names in found.items()}, tuple(orphans))
 
 
@@ -126,10 +128,12 @@ def read_marks(path: Path, max_pixels: int) -> npt.NDArray[np.bool_]:
     """
     try:
         raw = read_bytes(str(path))
+        if path.suffix.lower() == ".npy":
+            return _array_marks(read_array(raw))
         with own_limits():
             opened = Image.open(io.BytesIO(raw), formats=FORMATS)
             if opened.width * opened.height > max_pixels:
-                raise ValueError(f"is {opened.width}x{opened.height}, more than {max_pixels:,} pixels")
+                raise UnreadableImageError(f"is {opened.width}x{opened.height}, more than {max_pixels:,} pixels")
             has_loss = opened.format in ("JPEG", "WEBP")
             levels = np.asarray(_plain(opened))
     except Exception as error:  # Pillow's readers raise almost any type on damaged files
@@ -138,6 +142,14 @@ def read_marks(path: Path, max_pixels: int) -> npt.NDArray[np.bool_]:
         levels = levels.max(2)
     few = not has_loss and len(np.unique(levels)) <= _FEW_LEVELS
     return np.asarray(levels != 0 if few else levels > levels.max() / 2)
+
+
+def _array_marks(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    if values.ndim == 3 and 1 in values.shape:
+        values = values.squeeze(values.shape.index(1))
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise UnreadableImageError(f"is an array of {values.dtype} and shape {values.shape}, not (height, width)")
+    return np.asarray(values != 0)
 
 
 def _plain(opened: Image.Image) -> Image.Image:
