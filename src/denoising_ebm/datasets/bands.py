@@ -44,7 +44,8 @@ def read_bands(raw: bytes, max_values: int) -> npt.NDArray[Any] | None:
     extra = tags.get(_EXTRA, ())
     bits = set(tags.get(_BITS, (1,)))
     is_plain = count <= colours + 1 and (count == colours or extra[:1] in ((kind,) for kind in _OPACITY))
-    if count < 2 or (is_plain and not (planes and bits == {16})):
+    # Of colour Pillow does not read floating-point numbers, nor 16 bits in planes.
+    if count < 2 or (is_plain and not (count == colours and (bits == {32} or (planes and bits == {16})))):
         return None
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     if count > 16:
@@ -113,12 +114,12 @@ def _gray(
         new |= {_TILE_WIDTH: [int(tags[_TILE_WIDTH]) * samples], _TILE_HEIGHT: [int(tags[_TILE_HEIGHT])]}
     else:
         new[_ROWS] = [min(int(tags.get(_ROWS, height)), height)]
-    with Image.open(io.BytesIO(_with_directory(raw, new)), formats=["TIFF"]) as opened:
+    with Image.open(io.BytesIO(with_directory(raw, new)), formats=["TIFF"]) as opened:
         opened.load()
         return np.array(opened, dtype={8: np.uint8, 16: np.uint16, 32: np.float32}[key[0]])
 
 
-def _with_directory(raw: bytes, tags: Mapping[int, list[int]]) -> bytes:
+def with_directory(raw: bytes, tags: Mapping[int, list[int]]) -> bytes:
     """Return a TIFF file with one directory of other tags behind all its bytes."""
     order = "<" if raw[:2] == b"II" else ">"
     start = len(raw) + len(raw) % 2

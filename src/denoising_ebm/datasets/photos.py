@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +66,6 @@ def to_unit(pixels: Tensor, value_range: ValueRange) -> Tensor:
     return pixels.to(torch.float32, copy=True).sub_(low).div_((high - low) / 2).sub_(1).clamp_(-1, 1)
 
 
-@dataclass
-class _Shared:
-    """What all parts of a set know of the whole."""
-
-    channels: int | None
-    first: str = ""  #: The photo that they are of; nothing if they were asked for.
-
-
 @dataclass(frozen=True)
 class _Item:
     entry: Entry
@@ -81,15 +75,26 @@ class _Item:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What is known before a photo is read."""
+    """What all parts of a set know of the whole."""
 
     root: Path
+    items: Sequence[_Item]
     how: Decoding
+    asked_channels: int | None
     has_masks: bool
     strict: bool
     notes: tuple[str, ...]
     without_image: tuple[str, ...]
-    shared: _Shared = field(compare=False)
+
+    @cached_property
+    def channels(self) -> tuple[int, str]:
+        """Channels of all photos, and the name of the first one, where they are of that."""
+        if self.asked_channels is not None:
+            return self.asked_channels, ""
+        for item in self.items:
+            with suppress(UnreadableImageError):
+                return read_pixels(item.entry, self.how).channels[0], item.entry.name
+        raise ValueError(f"{self.root}: none of {counted(len(self.items), 'photo')} can be read")
 
 
 class PhotoSet(Sequence[Photo]):
@@ -164,18 +169,12 @@ class PhotoSet(Sequence[Photo]):
 
     @property
     def channels(self) -> int:
-        """Of all photos: those that were asked for, or of the first that can be read.
+        """Of all photos: those that were asked for, or those of the first of the whole set that can be read.
 
         Raises:
             ValueError: If none can be read.
         """
-        index = 0
-        while self._found.shared.channels is None:
-            if index == len(self):
-                raise ValueError(f"{self._found.root}: none of {counted(len(self), 'photo')} can be read")
-            self.get(index, with_mask=False)
-            index += 1
-        return self._found.shared.channels
+        return self._found.channels[0]
 
     def take(self, indices: Sequence[int] | Tensor) -> PhotoSet:
         """Return the photos at `indices`, in that order."""
@@ -246,27 +245,16 @@ class PhotoSet(Sequence[Photo]):
         notes = pixels.stored.notes
         self._count(index, pixels)
         values = pixels.values
-        own = found.shared.channels
-        if own is None:
-            own = pixels.channels[0]
-            found.shared.channels, found.shared.first = own, name
+        own, first = found.channels
         if len(values) != own:
             if len(values) != 1 or own != 3 or (found.strict and own not in pixels.channels):
-                raise _ChannelsError(self._other_channels(name, len(values)))
+                wanted = f"the first photo ({first}) {own}" if first else f"{own} are asked for"
+                raise _ChannelsError(f"{found.root / name}: has {counted(len(values), 'channel')}, {wanted}")
             values = np.broadcast_to(values, (own, *values.shape[1:]))
             notes += ("gray, repeated in three channels",) * (own not in pixels.channels)
         tensor = torch.from_numpy(np.array(values, np.int32 if values.dtype == np.uint16 else values.dtype))
         mask = self._mask(item, (tensor.shape[1], tensor.shape[2])) if with_mask else None
         return Photo(name, tensor, item.entry.label, item.is_normal, mask, notes, pixels.value_range)
-
-    def _other_channels(self, name: str, count: int) -> str:
-        shared = self._found.shared
-        wanted = (
-            f"the first photo ({shared.first}) {shared.channels}"
-            if shared.first
-            else f"{shared.channels} are asked for"
-        )
-        return f"{self._found.root / name}: has {counted(count, 'channel')}, {wanted}"
 
     def _mask(self, item: _Item, size: tuple[int, int]) -> Tensor | None:
         root = self._found.root
@@ -361,9 +349,10 @@ def open_photos(
             taken_are = f"only the {counted(len(left), 'normal photo')} taken"
             notes.append(f"{taken_are}, not {len(items) - len(left):,} others ({_listed(kinds)})")
         items = left
-    has_masks = bool(pairs.masks)
-    found = _Found(Path(taken.root), how, has_masks, strict, tuple(notes), pairs.without_image, _Shared(channels))
-    return PhotoSet(items[:limit], found)
+    items = items[:limit]
+    without_image = pairs.without_image
+    found = _Found(Path(taken.root), items, how, channels, bool(pairs.masks), strict, tuple(notes), without_image)
+    return PhotoSet(items, found)
 
 
 def _normality(files: Sequence[File]) -> Mapping[str, bool | None]:
