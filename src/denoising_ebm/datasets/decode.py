@@ -142,12 +142,12 @@ def decode_each(entries: Iterable[Entry], how: Decoding | None = None) -> Iterat
             continue
         names_frames = how.frames == "all" and only is None
         try:
-            with _own_limits():
+            with own_limits():
                 file = _File(raw, how)
                 several = names_frames and len(file.frames) > 1
                 decoded = None if several else file.frame(file.frames[only or 0])
         except Exception as error:  # Pillow's readers raise almost any type on damaged files
-            yield entry, None, _reason(error)
+            yield entry, None, reason_unreadable(error)
             continue
         if decoded is not None:
             yield entry, decoded, ""
@@ -161,14 +161,18 @@ def _each_frame(entry: Entry, file: _File) -> Iterator[tuple[Entry, Decoded | No
     for place, number in enumerate(file.frames):
         named = entry._replace(name=f"{entry.name}#{place}")
         try:
-            with _own_limits():
+            with own_limits():
                 decoded = file.frame(number)
         except Exception as error:  # of any type, as above
             if file.has_pages:
-                yield named, None, _reason(error)
+                yield named, None, reason_unreadable(error)
                 continue
             # Frames of an animation build on those before, and a damaged file can claim any number of them.
-            yield named, None, f"{_reason(error)}; this and the frames after it, of {len(file.frames):,}, are not read"
+            yield (
+                named,
+                None,
+                f"{reason_unreadable(error)}; this and the frames after it, of {len(file.frames):,}, are not read",
+            )
             break
         yield named, decoded, ""
         del decoded
@@ -177,7 +181,7 @@ def _each_frame(entry: Entry, file: _File) -> Iterator[tuple[Entry, Decoded | No
 def frame_entries(entry: Entry) -> list[Entry]:
     """Return an entry for each frame of an entry's file; itself where there is one, or none can be read."""
     try:
-        with _own_limits():
+        with own_limits():
             count = len(_File(read_bytes(entry.value), Decoding(max_pixels=2**62)).frames)
     except Exception:  # of any type, as when it is decoded
         return [entry]
@@ -266,12 +270,12 @@ class _File:
         marks_gray = opened.format not in ("WEBP", "GIF") and opened.mode != "P"
         image: Image.Image = opened
         if is_deep(opened):
-            with _quiet_stderr(opened):
+            with quiet_stderr(opened):
                 image, bits, highest, said = to_8_bits(opened, self._raw, how.value_range)
             highest = highest if how.value_range is None else None
             notes += said
         else:
-            with _quiet_stderr(opened):
+            with quiet_stderr(opened):
                 opened = self._loaded()
             image = opened
             if frames > 1 and how.frames == "all":
@@ -282,7 +286,7 @@ class _File:
         image, said = _flatten(image, opened, how)
         if opened.format == "TIFF":
             width, height = image.size  # Pillow has turned it
-        turn, said_of_turn = _turn(opened)
+        turn, said_of_turn = turn_of(opened)
         if turn is not None:
             image = image.transpose(turn)
             if turn in _SIDEWAYS:
@@ -365,7 +369,7 @@ def _channels_are_equal(image: Image.Image) -> bool:
     return True
 
 
-def _turn(opened: Image.Image) -> tuple[Image.Transpose | None, tuple[str, ...]]:
+def turn_of(opened: Image.Image) -> tuple[Image.Transpose | None, tuple[str, ...]]:
     """Return how EXIF says that an image is to be turned, and what to say of it."""
     if len(opened.info.get("exif", b"")) > _MAX_EXIF_BYTES:
         return None, ("EXIF data of unusual size not read",)
@@ -399,7 +403,7 @@ def _quantization(opened: Image.Image) -> dict[int, list[int]]:
 
 
 @contextmanager
-def _own_limits() -> Iterator[None]:
+def own_limits() -> Iterator[None]:
     """Leave it to `max_pixels` which images are too large, and keep Pillow's warnings of damaged metadata to ourselves."""
     before, logged = Image.MAX_IMAGE_PIXELS, _TIFF_LOG.disabled
     with warnings.catch_warnings():
@@ -412,7 +416,7 @@ def _own_limits() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_stderr(opened: Image.Image) -> Iterator[None]:
+def quiet_stderr(opened: Image.Image) -> Iterator[None]:
     """Keep what libtiff writes of damaged files from the terminal: it goes around Python."""
     tiles = getattr(opened, "tile", ())
     if not tiles or tiles[0][0] != "libtiff":
@@ -432,7 +436,7 @@ def _quiet_stderr(opened: Image.Image) -> Iterator[None]:
         os.close(kept)
 
 
-def _reason(error: Exception) -> str:
+def reason_unreadable(error: Exception) -> str:
     """Say in plain words why an image cannot be read: the same words in every run."""
     text = reason_of(error)
     if isinstance(error, UnreadableImageError):

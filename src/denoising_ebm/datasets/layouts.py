@@ -183,6 +183,12 @@ def says_mask(name: str) -> bool:
     return bool(words & _MASKS - {"label", "labels", "seg", "segs"}) or "manual" in words
 
 
+def unmarked(stem: str) -> str | None:
+    """Return the name of the image that a mask's name is made of: `000` of `000_mask`; None where it is made of none."""
+    match = _MARKED.fullmatch(stem)
+    return None if match is None else match["base"] or match["rest"]
+
+
 def _denies_mask(name: str) -> bool:
     words = set(words_of(name))
     if words & {"nomask", "unmasked", "withoutmask", "nonmask", "maskless"}:
@@ -198,8 +204,7 @@ def _with_partners(files: Sequence[File], folders: set[tuple[str, ...]], masks: 
         steps = range(1, len(file.parts))
         folder = next((file.parts[:depth] for depth in steps if file.parts[:depth] in folders), None)
         if folder is not None:
-            match = _MARKED.fullmatch(os.path.splitext(file.parts[-1])[0])
-            inside[folder].append((match["base"] or match["rest"]).lower() if match else _stem(file))
+            inside[folder].append((unmarked(os.path.splitext(file.parts[-1])[0]) or _stem(file)).lower())
         elif file not in masks:
             outside.add(_stem(file))
     return {folder for folder, stems in inside.items() if 2 * sum(stem in outside for stem in stems) >= len(stems)}
@@ -280,7 +285,7 @@ def _wrappers(files: Sequence[File]) -> int:
 def class_of(file: File, part: Part) -> str | None:
     """Return the class of an image: its folder below the source and the part; a folder `images` stands for the one above."""
     folders = file.parts[part.depth + 1 if part.name else 0 : -1]
-    return next((name for name in reversed(folders) if not _is_container(name)), None)
+    return next((name for name in reversed(folders) if not is_container(name)), None)
 
 
 # -- normal and anomalous -------------------------------------------------------------------------------------------
@@ -310,10 +315,11 @@ def anomalous_folders(files: Sequence[File]) -> set[tuple[str, ...]]:
 
 
 def _no_class(name: str) -> bool:
-    return split_named(name) is not None or _is_container(name)
+    return split_named(name) is not None or is_container(name)
 
 
-def _is_container(name: str) -> bool:
+def is_container(name: str) -> bool:
+    """Whether a folder's name says only that it holds images: `Data`, `images`."""
     words = words_of(name)
     return bool(words) and _CONTAINERS.issuperset(words)
 

@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits brought to 8."""
+"""Pixels of more than 8 bits: brought to 8, or as they are."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ class Levels(NamedTuple):
     bits: int  #: Per channel, as stored.
     highest: int | None  #: Largest level of a 16-bit file that may hold fewer bits; None where the file says its range.
     notes: tuple[str, ...] = ()
+
+
+class Deep(NamedTuple):
+    """Levels as a file holds them."""
+
+    values: _Array  #: uint8, uint16, int32 or float32, shape `(height, width)` or `(height, width, channels)`.
+    has_opacity: bool  #: Whether the last of two or four channels is opacity.
+    bits: int  #: Per channel, as stored.
+    largest: int  #: The level that stands for white; 0 where the file does not say.
+    highest: int | None  #: As in `Levels`.
 
 
 def parse_range(text: str) -> ValueRange:
@@ -81,17 +91,65 @@ def to_8_bits(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange |
     Raises:
         UnreadableImageError: If the file has no range that is known, and none is given.
     """
-    if opened.format == "PPM" and opened.mode in ("L", "I", "RGB") and _codec(opened) != "ppm_plain":
-        return _ppm(opened, raw, value_range)
-    if opened.mode in ("I", "F") or opened.mode.startswith("I;16") or _is_signed_byte(opened):
-        return _one_channel(opened, value_range)
-    if opened.format == "PPM":
-        opened.load()  # text: Pillow brings it to 8 bits, by the largest level that it names
-        return Levels(opened, _ppm_largest(opened).bit_length(), None)
-    return _more_channels(opened, raw, value_range)
+    if _is_left_to_pillow(opened):
+        bits = 16 if opened.format != "PPM" else _ppm_largest(opened).bit_length()
+        opened.load()
+        return Levels(opened, bits, None)
+    values, bits, scale, highest = _read(opened, raw, value_range, keep=False)
+    return Levels(Image.fromarray(values), bits, highest, scale.notes)  # of mode L, LA, RGB or RGBA by its channels
 
 
-def _one_channel(opened: ImageFile.ImageFile, value_range: ValueRange | None) -> Levels:
+def deep_levels(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None) -> Deep:
+    """Read a file of more than 8 bits as it is; in the few arrangements that Pillow brings to 8 bits, those.
+
+    Args:
+        opened: The file, at the frame to read, not loaded yet.
+        raw: Its bytes.
+        value_range: A range; it changes no level, but files of integers without a known range need one.
+
+    Raises:
+        UnreadableImageError: If the file has no range that is known, and none is given, or numbers that are not finite.
+    """
+    if _is_left_to_pillow(opened):
+        opened.load()
+        plain = opened if opened.mode == "L" else opened.convert("RGB")
+        return Deep(np.asarray(plain), False, 8, 255, None)
+    values, bits, scale, highest = _read(opened, raw, value_range, keep=True)
+    return Deep(values, values.ndim == 3 and values.shape[2] in (2, 4), bits, scale.largest, highest)
+
+
+def _is_left_to_pillow(opened: ImageFile.ImageFile) -> bool:
+    """Whether Pillow's 8 bits are all that can be had: of text files in colour, of CMYK."""
+    if _is_binary_ppm(opened) or _is_one_channel(opened):
+        return False
+    return opened.format == "PPM" or not (_in_planes(opened) or _rawmode(opened).startswith(("RGB", "LA")))
+
+
+def _is_binary_ppm(opened: ImageFile.ImageFile) -> bool:
+    return opened.format == "PPM" and opened.mode in ("L", "I", "RGB") and _codec(opened) != "ppm_plain"
+
+
+def _is_one_channel(opened: ImageFile.ImageFile) -> bool:
+    return opened.mode in ("I", "F") or opened.mode.startswith("I;16") or _is_signed_byte(opened)
+
+
+def _in_planes(opened: ImageFile.ImageFile) -> bool:
+    return bool(getattr(opened, "tag_v2", {}).get(284) == 2)
+
+
+_Read = tuple[_Array, int, "_Scale", int | None]
+"""Levels with the channels last, bits, what they went through, and the largest one of a 16-bit file."""
+
+
+def _read(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None, *, keep: bool) -> _Read:
+    if _is_binary_ppm(opened):
+        return _ppm(opened, raw, value_range, keep)
+    if _is_one_channel(opened):
+        return _one_channel(opened, value_range, keep)
+    return _more_channels(opened, raw, value_range, keep)
+
+
+def _one_channel(opened: ImageFile.ImageFile, value_range: ValueRange | None, keep: bool) -> _Read:
     declared = _ppm_largest(opened) if opened.format == "PPM" and opened.mode != "F" else 0
     bits = _tiff_bits(opened) or (32 if opened.mode in ("I", "F") and opened.format != "PNG" else 16)
     inverted = getattr(opened, "tag_v2", {}).get(262) == 0
@@ -100,13 +158,14 @@ def _one_channel(opened: ImageFile.ImageFile, value_range: ValueRange | None) ->
     opened.load()
     mode = opened.mode
     is_open = (mode in ("I", "F") and not declared and opened.format != "PNG") or signed_byte
-    if is_open and value_range is None:
+    if is_open and value_range is None and not (keep and mode == "F"):
         kind = "floating-point" if mode == "F" else f"{'signed ' * signed_byte}{bits}-bit integer"
         raise UnreadableImageError(f"has {kind} pixels, whose range the file does not say; --range LOW,HIGH says it")
     largest = declared or (65535 if mode == "I" else 2 ** min(bits, 16) - 1)
-    result = np.empty((opened.height, opened.width), np.uint8)
+    kind_kept = np.float32 if mode == "F" else np.int32 if is_open else np.uint16
+    result = np.empty((opened.height, opened.width), kind_kept if keep else np.uint8)
     alpha = np.empty_like(result) if isinstance(clear, int) else None
-    scale = _Scale(value_range, largest)
+    scale = _Scale(value_range, largest, keep)
     for rows, block in _blocks(opened):
         if signed_byte:
             block = block.view(np.int8)
@@ -115,16 +174,17 @@ def _one_channel(opened: ImageFile.ImageFile, value_range: ValueRange | None) ->
         if inverted and mode != "F":
             block = largest - block.astype(np.int64)
         if alpha is not None:
-            alpha[rows] = np.where(block == clear, 0, 255)
+            alpha[rows] = np.where(block == clear, 0, scale.white)
         result[rows] = scale(block)
-    image = Image.fromarray(result)
     if alpha is not None:
-        image = Image.merge("LA", (image, Image.fromarray(alpha)))
+        result = np.stack([result, alpha], -1)
     highest = scale.highest if largest == 65535 and mode != "F" else None
-    return Levels(image, largest.bit_length() if declared else bits, highest, scale.notes)
+    if is_open:
+        scale.largest = 0
+    return result, largest.bit_length() if declared else bits, scale, highest
 
 
-def _ppm(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None) -> Levels:
+def _ppm(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None, keep: bool) -> _Read:
     """Read a binary PGM or PPM, which Pillow would do pixel by pixel in Python, and in 8 bits where it has colour."""
     largest, channels = _ppm_largest(opened), 3 if opened.mode == "RGB" else 1
     shape = (opened.height, opened.width, channels)
@@ -132,24 +192,22 @@ def _ppm(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None
     if len(raw) - _tiles(opened)[0][2] < np.dtype(kind).itemsize * np.prod(shape, dtype=np.int64):
         raise UnreadableImageError("is cut off: its pixels end early")
     values = np.frombuffer(raw, kind, int(np.prod(shape)), _tiles(opened)[0][2]).reshape(shape)
-    result = np.empty(shape, np.uint8)
+    result = np.empty(shape, np.uint16 if keep and largest > 255 else np.uint8)
     # Of fewer than 8 bits each level stands for itself: rounded, as all programs do.
     table = np.array([min(255, round(level / largest * 255)) for level in range(256)], np.uint8)
-    scale = _Scale(value_range, largest)
+    scale = _Scale(value_range, largest, keep)
     for rows in _rows(opened.height, opened.width):
         result[rows] = scale(values[rows]) if largest > 255 else table[values[rows]]
-    image = Image.fromarray(result if channels == 3 else result[..., 0])
+    if largest < 256:
+        scale.largest = 255
     highest = scale.highest if largest == 65535 else None
-    return Levels(image, largest.bit_length(), highest, scale.notes)
+    return result if channels == 3 else result[..., 0], largest.bit_length(), scale, highest
 
 
-def _more_channels(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None) -> Levels:
+def _more_channels(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRange | None, keep: bool) -> _Read:
     """Read 16 bits of several channels: Pillow gives one byte of each, so the file is read once for each byte."""
-    if getattr(opened, "tag_v2", {}).get(284) == 2:
+    if _in_planes(opened):
         raise UnreadableImageError("has 16-bit channels in planes of their own, which are not read")
-    if not _rawmode(opened).startswith(("RGB", "LA")):
-        opened.load()
-        return Levels(opened, 16, None)
     clear = opened.info.get("transparency") if opened.format == "PNG" else None
     frame, lower = opened.tell(), None
     pair = _rawmode(opened).startswith("LA;16")
@@ -167,9 +225,9 @@ def _more_channels(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRa
     if not pair:
         channels = 4 if opened.mode == "RGBA" else 3
     has_clear = isinstance(clear, tuple)
-    result = np.empty((opened.height, opened.width, channels + has_clear), np.uint8)
+    result = np.empty((opened.height, opened.width, channels + has_clear), np.uint16 if keep else np.uint8)
     colours = channels - (channels in (2, 4))
-    scale = _Scale(value_range, 65535)
+    scale = _Scale(value_range, 65535, keep)
     for rows, block in _blocks(opened):
         if lower is None:
             values = block[..., ::2].astype(np.uint16) << 8 | block[..., 1::2]
@@ -178,19 +236,20 @@ def _more_channels(opened: ImageFile.ImageFile, raw: bytes, value_range: ValueRa
             values = block.astype(np.uint16) << 8 | low
         result[rows, :, :colours] = scale(values[..., :colours])
         if has_clear:
-            result[rows, :, 3] = np.where((values[..., :3] == np.array(clear)).all(-1), 0, 255)
+            result[rows, :, 3] = np.where((values[..., :3] == np.array(clear)).all(-1), 0, scale.white)
         elif colours < channels:
-            result[rows, :, colours] = _Scale(value_range, 65535)(values[..., colours])
-    image = Image.fromarray(result)  # of mode LA, RGB or RGBA by the number of channels
-    return Levels(image, 16, scale.highest, scale.notes)
+            result[rows, :, colours] = _Scale(value_range, 65535, keep)(values[..., colours])
+    return result, 16, scale, scale.highest
 
 
 class _Scale:
-    """Levels to 8 bits, block by block."""
+    """Levels to 8 bits, block by block; or looked at and kept."""
 
-    def __init__(self, value_range: ValueRange | None, largest: int) -> None:
+    def __init__(self, value_range: ValueRange | None, largest: int, keep: bool) -> None:
         self._range = value_range
-        self._largest = largest
+        self._keep = keep
+        self.largest = largest  #: The level that stands for white without a range.
+        self.white = largest if keep else 255  #: Of opacity.
         self._clipped = False
         self.highest = 0  #: Largest integer level so far.
 
@@ -202,17 +261,19 @@ class _Scale:
         low, high = self._range
         return (f"levels outside of {low:g} to {high:g} cut off",)
 
-    def __call__(self, values: _Array) -> npt.NDArray[np.uint8]:
-        """Return the levels of a block in 8 bits."""
+    def __call__(self, values: _Array) -> _Array:
+        """Return the levels of a block in 8 bits, or as they are."""
         is_float = values.dtype.kind == "f"
         if is_float and not np.isfinite(values).all():
             raise UnreadableImageError("has pixels that are not finite numbers")
         if not is_float and values.size:
             self.highest = max(self.highest, int(values.max()))
+        if self._keep:
+            return values
         if self._range is None:
-            if self._largest == 65535:
+            if self.largest == 65535:
                 return (values >> 8).astype(np.uint8)
-            return (values.astype(np.int64).clip(0, self._largest) * 256 // (self._largest + 1)).astype(np.uint8)
+            return (values.astype(np.int64).clip(0, self.largest) * 256 // (self.largest + 1)).astype(np.uint8)
         low, high = self._range
         self._clipped |= bool(values.size) and bool((values < low).any() or (values > high).any())
         values = values.clip(low, high)

@@ -67,10 +67,14 @@ class Listing(NamedTuple):
     passed_over: Counter[str]
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path, *, arrays: bool = False) -> Listing:
     """List what lies below a folder but for hidden files and folders, through links.
 
     A link to a folder is followed unless it leads to one above itself; a link to nothing counts as a file.
+
+    Args:
+        folder: The folder.
+        arrays: Count `.npy` files as images.
 
     Raises:
         OSError: If a folder cannot be read.
@@ -106,7 +110,7 @@ def list_folder(folder: Path) -> Listing:
                     passed_over["thumbnails"] += 1
                 else:
                     file = File((*parts, entry.name), _special(entry))
-                    kind = _kind(file, entry.path)
+                    kind = "image" if arrays and file.suffix == ".npy" else _kind(file, entry.path)
                     if kind in ("image", "parquet"):
                         (images if kind == "image" else parquet).append(file)
                     else:

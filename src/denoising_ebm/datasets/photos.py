@@ -1,56 +1,48 @@
-"""Photographs of any size, read one at a time: their kinds and masks by the layout of folders, bits and bands as stored.
-
-Layouts are recognised by names, in any case: MVTec AD (`train/good`, `test/KIND`, `ground_truth/KIND/NAME_mask.png`), VisA
-(`Images/Normal`, `Images/Anomaly`, `Masks/Anomaly`), `good/` beside folders of other kinds, several such sets in one
-folder, or photos without any. Nothing is cut or scaled.
-"""
+"""Photographs of any size, read from disk one at a time, with what folders say of them: kinds, normal or not, masks."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from denoising_ebm.datasets import layouts
-from denoising_ebm.datasets.decode import FORMATS, MAX_PIXELS, Decoding, decode_each, to_array
+from denoising_ebm.datasets.decode import MAX_PIXELS, Decoding
 from denoising_ebm.datasets.entries import Entry
-from denoising_ebm.datasets.layouts import SPLITS
-from denoising_ebm.datasets.levels import ValueRange, check_range, is_deep
-from denoising_ebm.datasets.listing import File, list_folder
-from denoising_ebm.utils.text import counted, reason_of
+from denoising_ebm.datasets.headers import UnreadableImageError
+from denoising_ebm.datasets.hub import PREFIX
+from denoising_ebm.datasets.images import Unreadable
+from denoising_ebm.datasets.levels import ValueRange
+from denoising_ebm.datasets.listing import File
+from denoising_ebm.datasets.mask_pairs import Pairs, pair, read_marks
+from denoising_ebm.datasets.pixels import MAX_CHANNELS, Pixels, read_pixels
+from denoising_ebm.datasets.remarks import Remarks
+from denoising_ebm.datasets.sources import BUNDLED, open_source
+from denoising_ebm.utils.text import counted
 
-BUNDLED_PHOTOS = ("paper",)
-"""Names of the sets of photos inside the package."""
-_ASSETS = Path(__file__).parents[1] / "assets" / "photos"
-#: Bands of a photo at most.
-MAX_CHANNELS = 16
-#: Share of the range of 16 bits below which the largest level of a set is remarked on.
-_LITTLE = 0.5
+_NAMED = 3
+"""Photos that a message names at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo as it is stored.
+    """A photograph in its own size.
 
     Attributes:
         name: Path relative to the source, with slashes.
-        pixels: uint8, int32 (of 16 bits) or float32, shape `(channels, height, width)`.
+        pixels: As stored, shape `(channels, height, width)`: uint8, int32 (for 16 bits) or float32.
         kind: Folder of its kind, such as `good` or `scratch`; None where folders do not say.
-        is_normal: Whether that is a kind of normal photos; None where unknown.
-        mask: Where it is defective, bool, shape `(height, width)`, nowhere in a normal photo of a set with masks; None if
-            that is not known.
-        notes: What was decided as it was read.
-        value_range: Levels that are black and white.
+        is_normal: Whether it is, by the folders' names; None where they do not say.
+        mask: Its defects, bool `(height, width)`; all False for normal photos of a set with masks, None if there is none.
+        notes: What was decided on reading it, in plain words.
+        value_range: Levels that become -1 and 1.
     """
 
     name: str
@@ -63,409 +55,324 @@ class Photo:
 
     @property
     def x(self) -> Tensor:
-        """The photo in [-1, 1], float32, shape `(channels, height, width)`; what is beyond the range is cut off."""
-        low, high = self.value_range
-        # In place: a photo of 36 megapixels takes 432 MB.
-        return self.pixels.to(torch.float32, copy=True).sub_(low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
+        """The photo as float32 in [-1, 1], shape `(channels, height, width)`; levels outside of the range are cut off."""
+        return to_unit(self.pixels, self.value_range)
+
+
+def to_unit(pixels: Tensor, value_range: ValueRange) -> Tensor:
+    """Map levels to float32 in [-1, 1]: `(v - low) / ((high - low) / 2) - 1`, clamped."""
+    low, high = value_range
+    # In place: a large photo takes four times its bytes already.
+    return pixels.to(torch.float32, copy=True).sub_(low).div_((high - low) / 2).sub_(1).clamp_(-1, 1)
 
 
 @dataclass(frozen=True)
-class _File:
-    name: str
-    path: Path
-    kind: str | None
+class _Item:
+    entry: Entry
     is_normal: bool | None
-    mask: Path | None
+    masks: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What all parts of a set know of the whole."""
+
+    root: Path
+    items: Sequence[_Item]
+    how: Decoding
+    asked_channels: int | None
+    has_masks: bool
+    strict: bool
+    notes: tuple[str, ...]
+    without_image: tuple[str, ...]
+
+    @cached_property
+    def channels(self) -> tuple[int, str]:
+        """Channels of all photos, and the name of the first one, where they are of that."""
+        if self.asked_channels is not None:
+            return self.asked_channels, ""
+        for item in self.items:
+            with suppress(UnreadableImageError):
+                return read_pixels(item.entry, self.how).channels[0], item.entry.name
+        raise ValueError(f"{self.root}: none of {counted(len(self.items), 'photo')} can be read")
 
 
 class PhotoSet(Sequence[Photo]):
-    """Photos that are read when they are asked for; none is kept.
+    """Photos that are read when they are asked for; none is kept. Made by `open_photos`.
 
-    Args:
-        root: Put before names in messages.
-        files: The photos.
-        has_masks: Whether masks tell where photos are defective.
-        channels: Bands of every photo; those of the first if None.
-        value_range: Levels that become black and white; by the number of bits if None.
-        max_pixels: Pixels of the largest photo that is read.
-        notes: What was decided about the source.
+    `photos[i]` raises ValueError for a photo that cannot be read. Iteration leaves such photos out and lists them in
+    `unreadable`, unless the set is strict.
+
+    Attributes:
+        has_masks: Whether the source holds masks of defects.
     """
 
-    def __init__(
-        self,
-        root: str,
-        files: Sequence[_File],
-        *,
-        has_masks: bool,
-        channels: int | None = None,
-        value_range: ValueRange | None = None,
-        max_pixels: int = MAX_PIXELS,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.root, self.has_masks, self.value_range, self.notes = root, has_masks, value_range, notes
-        self._files, self._max_pixels, self._channels = tuple(files), max_pixels, channels
-        # What has been seen so far, by file: bits, bands and largest level.
-        self._seen: dict[str, tuple[int, int, float]] = {}
-        self._remarked: Counter[str] = Counter()
+    def __init__(self, items: Sequence[_Item], found: _Found) -> None:
+        self._items, self._found = items, found
+        self.has_masks = found.has_masks
+        self._unreadable: dict[int, Unreadable] = {}
+        self._seen = bytearray(len(items))
+        self._facts = Remarks(frames="first", value_range=found.how.value_range, aspect="crop")
+        self._channels: Counter[int] = Counter()
+        self._bits: Counter[int] = Counter()
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Photo:  # type: ignore[override]  # slices are `take`
+        index = range(len(self))[index]
+        return self._photo(index, with_mask=True)
+
+    def __iter__(self) -> Iterator[Photo]:
+        for index in range(len(self)):
+            photo = self.get(index)
+            if photo is not None:
+                yield photo
+            del photo  # two large ones would not fit into memory together
+
+    def get(self, index: int, *, with_mask: bool = True) -> Photo | None:
+        """Return a photo; None, noted in `unreadable`, where it cannot be read and the set is not strict.
+
+        Args:
+            index: Its place.
+            with_mask: Read its mask, too.
+
+        Raises:
+            ValueError: If it has another channel count than the set, or a mask that does not fit.
+        """
+        try:
+            return self._photo(index, with_mask=with_mask)
+        except UnreadableImageError:
+            if self._found.strict:
+                raise
+            return None
 
     @property
-    def names(self) -> list[str]:
-        """Paths of the photos relative to the source."""
-        return [file.name for file in self._files]
+    def names(self) -> tuple[str, ...]:
+        """Path of each photo relative to the source, with slashes."""
+        return tuple(item.entry.name for item in self._items)
 
     @property
-    def kinds(self) -> list[str | None]:
-        """Kind of each photo, as `Photo.kind`."""
-        return [file.kind for file in self._files]
+    def kinds(self) -> tuple[str | None, ...]:
+        """Folder of the kind of each photo."""
+        return tuple(item.entry.label for item in self._items)
 
     @property
-    def is_normal(self) -> list[bool | None]:
-        """Whether each photo is normal, as `Photo.is_normal`."""
-        return [file.is_normal for file in self._files]
+    def is_normal(self) -> tuple[bool | None, ...]:
+        """Whether each photo is normal, by the folders' names."""
+        return tuple(item.is_normal for item in self._items)
+
+    @property
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """The photos so far that could not be read, in order."""
+        return tuple(self._unreadable[index] for index in sorted(self._unreadable))
 
     @property
     def channels(self) -> int:
-        """Bands of every photo."""
-        if self._channels is None:
-            if not self._files:
-                raise ValueError(f"{self.root}: holds no photos")
-            self._channels = len(self._read(self._files[0])[0])
-        return self._channels
-
-    def __getitem__(self, index: int) -> Photo:  # type: ignore[override]
-        """Read a photo.
+        """Of all photos: those that were asked for, or those of the first of the whole set that can be read.
 
         Raises:
-            ValueError: If it cannot be read or has other channels than the first, or its mask has another size.
+            ValueError: If none can be read.
         """
-        file = self._files[index]
-        pixels, bits, notes = self._read(file)
-        pixels, said = self._with_channels(pixels, file)
-        value_range = self.value_range or _usual_range(pixels, bits, f"{self.root}/{file.name}")
-        self._seen[file.name] = bits, len(pixels), float(pixels.max()) if bits > 8 else 255.0
-        for note in (*notes, *said):
-            self._remarked[note] += 1
-        # A copy: arrays of Pillow's cannot be written to, which tensors can.
-        tensor = torch.from_numpy(pixels.astype(np.int32) if pixels.dtype == np.uint16 else np.array(pixels))
-        mask = self._mask(file, tensor.shape[1:])
-        return Photo(file.name, tensor, file.kind, file.is_normal, mask, (*notes, *said), value_range)
+        return self._found.channels[0]
 
-    def __iter__(self) -> Iterator[Photo]:
-        return (self[i] for i in range(len(self)))
-
-    def take(self, indices: Iterable[int]) -> PhotoSet:
+    def take(self, indices: Sequence[int] | Tensor) -> PhotoSet:
         """Return the photos at `indices`, in that order."""
-        return self._with([self._files[i] for i in indices])
+        return PhotoSet([self._items[int(index)] for index in indices], self._found)
 
-    def without(self, others: PhotoSet) -> PhotoSet:
-        """Return the photos that are not files of another set."""
-        known = {file.path.resolve() for file in others._files}
-        return self._with([file for file in self._files if file.path.resolve() not in known])
+    def check(self) -> PhotoSet:
+        """Read all photos once and return those that can be read; `unreadable` and `remarks()` are complete afterwards.
 
-    def _with(self, files: Sequence[_File]) -> PhotoSet:
-        channels = self.channels if self._files else self._channels
-        return PhotoSet(
-            self.root,
-            files,
-            has_masks=self.has_masks,
-            channels=channels,
-            value_range=self.value_range,
-            max_pixels=self._max_pixels,
-        )
+        Raises:
+            ValueError: If photos have another channel count than the set, with their number and names; if a mask does
+                not fit its photo; if no photo can be read.
+        """
+        others: list[str] = []
+        for index in range(len(self)):
+            try:
+                self.get(index)
+            except _ChannelsError as error:
+                others.append(str(error))
+        if others:
+            more = f"; so {len(others) - 1:,} more" if len(others) > 1 else ""
+            raise ValueError(f"{counted(len(others), 'photo')} of {len(self):,} do not fit: {others[0]}{more}")
+        left = [index for index in range(len(self)) if index not in self._unreadable]
+        if not left:
+            reason = self.unreadable[0].reason if self._unreadable else "there is none"
+            raise ValueError(f"{self._found.root}: none of {counted(len(self), 'photo')} can be read: {reason}")
+        return self.take(left)
 
     def remarks(self) -> list[str]:
-        """Return what is to be said of the photos that were read so far, a line for each kind of remark."""
-        lines = list(self.notes)
-        lines += [f"{counted(count, 'photo')}: {note}" for note, count in sorted(self._remarked.items())]
-        depths = Counter(bits for bits, _, _ in self._seen.values())
-        if len(depths) > 1:
-            parts = ", ".join(f"{bits} bits {count:,}" for bits, count in sorted(depths.items()))
-            first = next(
-                name for name, (bits, _, _) in self._seen.items() if bits != max(depths, key=depths.__getitem__)
+        """Return what the user should know, a line for each: of the folders, and of the photos that were read so far."""
+        found = self._found
+        lines = list(found.notes)
+        kinds = Counter(kind for kind in self.kinds if kind is not None)
+        if kinds:
+            lines.append(f"{counted(len(self), 'photo')}: {_listed(kinds)}")
+        if found.without_image:
+            names = layouts.enumerated(found.without_image, _NAMED)
+            lines.append(f"{counted(len(found.without_image), 'mask')} without an image: {names}")
+        if found.has_masks:
+            bare = [item.entry.name for item in self._items if item.is_normal is False and not item.masks]
+            if bare:
+                lines.append(
+                    f"{counted(len(bare), 'anomalous photo')} without a mask: {layouts.enumerated(bare, _NAMED)}"
+                )
+        if len(self._bits) > 1:
+            bits = ", ".join(f"{num:,} of {bits} bits" for bits, num in sorted(self._bits.items()))
+            lines.append(f"mixed bit depths: {bits}")
+        if len(self._channels) > 1:
+            channels = ", ".join(
+                f"{num:,} of {counted(count, 'channel')}" for count, num in sorted(self._channels.items())
             )
-            lines.append(
-                f"photos differ in depth ({parts}), first {first}: each is brought to black and white by its own"
-            )
-        highest = max((level for bits, _, level in self._seen.values() if bits == 16), default=0.0)
-        if self.value_range is None and 0 < highest < _LITTLE * 65535:
-            lines.append(
-                f"16-bit photos use levels up to {highest:,.0f} of 65,535 alone, so all look dark; --range "
-                f"{2 ** max(1, int(highest)).bit_length() - 1} would take the range of their bits"
-            )
+            lines.append(f"mixed channels: {channels}")
+        lines += [line.replace("images", "photos") for line in self._facts.lines()]
+        if self._unreadable:
+            first = self.unreadable[0]
+            lines.append(f"{counted(len(self._unreadable), 'photo')} cannot be read: {first.name} {first.reason}")
         return lines
 
-    # -- one file ---------------------------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(self, file: _File) -> tuple[npt.NDArray[np.generic], int, tuple[str, ...]]:
-        """Return pixels, bits and notes.
-
-        Raises:
-            ValueError: If the file cannot be read; it names it.
-        """
-        where = f"{self.root}/{file.name}"
+    def _photo(self, index: int, *, with_mask: bool) -> Photo:
+        item, found = self._items[index], self._found
+        name = item.entry.name
         try:
-            if file.path.suffix.lower() == ".npy":
-                return *_read_array(file.path), ()
-            if (deep := _read_deep(file.path, self._channels, self._max_pixels)) is not None:
-                return deep
-        except (OSError, ValueError, MemoryError) as error:
-            raise ValueError(f"{where}: unreadable photo: {reason_of(error)}") from None
-        how = Decoding(self.value_range, max_pixels=self._max_pixels)
-        _, decoded, reason = next(iter(decode_each([Entry(file.name, str(file.path))], how)))
-        if decoded is None:
-            raise ValueError(f"{where}: unreadable photo: {reason}")
-        notes = decoded.stored.notes
-        if decoded.stored.bits > 8:
-            notes = (*notes, "16-bit colour read at 8 bits")
-        # A range has been applied in bringing it to 8 bits.
-        return to_array(decoded.image), 8, notes
+            pixels = read_pixels(item.entry, found.how)
+        except UnreadableImageError as error:
+            self._unreadable[index] = Unreadable(name, str(error), index)
+            raise UnreadableImageError(f"{found.root / name}: {error}") from None
+        notes = pixels.stored.notes
+        self._count(index, pixels)
+        values = pixels.values
+        own, first = found.channels
+        if len(values) != own:
+            if len(values) != 1 or own != 3 or (found.strict and own not in pixels.channels):
+                wanted = f"the first photo ({first}) {own}" if first else f"{own} are asked for"
+                raise _ChannelsError(f"{found.root / name}: has {counted(len(values), 'channel')}, {wanted}")
+            values = np.broadcast_to(values, (own, *values.shape[1:]))
+            notes += ("gray, repeated in three channels",) * (own not in pixels.channels)
+        tensor = torch.from_numpy(np.array(values, np.int32 if values.dtype == np.uint16 else values.dtype))
+        mask = self._mask(item, (tensor.shape[1], tensor.shape[2])) if with_mask else None
+        return Photo(name, tensor, item.entry.label, item.is_normal, mask, notes, pixels.value_range)
 
-    def _with_channels(
-        self, pixels: npt.NDArray[np.generic], file: _File
-    ) -> tuple[npt.NDArray[np.generic], tuple[str, ...]]:
-        expected = self._channels if self._channels is not None else len(pixels)
-        self._channels = expected
-        if len(pixels) == expected:
-            return pixels, ()
-        if len(pixels) == 1 and expected == 3:
-            return np.repeat(pixels, 3, 0), ("gray, taken as colour",)
-        if len(pixels) == 3 and expected == 1 and bool((pixels == pixels[:1]).all()):
-            return np.ascontiguousarray(pixels[:1]), ("gray stored as colour",)
-        raise ValueError(
-            f"{self.root}/{file.name}: has {counted(len(pixels), 'channel')}, the photos before have {expected}: bring "
-            "all to one kind"
-        )
+    def _mask(self, item: _Item, size: tuple[int, int]) -> Tensor | None:
+        root = self._found.root
+        if not item.masks:
+            return torch.zeros(size, dtype=torch.bool) if self.has_masks and item.is_normal else None
+        marked = np.zeros(size, bool)
+        for mask_name in item.masks:
+            one = read_marks(root / mask_name, self._found.how.max_pixels)
+            if one.shape != size:
+                raise ValueError(
+                    f"{root / mask_name}: is {one.shape[1]}x{one.shape[0]}, but its photo {root / item.entry.name} is "
+                    f"{size[1]}x{size[0]}"
+                )
+            marked |= one
+        return torch.from_numpy(marked)
 
-    def _mask(self, file: _File, shape: tuple[int, ...]) -> Tensor | None:
-        if file.mask is None:
-            return torch.zeros(shape, dtype=torch.bool) if self.has_masks and file.is_normal else None
-        entry = Entry(file.mask.name, str(file.mask))
-        _, decoded, reason = next(iter(decode_each([entry], Decoding(background="ignore"))))
-        if decoded is None:
-            raise ValueError(f"{file.mask}: unreadable mask: {reason}")
-        values = to_array(decoded.image).max(0)
-        if values.shape != tuple(shape):
-            raise ValueError(
-                f"{file.mask}: the mask is {values.shape[1]} x {values.shape[0]}, its photo {self.root}/{file.name} is "
-                f"{shape[1]} x {shape[0]}"
-            )
-        # Numbers of regions or black and white; soft edges, where there are many levels, count from the middle on.
-        many = len(np.unique(values)) > 32
-        return torch.from_numpy(values > (values.max() // 2 if many else 0))
+    def _count(self, index: int, pixels: Pixels) -> None:
+        if self._seen[index]:
+            return
+        self._seen[index] = 1
+        self._channels[pixels.channels[0]] += 1
+        self._bits[pixels.stored.bits] += 1
+        self._facts.add([pixels.stored])
+
+
+class _ChannelsError(ValueError):
+    """A photo has another channel count than the set."""
 
 
 def open_photos(
     source: str | Path,
     *,
     split: str | None = None,
-    default_split: str | None = None,
     normal_only: bool = False,
     channels: int | None = None,
     value_range: ValueRange | None = None,
+    background: str = "white",
     max_pixels: int = MAX_PIXELS,
+    limit: int | None = None,
+    strict: bool = False,
 ) -> PhotoSet:
-    """Find the photos of a folder, or take one file; none is read yet.
+    """Find the photos of a folder and the masks of their defects; none is read yet.
+
+    Layouts are recognised by the names of folders, in any case: MVTec AD (`train/good`, `test/KIND`, `ground_truth/KIND`),
+    VisA (`Data/Images/Normal`, `Data/Masks/Anomaly`), `good` beside `defective`, several of these in folders of their own,
+    and one flat folder. Nothing is cropped or scaled.
 
     Args:
-        source: A folder, a photo, or a name in `BUNDLED_PHOTOS`. Masks are attached to their photos, never taken for some.
-        split: The part to take, `train` or `test` by whatever name; of a folder without parts, and with `all`, all of it.
-        default_split: The part that is taken if none is asked for and there is such a one.
-        normal_only: Take those alone that folders call normal, where folders say so.
-        channels: Bands that photos must have, 1..16; those of the first if None.
-        value_range: Levels that become black and white; by default 0 to 255, 0 to 65,535, or 0 to 1 of arrays of floats.
-        max_pixels: Pixels of the largest photo that is read.
+        source: A folder, searched recursively, or one file: images, or `.npy` arrays `(height, width)`, `(height, width,
+            channels)` or `(channels, height, width)`.
+        split: The part to take: `train` (normal photos only, where folders say which those are), `test`, ...; all photos
+            if None or `all`.
+        normal_only: Leave out photos that the folders call anomalous.
+        channels: Of all photos, 1 to 16; those of the first one if None.
+        value_range: Levels of files of more than 8 bits that become -1 and 1; by default 0 and the largest level of the
+            file's depth, and 0 and 1 for floating-point numbers.
+        background: Colour that partly transparent photos are laid over: `white`, `black` or `#rrggbb`; `ignore` reads their
+            colours as if they were opaque.
+        max_pixels: Pixels of the largest photo that is read; half as many of more than 8 bits.
+        limit: Take the first of this number only.
+        strict: Raise at the first photo that cannot be read, and at gray ones among colour.
 
     Raises:
-        FileNotFoundError: If the source does not exist, or has no photos or no such part.
-        ValueError: If an argument is out of range.
+        FileNotFoundError: If the source or the part does not exist or holds no photos.
+        ValueError: If an argument is out of range, the source holds no files of images, or a mask would be that of several
+            photos.
     """
-    check_range(value_range)
     if channels is not None and not 1 <= channels <= MAX_CHANNELS:
-        raise ValueError(f"channels must be within 1..{MAX_CHANNELS}, got {channels}")
-    path = Path(source)
-    if not path.exists():
-        if str(source) not in BUNDLED_PHOTOS:
+        raise ValueError(f"channels must be 1 to {MAX_CHANNELS}, got {channels}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be >= 1, got {limit}")
+    how = Decoding(value_range=value_range, background=background, max_pixels=max_pixels)
+    if str(source) in BUNDLED or str(source).startswith(PREFIX):
+        raise ValueError(f"{source}: photos are read from a folder or a file of images")
+    taken = open_source(source, split, default_split="all", arrays=True)
+    if not isinstance(taken.entries, list):
+        raise ValueError(f"{source}: photos are read from files of images, not from Parquet")
+    files, pairs, notes = [], Pairs({}, ()), list(taken.notes)
+    if taken.found is not None:
+        files = taken.found.images
+        pairs = pair(files, taken.found.masks, taken.found.mask_folders)
+    normal = _normality(files)
+    items = [_Item(entry, normal.get(entry.name), pairs.masks.get(entry.name, ())) for entry in taken.entries]
+    if normal_only:
+        left = [item for item in items if item.is_normal is not False]
+        if not left:
             raise FileNotFoundError(
-                f"{source}: no such file or folder, nor a bundled set ({', '.join(BUNDLED_PHOTOS)})"
+                f"{source}: none of {counted(len(items), 'photo')} is normal, by the folders' names"
             )
-        path = _ASSETS / str(source)
-    notes: tuple[str, ...]
-    if path.is_file():
-        files, masks, notes = [File((path.name,))], [], ()
-        root = path.parent
-    else:
-        root = path
-        listing = list_folder(path)
-        apart = layouts.set_apart(sorted([*listing.images, *_arrays(path)]))
-        files, masks = apart.images, apart.masks
-        notes = _passed_over(apart.thumbnails)
-    if not files:
-        raise FileNotFoundError(f"{source}: holds no photos")
-    found, notes_of_masks = _sorted_out(root, files, masks)
-    found = _of_split(found, files, split, default_split, str(source))
-    if normal_only and any(file.is_normal is not None for file in found):
-        found = [file for file in found if file.is_normal]
-        if not found:
-            raise FileNotFoundError(f"{source}: holds no normal photos")
-    return PhotoSet(
-        str(root),
-        found,
-        has_masks=bool(masks),
-        channels=channels,
-        value_range=value_range,
-        max_pixels=max_pixels,
-        notes=(*notes, *notes_of_masks),
-    )
+        if len(left) < len(items):
+            kinds = Counter(str(item.entry.label) for item in items if item.is_normal is False)
+            taken_are = f"only the {counted(len(left), 'normal photo')} taken"
+            notes.append(f"{taken_are}, not {len(items) - len(left):,} others ({_listed(kinds)})")
+        items = left
+    items = items[:limit]
+    without_image = pairs.without_image
+    found = _Found(Path(taken.root), items, how, channels, bool(pairs.masks), strict, tuple(notes), without_image)
+    return PhotoSet(items, found)
 
 
-# -- folders --------------------------------------------------------------------------------------------------------
-
-
-def _arrays(folder: Path) -> list[File]:
-    """Return the arrays below a folder, which listings of images pass over."""
-    return [
-        File(found.relative_to(folder).parts)
-        for found in sorted(folder.rglob("*"))
-        if found.suffix.lower() == ".npy" and found.is_file()
-    ]
-
-
-def _passed_over(thumbnails: Sequence[File]) -> tuple[str, ...]:
-    return (f"{counted(len(thumbnails), 'thumbnail')} passed over",) if thumbnails else ()
-
-
-def _sorted_out(root: Path, files: Sequence[File], masks: Sequence[File]) -> tuple[list[_File], tuple[str, ...]]:
-    """Return the photos with kinds and masks, and what to say of masks that belong to none."""
-    parts = layouts.parts_of_images(files)
-    kinds = [layouts.class_of(file, part) for file, part in zip(files, parts, strict=True)]
-    is_known = any(kind is not None and layouts.judged(kind) == "normal" for kind in kinds)
-    by_stem: dict[str, list[File]] = defaultdict(list)
-    for mask in masks:
-        by_stem[_stem_of_mask(mask)].append(mask)
-    used: set[File] = set()
-    found = []
-    for file, kind in zip(files, kinds, strict=True):
-        own = _mask_of(file, kind, by_stem.get(_stem(file), ()))
-        is_normal = None if not is_known or kind is None else layouts.judged(kind) == "normal"
-        if own is not None and is_normal and kind not in own.parts[:-1]:
-            # A number that a normal photo shares with a defective one of another folder.
-            own = None
-        if own is not None:
-            used.add(own)
-        path = None if own is None else root.joinpath(*own.parts)
-        found.append(_File(file.name, root.joinpath(*file.parts), kind, is_normal, path))
-    left = [mask for mask in masks if mask not in used]
-    notes = (f"{counted(len(left), 'mask')} of no photo, first {left[0].name}",) if left else ()
-    return found, notes
-
-
-def _stem(file: File) -> str:
-    return os.path.splitext(file.parts[-1])[0].lower()
-
-
-def _stem_of_mask(file: File) -> str:
-    stem = _stem(file)
-    return next((stem[: -len(end)] for end in ("_mask", "-mask", "_gt", "_label") if stem.endswith(end)), stem)
-
-
-def _mask_of(file: File, kind: str | None, candidates: Sequence[File]) -> File | None:
-    """Return the mask that shares most of the photo's path: the same set, then the same kind."""
-
-    def likeness(mask: File) -> tuple[int, bool]:
-        pairs = zip(file.parts[:-1], mask.parts[:-1], strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return shared, kind is not None and kind in mask.parts[:-1]
-
-    usable = [mask for mask in candidates if kind is None or kind in mask.parts[:-1] or len(candidates) == 1]
-    return max(usable, key=likeness, default=None)
-
-
-def _of_split(
-    found: list[_File], files: Sequence[File], split: str | None, default: str | None, source: str
-) -> list[_File]:
-    parts = [part.split for part in layouts.parts_of_images(files)]
-    names = sorted({part for part in parts if part})
-    if split is None and default in names:
-        split = default
-    if split in (None, "all") or not names:
-        return found
-    wanted = SPLITS.get(str(split).lower(), split)
-    taken = [file for file, part in zip(found, parts, strict=True) if part == wanted]
-    if not taken:
-        raise FileNotFoundError(f"{source}: no split {split!r}; splits found: {', '.join(names)}")
-    return taken
-
-
-# -- formats --------------------------------------------------------------------------------------------------------
-
-
-def _usual_range(pixels: npt.NDArray[np.generic], bits: int, where: str) -> ValueRange:
-    if bits == 8:
-        return 0.0, 255.0
-    if bits == 16:
-        return 0.0, 65535.0
-    if float(pixels.min()) < 0 or float(pixels.max()) > 1:
-        raise ValueError(f"{where}: has floating-point values beyond 0 to 1; --range LOW,HIGH says their range")
-    return 0.0, 1.0
-
-
-def _read_array(path: Path) -> tuple[npt.NDArray[np.generic], int]:
-    array = np.load(path, allow_pickle=False)
-    if array.ndim == 2:
-        array = array[None]
-    elif array.ndim == 3 and array.shape[2] <= MAX_CHANNELS < array.shape[0]:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or not 1 <= len(array) <= MAX_CHANNELS or 0 in array.shape:
-        raise ValueError(f"expected an array (height, width) or of up to {MAX_CHANNELS} bands, got shape {array.shape}")
-    if array.dtype in (np.uint8, np.uint16):
-        return np.ascontiguousarray(array), 8 * array.dtype.itemsize
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"expected uint8, uint16 or floating-point values, got {array.dtype}")
-    values = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("holds values that are not finite")
-    return values, 32
-
-
-def _read_deep(
-    path: Path, channels: int | None, max_pixels: int
-) -> tuple[npt.NDArray[np.generic], int, tuple[str, ...]] | None:
-    """Return a file of 16-bit gray levels, or a TIFF file of as many bands or pages as are asked for; None for others."""
-    with open(path, "rb") as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                opened = Image.open(file, formats=FORMATS)
-                turned = opened.getexif().get(0x0112, 1) != 1
-        except Exception:  # of any type; the usual reader says why
-            return None
-        if turned or opened.width * opened.height > max_pixels:
-            return None
-        pages = getattr(opened, "n_frames", 1)
-        is_tiff = opened.format == "TIFF"
-        if is_tiff and channels is not None and pages == channels > 1:
-            stacked = np.stack(_pages(opened, pages))
-        elif is_tiff and channels == len(opened.getbands()) > 3:
-            stacked = np.asarray(opened).transpose(2, 0, 1)
-        elif is_deep(opened) and opened.mode.startswith("I;16") and pages == 1:
-            stacked = np.asarray(opened)[None]
+def _normality(files: Sequence[File]) -> Mapping[str, bool | None]:
+    """Say of each photo whether it is normal: its folders are called so, or stand where others are."""
+    anomalous = layouts.anomalous_folders(files)
+    says = {name: layouts.judged(name) for file in files for name in file.parts[:-1]}
+    has_normal = "normal" in says.values()
+    normal: dict[str, bool | None] = {}
+    for file, part in zip(files, layouts.parts_of_images(files) if files else [], strict=True):
+        folders = file.parts[:-1]
+        is_beside = any(folders[:depth] in anomalous for depth in range(1, len(file.parts)))
+        words = [says[name] for name in reversed(folders) if says[name]]
+        if words:
+            normal[file.name] = words[0] == "normal" and not is_beside
+        elif is_beside or (has_normal and layouts.class_of(file, part) is not None):
+            normal[file.name] = False
         else:
-            return None
-    stacked = stacked.astype(stacked.dtype.newbyteorder("="))
-    if stacked.dtype not in (np.uint8, np.uint16):
-        return None
-    notes = (f"{len(stacked)} pages as bands",) if pages > 1 else ()
-    return np.ascontiguousarray(stacked), 8 * stacked.dtype.itemsize, notes
+            normal[file.name] = None
+    return normal
 
 
-def _pages(opened: Image.Image, count: int) -> list[npt.NDArray[np.generic]]:
-    bands = []
-    for page in range(count):
-        opened.seek(page)
-        bands.append(np.asarray(opened))
-    if any(band.ndim != 2 or band.shape != bands[0].shape for band in bands):
-        raise ValueError("its pages are not bands of one size")
-    return bands
+def _listed(counts: Mapping[str, int]) -> str:
+    return layouts.enumerated([f"{name} {num:,}" for name, num in counts.items()], 8)

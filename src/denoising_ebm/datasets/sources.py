@@ -11,7 +11,7 @@ from pathlib import Path
 from denoising_ebm.datasets import layouts
 from denoising_ebm.datasets.entries import Entry
 from denoising_ebm.datasets.hub import PREFIX, open_hub
-from denoising_ebm.datasets.layouts import SPLITS, Part
+from denoising_ebm.datasets.layouts import SPLITS, Part, Sorted
 from denoising_ebm.datasets.listing import RAW, READ, File, list_folder, suffix_of
 from denoising_ebm.datasets.parquet import ParquetRows
 from denoising_ebm.utils.io import special_kind
@@ -35,6 +35,7 @@ class Source:
             suffix.
         folders: Those that the images lie in, from where they differ: `folders a, b`; nothing for the source itself.
         notes: What was decided about the source and the user should know, in plain words.
+        found: All images and masks of a folder, before a part of them was chosen; None for other sources.
     """
 
     root: str
@@ -44,6 +45,7 @@ class Source:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     folders: str = ""
     notes: tuple[str, ...] = ()
+    found: Sorted | None = None
 
     def summary(self, taken: int) -> str:
         """Return one line on what was taken and what was passed over.
@@ -73,6 +75,7 @@ def open_source(
     default_split: str = "train",
     normal_only: bool = False,
     streaming: bool = False,
+    arrays: bool = False,
 ) -> Source:
     """Find the images of a source; none is decoded.
 
@@ -86,6 +89,7 @@ def open_source(
         default_split: The part that is taken if none is asked for and the source has parts.
         normal_only: Take normal images alone of other parts than train as well, but not of `all`.
         streaming: Read from the Hub image by image, for the first few of many.
+        arrays: Take `.npy` files of a folder for images.
 
     Raises:
         FileNotFoundError: If the source or the split does not exist or holds no images.
@@ -105,7 +109,7 @@ def open_source(
     if mode is None:
         raise FileNotFoundError(_unknown(str(source)))
     if stat.S_ISDIR(mode):
-        return _open_folder(path, split, default_split, normal_only)
+        return _open_folder(path, split, default_split, normal_only, arrays)
     if kind := special_kind(mode):
         raise ValueError(f"{source}: is {kind}, not a file")
     file = File((path.name,))
@@ -149,8 +153,8 @@ def _of_rows(rows: ParquetRows, split: str | None, passed_over: Mapping[str, int
 # -- folders --------------------------------------------------------------------------------------------------------
 
 
-def _open_folder(folder: Path, split: str | None, default_split: str, normal_only: bool) -> Source:
-    listing = list_folder(folder)
+def _open_folder(folder: Path, split: str | None, default_split: str, normal_only: bool, arrays: bool) -> Source:
+    listing = list_folder(folder, arrays=arrays)
     found = layouts.set_apart(listing.images)
     passed_over = {"masks": len(found.masks), "thumbnails": len(found.thumbnails)}
     for kind, num in sorted(listing.passed_over.items(), key=lambda each: (-each[1], each[0])):
@@ -179,7 +183,7 @@ def _open_folder(folder: Path, split: str | None, default_split: str, normal_onl
     if unsure := [name for name in found.mask_folders if not layouts.says_mask(name)]:
         notes.append(f"{layouts.enumerated(unsure)} taken for masks; to take such a folder, name it")
     folders = layouts.folders_in_words(chosen.files)
-    return Source(str(folder), entries, len(entries), chosen.split, passed_over, folders, tuple(notes))
+    return Source(str(folder), entries, len(entries), chosen.split, passed_over, folders, tuple(notes), found)
 
 
 def _nothing(folder: Path, mask_folders: list[str], passed_over: Mapping[str, int]) -> str:
