@@ -36,7 +36,7 @@ def main() -> None:
     learned = open_photos(args.photos, default_split="train", normal_only=True)
     kept = learned.take(split_photos(learned, args.training_groups, seed=args.seed).kept)
     test = open_photos(args.photos, default_split="test", channels=learned.channels)
-    test = test.take(i for i, is_normal in enumerate(test.is_normal) if is_normal)
+    test = test.take([i for i, is_normal in enumerate(test.is_normal) if is_normal])
     maxima, names = [], [*kept.names, *test.names]
     with progress_bar("maps", len(names)) as progress:
         for photos in (kept, test):

@@ -115,7 +115,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "nfe": ("NFE", ",.0f"),
     "fid": ("FID", ".1f"),
     "image_auroc": ("image AUROC", ".3f"),
-    "pixel_auroc": ("pixel AUROC", ".3f"),
     "aupro": ("AUPRO", ".3f"),
     "fit_minutes": ("minutes to fit", ".1f"),
     "ms_a_photo": ("ms a photo", ",.0f"),

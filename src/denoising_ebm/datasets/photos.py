@@ -27,6 +27,9 @@ from denoising_ebm.datasets.remarks import Remarks
 from denoising_ebm.datasets.sources import BUNDLED, open_source
 from denoising_ebm.utils.text import counted
 
+BUNDLED_PHOTOS = ("paper",)
+"""Names of the sets of photos inside the package."""
+_ASSETS = Path(__file__).parents[1] / "assets" / "photos"
 _NAMED = 3
 """Photos that a message names at most."""
 
@@ -148,6 +151,11 @@ class PhotoSet(Sequence[Photo]):
             return None
 
     @property
+    def root(self) -> Path:
+        """The folder that names of photos begin at."""
+        return self._found.root
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Path of each photo relative to the source, with slashes."""
         return tuple(item.entry.name for item in self._items)
@@ -179,6 +187,11 @@ class PhotoSet(Sequence[Photo]):
     def take(self, indices: Sequence[int] | Tensor) -> PhotoSet:
         """Return the photos at `indices`, in that order."""
         return PhotoSet([self._items[int(index)] for index in indices], self._found)
+
+    def without(self, others: PhotoSet) -> PhotoSet:
+        """Return the photos that are no files of another set."""
+        known = {(others.root / name).resolve() for name in others.names}
+        return self.take([i for i, name in enumerate(self.names) if (self.root / name).resolve() not in known])
 
     def check(self) -> PhotoSet:
         """Read all photos once and return those that can be read; `unreadable` and `remarks()` are complete afterwards.
@@ -288,6 +301,7 @@ def open_photos(
     source: str | Path,
     *,
     split: str | None = None,
+    default_split: str = "all",
     normal_only: bool = False,
     channels: int | None = None,
     value_range: ValueRange | None = None,
@@ -303,10 +317,10 @@ def open_photos(
     and one flat folder. Nothing is cropped or scaled.
 
     Args:
-        source: A folder, searched recursively, or one file: images, or `.npy` arrays `(height, width)`, `(height, width,
-            channels)` or `(channels, height, width)`.
-        split: The part to take: `train` (normal photos only, where folders say which those are), `test`, ...; all photos
-            if None or `all`.
+        source: A name in `BUNDLED_PHOTOS`, a folder, searched recursively, or one file: images, or `.npy` arrays
+            `(height, width)`, `(height, width, channels)` or `(channels, height, width)`.
+        split: The part to take: `train` (normal photos only, where folders say which those are), `test`, ..., or `all`.
+        default_split: The part that is taken if none is asked for and the source has parts.
         normal_only: Leave out photos that the folders call anomalous.
         channels: Of all photos, 1 to 16; those of the first one if None.
         value_range: Levels of files of more than 8 bits that become -1 and 1; by default 0 and the largest level of the
@@ -329,7 +343,8 @@ def open_photos(
     how = Decoding(value_range=value_range, background=background, max_pixels=max_pixels)
     if str(source) in BUNDLED or str(source).startswith(PREFIX):
         raise ValueError(f"{source}: photos are read from a folder or a file of images")
-    taken = open_source(source, split, default_split="all", arrays=True)
+    place = _ASSETS / str(source) if str(source) in BUNDLED_PHOTOS and not Path(source).exists() else source
+    taken = open_source(place, split, default_split=default_split, arrays=True)
     if not isinstance(taken.entries, list):
         raise ValueError(f"{source}: photos are read from files of images, not from Parquet")
     files, pairs, notes = [], Pairs({}, ()), list(taken.notes)
