@@ -53,7 +53,7 @@ def test_report_holds_every_figure_and_the_table(done: tuple[Path, DemoResult]) 
     assert result.report == folder / "report.html"
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     # Two stages and real images; chains and their energies; three levels and all together; maps; training.
-    assert len(pictures) == 3 + 2 + 4 + 1 + 1
+    assert len(pictures) == 3 + 2 + 4 + 1 + 1 + 1
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     assert "http" not in re.sub(r"base64,[^\"]+", "", html).replace("http-equiv", "")
     for fact in (

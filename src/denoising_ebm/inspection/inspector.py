@@ -282,12 +282,10 @@ class Inspector:
                 bf16 = self._precision == "bf16"
                 with torch.autocast(part.device.type, torch.bfloat16, enabled=bf16):
                     values: Tensor = self.head(found)
-            return values.float().cpu()
+            # Tile by tile, since on whole photos it would take gigabytes.
+            return gaussian_blur(values.float()[:, None], self.config.blur)[:, 0].cpu()
 
-        values = tiled(logits, x)
-        if self.config.blur:
-            values = gaussian_blur(values[None, None], self.config.blur)[0, 0]
-        return values
+        return tiled(logits, x)
 
     def score(self, x: Tensor) -> float:
         """Return the score of a photo: the largest value of its map."""
