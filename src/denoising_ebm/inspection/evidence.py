@@ -19,7 +19,7 @@ from torch import Tensor
 from denoising_ebm.model import DenoisingEBM
 
 #: Side in pixels of the tiles that large photos are read in, and of the margin around each that is thrown away.
-TILE, MARGIN = 512, 96
+TILE, MARGIN = 384, 96
 
 
 def evidence(model: DenoisingEBM, x: Tensor, sigmas: Sequence[float]) -> Tensor:
