@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from denoising_ebm.inspection.metrics import Record, evaluate_maps
-from denoising_ebm.inspection.page import About, InspectionFolder, as_picture, difference, overlay
+from denoising_ebm.inspection.page import About, InspectionFolder, as_picture, difference, marked, overlay
 from denoising_ebm.inspection.regions import find_regions
 from denoising_ebm.inspection.results import InspectedPhoto
 
@@ -157,3 +159,57 @@ def test_of_many_bands_three_are_shown_and_it_is_said() -> None:
     assert note == "the page shows bands 1 to 3 of 5"
     assert picture.getpixel((0, 0)) == (0, 64, 128)
     assert as_picture(torch.zeros(1, 2, 2))[0].getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_suffix_in_capitals_takes_no_other_photos_map(tmp_path: Path) -> None:
+    with InspectionFolder(tmp_path, ABOUT) as written:
+        written.add(inspected("a.png", 0))
+        written.add(inspected("a.PNG", 1))
+    maxima = [float(np.load(path).max()) for path in (tmp_path / "maps").iterdir()]
+    assert sorted(maxima) == [0, 5]
+
+
+def test_all_regions_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
+    values = torch.zeros(40, 40)
+    values[2::8, 2::8] = 5
+    mask, regions = find_regions(values, MAXIMA, 0.1)
+    photo = replace(inspected("a.png", 1), x=torch.zeros(1, 40, 40), map=values, mask=mask, regions=regions, truth=None)
+    with InspectionFolder(tmp_path, ABOUT) as written:
+        written.add(photo)
+    page = Links()
+    page.feed((tmp_path / "index.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    assert "25 regions, the first 8 shown: 1 pixels at row 2, column 2" in text
+    assert text.count("pixels at row") == 8
+    assert "blue for what is known" not in text
+    assert len(rows_of(tmp_path / "regions.csv")) == 25
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are Unicode there")
+def test_names_that_are_not_unicode_or_turn_the_line_are_shown_and_linked(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    with InspectionFolder(tmp_path, ABOUT) as written:
+        written.add(replace(inspected(name, 1), kind="a\u202eb"))
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = Links()
+    page.feed(html)
+    assert "photos/%FF.png" in page.found
+    assert all((tmp_path / os.fsdecode(unquote_to_bytes(link))).is_file() for link in page.found)
+    assert "\\xff.png" in page.text
+    assert "kind a\\u202eb" in page.text
+    assert "\u202e" not in html
+
+
+def test_a_box_at_the_border_keeps_all_its_sides() -> None:
+    values = torch.zeros(20, 30)
+    values[0, 0] = 5
+    mask, regions = find_regions(values, MAXIMA, 0.1)
+    photo = replace(inspected("a", 1), map=values, mask=mask, regions=regions, truth=None)
+    pixels = np.asarray(marked(Image.new("RGB", (30, 20)), photo, 2.0))
+    # One past the region's box of 0..1, two pixels further: sides at 0 and 3.
+    for side in (pixels[0, 1:4], pixels[3, :4], pixels[1:4, 0], pixels[:4, 3]):
+        assert (side == 255).all()

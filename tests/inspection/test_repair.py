@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from denoising_ebm.config import Config, from_dict
-from denoising_ebm.inspection.repair import _filled, repair
+from denoising_ebm.inspection.repair import LARGEST, _filled, left_out, repair
+from denoising_ebm.inspection.run import _note_of_repair
 from denoising_ebm.model import DenoisingEBM
 
 
@@ -95,3 +96,34 @@ def test_nothing_to_repair_and_what_cannot_be() -> None:
         repair(make(), x, none[:4, :4])
     with pytest.raises(ValueError, match="the model takes images of one size only"):
         repair(make(any_size=False), x, none)
+
+
+def test_what_is_left_out_is_what_stays() -> None:
+    mask = torch.zeros(200, 200, dtype=torch.bool)
+    mask[10:12, 10:12] = True
+    mask[150:160, 150:160] = True
+    left = left_out(mask, max_regions=1)
+    assert int(left.sum()) == 4
+    assert bool(left[10:12, 10:12].all())
+    x = torch.full((1, 200, 200), 0.1)
+    repaired = repair(make(), x, mask, steps=3, max_regions=1)
+    assert torch.equal((repaired == x).all(0) & mask, left)
+    assert not left_out(mask).any()
+    assert _note_of_repair(mask) == ()
+
+
+def test_a_photo_without_a_known_pixel_stays_as_it_is() -> None:
+    x = torch.rand(1, 20, 20)
+    mask = torch.ones(20, 20, dtype=torch.bool)
+    assert torch.equal(repair(make(), x, mask, steps=3), x)
+    assert _note_of_repair(mask) == (
+        "400 pixels of 400 marked ones are not drawn anew: the 16 largest regions are, each within 512 x 512 pixels",
+    )
+
+
+def test_of_a_long_region_the_middle_is_drawn() -> None:
+    length = LARGEST + 200
+    mask = torch.zeros(40, length, dtype=torch.bool)
+    mask[18:22] = True
+    left = left_out(mask)
+    assert left.any(0).nonzero().flatten().tolist() == [*range(100), *range(length - 100, length)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, Literal, Self
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,8 @@ from denoising_ebm.viz.report import Table
 MapFormat = Literal["npy", "tiff", "none"]
 #: Longer side of thumbnails and, at most, of overlays, in pixels.
 THUMBNAIL, LARGEST = 160, 2048
+#: Regions of a photo that are drawn and named on the page; the table has all.
+SHOWN_REGIONS = 8
 _STRIP = 256
 PHOTO_COLUMNS = "name kind score p_value flagged regions area_share width height map_max status notes".split()
 REGION_COLUMNS = "name region p_value peak y x area top left bottom right".split()
@@ -66,9 +70,11 @@ class _Line:
     kind: str
     score: float
     p_value: float
-    regions: list[dict[str, Any]]
-    pictures: dict[str, str]
+    num_regions: int
+    regions: list[dict[str, Any]]  # the first ones
+    pictures: dict[str, str]  # addresses relative to the page
     flagged: bool
+    has_truth: bool
     notes: str = ""
 
 
@@ -111,7 +117,9 @@ class InspectionFolder:
 
     def add(self, photo: InspectedPhoto) -> None:
         """Write a photo's files and rows."""
-        picture = self._names(photo.name)
+        # In small letters, since the map of `a.PNG` would be that of `a.png`.
+        stem, suffix = os.path.splitext(photo.name)
+        picture = self._names(stem + ".png" if suffix.lower() == ".png" else photo.name)
         height, width = photo.map.shape
         notes = list(photo.notes)
         image, note = as_picture(photo.x)
@@ -148,9 +156,21 @@ class InspectionFolder:
             place = (*region.position, region.area, *region.box)
             values = (float(f"{region.p_value:.4g}"), round(region.peak, 4), *place)
             self._write("regions.csv", (photo.name, region.number, *values))
-        shown = [{"number": r.number, "p": r.p_value, "area": r.area, "box": r.box} for r in photo.regions[:8]]
-        line = _Line(printable(photo.name), photo.kind or "", photo.score, photo.p_value, shown, found, photo.flagged)
-        line.notes = "; ".join(notes)
+        shown = [
+            {"number": r.number, "p": r.p_value, "area": r.area, "box": r.box} for r in photo.regions[:SHOWN_REGIONS]
+        ]
+        line = _Line(
+            name=photo.name,
+            kind=photo.kind or "",
+            score=photo.score,
+            p_value=photo.p_value,
+            num_regions=len(photo.regions),
+            regions=shown,
+            pictures=found,
+            flagged=photo.flagged,
+            has_truth=photo.truth is not None,
+            notes="; ".join(notes),
+        )
         self._lines.append(line)
         self.count += 1
         self.num_flagged += photo.flagged
@@ -181,7 +201,9 @@ class InspectionFolder:
     def write_page(self) -> None:
         """Write `index.html` of the photos so far."""
         template = resources.files("denoising_ebm").joinpath("viz/templates/inspection.html.j2").read_text("utf-8")
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+        )
         html = environment.from_string(template).render(
             about=self.about,
             lines=sorted(self._lines, key=lambda line: (line.p_value, -line.score)),
@@ -195,7 +217,8 @@ class InspectionFolder:
 
     def _save(self, folder: str, name: str, picture: Image.Image) -> str:
         write_atomically(self.folder / folder / name, partial(_save_png, picture))
-        return f"{folder}/{name}"
+        # By its bytes, since names need not be UTF-8.
+        return f"{folder}/{quote(os.fsencode(name))}"
 
     def _save_map(self, name: str, values: Tensor) -> None:
         path = (self.folder / "maps" / name).with_suffix(".npy" if self.maps == "npy" else ".tiff")
@@ -204,6 +227,11 @@ class InspectionFolder:
             write_atomically(path, partial(_save_array, array))
         else:
             write_atomically(path, partial(_save_tiff, Image.fromarray(array)))
+
+
+def _shown(value: Any) -> Any:
+    """Return a value of the page; text does nothing but show itself."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _save_png(picture: Image.Image, path: Path) -> None:
@@ -275,9 +303,11 @@ def marked(image: Image.Image, photo: InspectedPhoto, threshold: float) -> Image
             pixels[ndimage.binary_dilation(inside) & ~inside] = colour
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    for found in photo.regions[:8]:
+    for found in photo.regions[:SHOWN_REGIONS]:
         top, left, bottom, right = (round(scale * side) for side in found.box)
-        draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline=(255, 255, 255))
+        # Within the picture: at its border a box keeps all four sides.
+        corner = min(right + 2, picture.width - 1), min(bottom + 2, picture.height - 1)
+        draw.rectangle((max(left - 3, 0), max(top - 3, 0), *corner), outline=(255, 255, 255))
     return picture
 
 

@@ -7,7 +7,10 @@ suffices. The model takes windows of any size, so a region is drawn in one piece
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -22,6 +25,13 @@ from denoising_ebm.utils.seeds import ImageNoise
 START = 1.0
 #: Pixels of the photo around a region that the model sees, and the side of the largest window.
 MARGIN, LARGEST = 32, 512
+#: Pixels that regions are enlarged by: a defect's edge reaches beyond what is marked.
+GROW = 3
+#: The largest regions are repaired, and so many at most.
+MAX_REGIONS = 16
+
+#: Number of a region, rows and columns of its window, missing pixels there.
+_Window = tuple[int, slice, slice, npt.NDArray[np.bool_]]
 
 
 @torch.no_grad()
@@ -31,21 +41,22 @@ def repair(
     mask: Tensor,
     *,
     steps: int = 16,
-    grow: int = 3,
-    max_regions: int = 16,
+    grow: int = GROW,
+    max_regions: int = MAX_REGIONS,
     seed: int = 0,
 ) -> Tensor:
     """Return a photo whose masked regions are drawn anew; every other pixel stays as it is.
 
     Costs `steps` evaluations of the network on a window around each region. A window has at most `LARGEST` pixels a side:
-    what of a larger region lies outside stays as it is.
+    what of a larger region lies outside stays as it is, and so does a window without a known pixel to draw from. `left_out`
+    says what stays.
 
     Args:
         model: A model of images of any size.
         x: The photo in [-1, 1], shape `(channels, height, width)`.
         mask: What to draw anew, bool, shape `(height, width)`.
         steps: Noise levels of a chain, >= 2.
-        grow: Pixels that regions are enlarged by: a defect's edge reaches beyond what is marked.
+        grow: Pixels that regions are enlarged by.
         max_regions: The largest regions are repaired, and so many at most.
         seed: Of the chains.
 
@@ -56,20 +67,8 @@ def repair(
         raise ValueError("the model takes images of one size only: photos are repaired by one with network.any_size")
     if x.ndim != 3 or tuple(mask.shape) != tuple(x.shape[1:]):
         raise ValueError(f"photo {tuple(x.shape)} and mask {tuple(mask.shape)} do not fit")
-    unknown = mask.cpu().numpy().astype(bool)
-    if not unknown.any():
-        return x.clone()
-    if grow:
-        unknown = ndimage.binary_dilation(unknown, iterations=grow)
-    labels, count = ndimage.label(unknown, structure=np.ones((3, 3)))
-    sizes = ndimage.sum_labels(unknown, labels, np.arange(1, count + 1))
-    boxes = ndimage.find_objects(labels)
-    repaired, left = x.clone(), unknown.copy()
-    for number in (np.argsort(-sizes, kind="stable")[:max_regions] + 1).tolist():
-        rows, columns = (_widened(side, length) for side, length in zip(boxes[number - 1], x.shape[1:], strict=True))
-        missing = left[rows, columns]
-        if not (missing & (labels[rows, columns] == number)).any():
-            continue  # drawn with a larger one beside it
+    repaired = x.clone()
+    for number, rows, columns, missing in _windows(mask, grow, max_regions):
         window = repaired[:, rows, columns]
         drawn = _drawn(model, window, torch.from_numpy(missing), steps, seed, number)
         # A soft seam, within what is drawn anew.
@@ -77,8 +76,34 @@ def repair(
         repaired[:, rows, columns] = torch.where(
             torch.from_numpy(missing), torch.lerp(window, drawn, weight.expand_as(window)), window
         )
-        left[rows, columns] = False
     return repaired
+
+
+def left_out(mask: Tensor, *, grow: int = GROW, max_regions: int = MAX_REGIONS) -> Tensor:
+    """Return which pixels of a mask `repair` leaves as they are, bool, shape `(height, width)`; arguments as there."""
+    left = mask.cpu().bool().clone()
+    for _, rows, columns, _ in _windows(mask, grow, max_regions):
+        left[rows, columns] = False
+    return left
+
+
+def _windows(mask: Tensor, grow: int, max_regions: int) -> Iterator[_Window]:
+    """Yield windows around the largest regions; a pixel is missing in one window at most."""
+    left = mask.cpu().numpy().astype(bool)
+    if not left.any():
+        return
+    if grow:
+        left = ndimage.binary_dilation(left, iterations=grow)
+    labels, count = ndimage.label(left, structure=np.ones((3, 3)))
+    sizes = ndimage.sum_labels(left, labels, np.arange(1, count + 1))
+    boxes = ndimage.find_objects(labels)
+    for number in (np.argsort(-sizes, kind="stable")[:max_regions] + 1).tolist():
+        rows, columns = (_widened(side, length) for side, length in zip(boxes[number - 1], mask.shape, strict=True))
+        missing = left[rows, columns].copy()
+        # What is not of this region any more was drawn with a larger one beside it.
+        if (missing & (labels[rows, columns] == number)).any() and not missing.all():
+            yield number, rows, columns, missing
+            left[rows, columns] = False
 
 
 def _widened(side: slice, length: int) -> slice:

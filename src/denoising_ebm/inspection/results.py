@@ -18,7 +18,7 @@ class InspectedPhoto:
         x: The photo in [-1, 1], shape `(channels, height, width)`.
         kind: Folder of its kind; None where folders do not say.
         is_normal: Whether that is a kind of normal photos; None where unknown.
-        notes: What was decided as it was read.
+        notes: What was decided as it was read, and what of its mask is not repaired.
         score: Largest value of the map.
         p_value: Of the score.
         map: Large = anomalous, float32, shape `(height, width)`.

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from denoising_ebm.datasets.photos import PhotoSet
 from denoising_ebm.inspection.inspector import Inspector
 from denoising_ebm.inspection.metrics import Record, Row, evaluate_maps
 from denoising_ebm.inspection.page import InspectionFolder
-from denoising_ebm.inspection.repair import repair
+from denoising_ebm.inspection.repair import LARGEST, MAX_REGIONS, left_out, repair
 from denoising_ebm.inspection.results import InspectedPhoto
+from denoising_ebm.utils.text import counted
 
 
 def inspect_photos(
@@ -45,7 +48,8 @@ def inspect_photos(
         else:
             if repairs and inspected.flagged:
                 repaired = repair(inspector.model, inspected.x, inspected.mask, seed=seed)
-                inspected = replace(inspected, repaired=repaired)
+                notes = inspected.notes + _note_of_repair(inspected.mask)
+                inspected = replace(inspected, repaired=repaired, notes=notes)
             yield inspected
         if progress is not None:
             progress(1)
@@ -81,6 +85,15 @@ def inspect_into(
     rows = evaluate_maps(map(record_of, written()), seed=seed)
     folder.add_metrics(rows)
     return rows
+
+
+def _note_of_repair(mask: Tensor) -> tuple[str, ...]:
+    """Say what of a mask is not repaired."""
+    left, marked = int(left_out(mask).sum()), int(mask.sum())
+    if left == 0:
+        return ()
+    which = f"the {MAX_REGIONS} largest regions are, each within {LARGEST} x {LARGEST} pixels"
+    return (f"{counted(left, 'pixel')} of {marked:,} marked ones are not drawn anew: {which}",)
 
 
 def record_of(inspected: InspectedPhoto) -> Record:
