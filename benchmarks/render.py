@@ -119,7 +119,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "fit_minutes": ("minutes to fit", ".1f"),
     "ms_a_photo": ("ms a photo", ",.0f"),
     "megabytes": ("MB", ".1f"),
-    "head_reads": ("the head reads", ""),
+    "sigmas": ("residuals at sigma", ""),
     "image_auroc_seen": ("image AUROC, kinds seen", ".3f"),
     "image_auroc_held": ("kinds held out", ".3f"),
     "pixel_auroc_held": ("pixel AUROC, held out", ".3f"),
@@ -327,7 +327,7 @@ TABLES: dict[str, Table] = {
         ("image_auroc", "pixel_auroc", "aupro", "fit_minutes", "ms_a_photo", "megabytes"),
     ),
     "photo-evidence": Table(
-        "photo-evidence", ("head_reads", "steps"), ("image_auroc_seen", "image_auroc_held", "pixel_auroc_held")
+        "photo-evidence", ("sigmas", "steps"), ("image_auroc_seen", "image_auroc_held", "pixel_auroc_held")
     ),
     "photo-false-alarms": Table(
         "photo-false-alarms", ("photos", "rate"), ("mean_share", "least_share", "most_share", "within")

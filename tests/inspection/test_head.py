@@ -159,7 +159,7 @@ def test_the_logit_of_a_place_near_the_border_is_as_free_as_one_in_the_middle() 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sigmas": ()}, r"head.sigmas must be one or more noise levels > 0, got \[\]"),
+        ({"sigmas": (0.0,)}, r"head.sigmas must be noise levels > 0, got \[0.0\]"),
         ({"crop": 100}, "head.crop must be a multiple of 32, got 100"),
         ({"batch_size": 0}, "head.batch_size must be >= 1, got 0"),
         ({"defect_share": 1.5}, r"head.defect_share must be within 0..1, got 1.5"),

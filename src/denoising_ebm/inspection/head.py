@@ -32,7 +32,7 @@ class HeadConfig:
     """What the head reads and how it learns.
 
     Attributes:
-        sigmas: Noise levels of the residuals, each > 0.
+        sigmas: Noise levels of the residuals, each > 0; with none it reads the photo alone.
         widths: Channels per resolution, the first at half the size of the photo.
         crop: Side of the crops that it learns from, in pixels, a multiple of `Head.stride`.
         batch_size: Crops a step.
@@ -58,8 +58,8 @@ class HeadConfig:
     max_minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.sigmas or not all(math.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
-            raise ValueError(f"head.sigmas must be one or more noise levels > 0, got {list(self.sigmas)}")
+        if not all(math.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
+            raise ValueError(f"head.sigmas must be noise levels > 0, got {list(self.sigmas)}")
         if not 2 <= len(self.widths) <= 7 or not all(1 <= width <= 1024 for width in self.widths):
             raise ValueError(f"head.widths must be 2 to 7 numbers within 1..1024, got {list(self.widths)}")
         if self.crop < self.stride or self.crop % self.stride:
