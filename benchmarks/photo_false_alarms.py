@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("photos")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--groups", default="none", help="none, prefix, or a pattern, as for debm inspect")
-    parser.add_argument("--training-groups", default="auto", help="--groups of the training")
+    parser.add_argument("--training-groups", default="none", help="--groups of the training")
     parser.add_argument("--seed", type=int, default=0, help="that of the training, too")
     args = parser.parse_args()
     inspector = Inspector.from_pretrained(args.model)

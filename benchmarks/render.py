@@ -116,9 +116,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "fid": ("FID", ".1f"),
     "image_auroc": ("image AUROC", ".3f"),
     "aupro": ("AUPRO", ".3f"),
+    "pixel_ap": ("pixel AP", ".3f"),
     "fit_minutes": ("minutes to fit", ".1f"),
-    "ms_a_photo": ("ms a photo", ",.0f"),
     "megabytes": ("MB", ".1f"),
+    "megabytes_pretrained": ("MB pretrained", ".1f"),
     "sigmas": ("residuals at sigma", ""),
     "image_auroc_seen": ("image AUROC, kinds seen", ".3f"),
     "image_auroc_held": ("kinds held out", ".3f"),
@@ -324,7 +325,7 @@ TABLES: dict[str, Table] = {
     "photographs": Table(
         "photographs",
         ("photos", "method", "normal", "defective"),
-        ("image_auroc", "pixel_auroc", "aupro", "fit_minutes", "ms_a_photo", "megabytes"),
+        ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "fit_minutes", "megabytes", "megabytes_pretrained"),
     ),
     "photo-evidence": Table(
         "photo-evidence", ("sigmas", "steps"), ("image_auroc_seen", "image_auroc_held", "pixel_auroc_held")

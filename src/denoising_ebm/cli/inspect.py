@@ -37,7 +37,7 @@ def inspect(
     maps: Literal["npy", "tiff", "none"] = "npy",
     aligned: Literal["auto", "yes", "no"] = "auto",
     no_turns: bool = False,
-    groups: str = "auto",
+    groups: str = "none",
     range: str | None = None,
     split: str | None = None,
     limit: int | None = None,
@@ -78,9 +78,9 @@ def inspect(
         aligned: Whether photos show the same thing at the same place, which is judged by what is normal there. By default
             that is found out.
         no_turns: Photos have a top: do not turn or mirror them in training.
-        groups: Normal photos that belong together (crops of a sheet, shots of a part) and are no independent evidence: auto
-            finds near copies; folder; prefix (names that differ in the number at their end); a regular expression with one
-            group in parentheses; none. What is promised counts groups.
+        groups: Normal photos that belong together (crops of a sheet, shots of a part) and are no independent evidence:
+            none, each stands for itself; folder; prefix (names that differ in the number at their end); a regular
+            expression with one group in parentheses; auto finds near copies. What is promised counts groups.
         range: Levels that become black and white in files of more than 8 bits: HIGH or LOW,HIGH.
         split: Part of PHOTOS to inspect. By default test, or all that is not trained on.
         limit: Inspect the first N photos only.

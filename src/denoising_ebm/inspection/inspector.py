@@ -419,14 +419,15 @@ class Split:
     by: str
 
 
-def split_photos(photos: Sequence[Photo], rule: str = "auto", *, seed: int = 0) -> Split:
+def split_photos(photos: Sequence[Photo], rule: str = "none", *, seed: int = 0) -> Split:
     """Split normal photos by whole groups, since crops of a sheet or shots of a part are no independent evidence.
 
     A quarter of the groups is kept, of few groups half, since 19 are needed to promise a rate of .05.
 
     Args:
         photos: Normal photos.
-        rule: What is one group: `auto` (near copies), `none`, `folder`, `prefix` or a pattern, see `ood.groups.find_groups`.
+        rule: What is one group: `none` (each photo stands for itself), `folder`, `prefix`, a pattern, or `auto` (near copies),
+            see `ood.groups.find_groups`. Parts before one camera look alike without being copies, so it is not the default.
         seed: Of the draw.
 
     Raises:

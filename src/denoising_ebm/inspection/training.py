@@ -49,7 +49,7 @@ def train_inspector(
     config: InspectorConfig | None = None,
     model_config: Config | None = None,
     defects: Mapping[str, Defect] | None = None,
-    groups: str = "auto",
+    groups: str = "none",
     minutes: float = 10.0,
     seed: int = 0,
     data_name: str = "",
