@@ -426,8 +426,8 @@ def split_photos(photos: Sequence[Photo], rule: str = "none", *, seed: int = 0) 
 
     Args:
         photos: Normal photos.
-        rule: What is one group: `none` (each photo stands for itself), `folder`, `prefix`, a pattern, or `auto` (near copies),
-            see `ood.groups.find_groups`. Parts before one camera look alike without being copies, so it is not the default.
+        rule: What is one group: `none` (each photo stands for itself), `folder`, `prefix`, a pattern, or `auto` (near
+            copies), see `ood.groups.find_groups`. Parts before one camera look alike without being copies.
         seed: Of the draw.
 
     Raises:
