@@ -123,6 +123,10 @@ def test_the_inspector_is_read_as_it_was_written(run: Path, photos: Path) -> Non
         (["--model", "{run}", "--min-area", "0"], "--min-area must be >= 1, got 0"),
         (["--model", "fashion-mnist"], "inspector.json: missing; `debm inspect --train` makes it"),
         (["--train", "--minutes", "0"], "--minutes must be > 0, got 0"),
+        (
+            ["--train", "--rate", "0.01"],
+            "a false-alarm rate of 0.01 needs at least 99 calibration photos, there are 19",
+        ),
         (["--train", "--normal", "{photos}/test/good"], "needs at least 20 normal photos"),
     ],
 )
@@ -147,6 +151,40 @@ def test_evaluate_and_info_know_photographs(debm: Any, photos: Path, run: Path, 
 
 def test_results_do_not_go_among_the_photos(debm: Any, photos: Path, run: Path) -> None:
     assert "lies in the folder of the images" in debm("inspect", photos, "--model", run, "--out", photos / "out").error
+
+
+def test_photos_are_read_as_those_of_training(debm: Any, photos: Path, run: Path, tmp_path: Path) -> None:
+    inspector = Inspector.from_pretrained(run)
+    inspector.config = replace(inspector.config, value_range=(0.0, 4095.0))
+    folder = tmp_path / "model"
+    inspector.model.save_pretrained(folder)
+    inspector.save(folder)
+    (tmp_path / "new").mkdir()
+    # The same levels, in the low twelve of sixteen bits.
+    pixels = np.asarray(Image.open(photos / "test/spot/0.png")).astype(np.uint16) * 16
+    Image.fromarray(pixels).save(tmp_path / "new/0.png")
+    done = debm("inspect", tmp_path / "new", "--model", folder, "--rate", 0.1, "--out", tmp_path / "out", "--no-repair")
+    assert done.status == 0, done.err
+    (row,) = rows_of(tmp_path / "out/photos.csv")
+    assert row["flagged"] == "true"
+    assert Inspector.from_pretrained(folder).config.value_range == (0.0, 4095.0)
+
+
+def test_a_damaged_photo_does_not_stop_training(debm: Any, photos: Path, tmp_path: Path) -> None:
+    normal = tmp_path / "normal"
+    normal.mkdir()
+    for i in range(12):
+        (normal / f"{i}.png").write_bytes((photos / f"train/good/{i}.png").read_bytes())
+    (normal / "x.png").write_bytes((normal / "0.png").read_bytes()[:300])
+    options = ["--train", "--normal", normal, "--rate", 0.2, "--out", tmp_path / "out"]
+    done = debm("inspect", photos, *options)
+    # It is left out and named; the others are too few, which is said before any training.
+    assert "1 photo cannot be read: x.png" in done.err
+    assert (
+        "needs at least 20 normal photos, half of them for the promise (10 normal photos can promise rates"
+        in done.error
+    )
+    assert done.error.endswith("got 12")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from denoising_ebm.utils.text import counted
 
 if TYPE_CHECKING:
     from denoising_ebm.datasets.photos import PhotoSet
-    from denoising_ebm.inspection.inspector import Inspector, Progress
+    from denoising_ebm.inspection.inspector import Inspector, InspectorConfig, Progress
     from denoising_ebm.inspection.metrics import Row
 
 #: Where `--train` puts the model, in the folder of the results.
@@ -100,22 +100,32 @@ def inspect(
     check_apart("--out", out, photos)
     from denoising_ebm.datasets.levels import parse_range
     from denoising_ebm.datasets.photos import open_photos
-    from denoising_ebm.inspection.inspector import Inspector
+    from denoising_ebm.inspection.head import HeadConfig
+    from denoising_ebm.inspection.inspector import Inspector, InspectorConfig, split_photos
+    from denoising_ebm.inspection.training import check_enough
     from denoising_ebm.utils.lock import locked
 
     value_range = None if range is None else parse_range(range)
     with locked(out, "debm inspect"):
         if train:
-            learned = open_photos(normal or photos, default_split="train", normal_only=True, value_range=value_range)
-            _note_all(normal or photos, learned.remarks())
-            inspector = _train(
-                learned, out / RUN_FOLDER, normal or photos, minutes, aligned, not no_turns, groups, seed, hardware
-            )
+            found = open_photos(normal or photos, default_split="train", normal_only=True, value_range=value_range)
+            # All are read once before any work, and what cannot be is left out.
+            learned = found.check()
+            _note_all(normal or photos, found.remarks())
+            check_enough(len(learned))
+            split_photos(learned, groups, seed=seed).check_rate(rate)
+            told = {"auto": None, "yes": True, "no": False}[aligned]
+            head = HeadConfig(turns=not no_turns, max_crops=10**9)
+            config = InspectorConfig(head, aligned=told, value_range=value_range)
+            inspector = _train(learned, out / RUN_FOLDER, normal or photos, config, minutes, groups, seed, hardware)
             source = out / RUN_FOLDER
         else:
             assert model is not None
             inspector = Inspector.from_pretrained(model, device=hardware.device)
             source = Path(model)
+            if value_range not in (None, inspector.config.value_range):
+                note(f"--range {range}: the model was trained on photos with {inspector.config.value_range or 'none'}")
+            value_range = value_range or inspector.config.value_range
         inspector.check_rate(rate)
         channels = inspector.model.config.network.channels
         chosen = open_photos(photos, split=split, default_split="test", channels=channels, value_range=value_range)
@@ -135,19 +145,14 @@ def _train(
     photos: PhotoSet,
     folder: Path,
     name: str,
+    config: InspectorConfig,
     minutes: float,
-    aligned: str,
-    turns: bool,
     groups: str,
     seed: int,
     hardware: HardwareOptions,
 ) -> Inspector:
-    from denoising_ebm.inspection.head import HeadConfig
-    from denoising_ebm.inspection.inspector import InspectorConfig
     from denoising_ebm.inspection.training import train_inspector
 
-    told = {"auto": None, "yes": True, "no": False}[aligned]
-    config = InspectorConfig(head=HeadConfig(turns=turns, max_crops=10**9), aligned=told)
     note(f"{name}: {counted(len(photos), 'normal photo')} to learn from")
     with _progress() as progress:
         inspector = train_inspector(
@@ -231,7 +236,8 @@ def measure_photos(
 
     inspector = Inspector.from_pretrained(model, device=hardware.device)
     inspector.check_rate(rate)
-    photos = open_photos(source, default_split="test", channels=inspector.model.config.network.channels)
+    channels, value_range = inspector.model.config.network.channels, inspector.config.value_range
+    photos = open_photos(source, default_split="test", channels=channels, value_range=value_range)
     if not set(photos.is_normal) >= {True, False}:
         raise ValueError(
             f"{source}: folders do not say which photos are normal and which are not (good/ beside others)"

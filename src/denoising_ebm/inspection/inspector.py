@@ -20,6 +20,7 @@ from torch import Tensor
 
 from denoising_ebm.config import from_dict
 from denoising_ebm.datasets.images import ImageSet, to_uint8
+from denoising_ebm.datasets.levels import ValueRange, check_range
 from denoising_ebm.datasets.photos import Photo, PhotoSet
 from denoising_ebm.hub import INSPECTOR_FILES, find_model_folder
 from denoising_ebm.inspection.bank import PhotoBank
@@ -63,15 +64,18 @@ class InspectorConfig:
         blur: Standard deviation in pixels of the Gaussian that logits are blurred by, >= 0.
         aligned: Whether photos show the same thing at the same place, so that a place is judged by what is normal there;
             if None that is found out.
+        value_range: Levels of the photos that were black and white, where that was told: new ones are read alike.
     """
 
     head: HeadConfig = field(default_factory=HeadConfig)
     blur: float = 1.0
     aligned: bool | None = None
+    value_range: ValueRange | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.blur) and 0 <= self.blur <= 100):
             raise ValueError(f"blur must be within 0..100, got {self.blur}")
+        check_range(self.value_range)
 
 
 class Inspector:
@@ -417,6 +421,17 @@ class Split:
     kept: list[int]
     groups: Tensor | None
     by: str
+
+    def check_rate(self, rate: float) -> None:
+        """Refuse a rate that so many photos, or groups of them, cannot promise.
+
+        Raises:
+            ValueError: If so.
+        """
+        if self.groups is None:
+            check_rate(rate, len(self.kept), "photos")
+        else:
+            check_rate(rate, len(set(self.groups.tolist())), "groups of photos")
 
 
 def split_photos(photos: Sequence[Photo], rule: str = "none", *, seed: int = 0) -> Split:

@@ -13,6 +13,7 @@ from denoising_ebm.datasets.photos import PhotoSet
 from denoising_ebm.inspection.bank import PhotoBank
 from denoising_ebm.inspection.defects import Defect
 from denoising_ebm.inspection.inspector import MIN_PHOTOS, Inspector, InspectorConfig, Progress, split_photos
+from denoising_ebm.inspection.regions import promise
 from denoising_ebm.literals import Precision
 from denoising_ebm.presets import preset
 from denoising_ebm.training.checkpoint import has_state
@@ -40,6 +41,19 @@ def photo_config(channels: int, *, minutes: float, seed: int, base: Config | Non
         network=replace(base.network, channels=channels),
         training=replace(base.training, max_minutes=minutes, max_images=10**9, seed=seed),
     )
+
+
+def check_enough(count: int) -> None:
+    """Refuse a number of normal photos that is too small to learn from and to promise anything.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if count < 2 * MIN_PHOTOS:
+        raise ValueError(
+            f"an inspector needs at least {2 * MIN_PHOTOS} normal photos, half of them for the promise "
+            f"({promise(MIN_PHOTOS)}), got {count}"
+        )
 
 
 def train_inspector(
@@ -87,10 +101,7 @@ def train_inspector(
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be > 0, got {minutes:g}")
-    if len(photos) < 2 * MIN_PHOTOS:
-        raise ValueError(
-            f"an inspector needs at least {2 * MIN_PHOTOS} normal photos, half of them for the promise, got {len(photos)}"
-        )
+    check_enough(len(photos))
     config = config or InspectorConfig()
     split = split_photos(photos, groups, seed=seed)
     model_config = model_config or photo_config(photos.channels, minutes=MODEL_SHARE * minutes, seed=seed)
