@@ -60,12 +60,14 @@ def inspect(
     AUPRO, AUPIMO, and F1 at the promised rate (metrics.csv).
 
     Examples:
+        debm inspect paper --train --minutes 3 --rate 0.1 --out runs/paper
         debm inspect bottle/ --train --out runs/bottle
         debm inspect new-photos/ --model runs/bottle/run --rate 0.02 --out monday
         debm inspect new-photos/ --train --normal good-photos/ --minutes 20 --out runs/mine
 
     Args:
-        photos: Folder of photos: MVTec AD's or VisA's layout, good/ and defective/, or any files; PNG, JPEG, TIFF, NPY.
+        photos: Folder of photos: MVTec AD's or VisA's layout, good/ and defective/, or any files; PNG, JPEG, TIFF, NPY. Or
+            paper, the bundled set.
         out: Folder to write to.
         model: Run or model folder with an inspector, from an earlier --train.
         train: Make a model from normal photos first.
