@@ -327,6 +327,11 @@ TABLES: dict[str, Table] = {
         ("photos", "method", "normal", "defective"),
         ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "fit_minutes", "megabytes", "megabytes_pretrained"),
     ),
+    "density-contrastive": Table(
+        "density-contrastive",
+        ("stage", "images_seen"),
+        ("frechet_distance", "held_out_loss_denoiser", "held_out_loss_energy"),
+    ),
     "photo-evidence": Table(
         "photo-evidence", ("sigmas", "steps"), ("image_auroc_seen", "image_auroc_held", "pixel_auroc_held")
     ),
